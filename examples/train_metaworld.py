@@ -1,0 +1,393 @@
+"""Train LLM-Driven Policy Diffusion on Meta-World and evaluate it on seen and unseen tasks.
+
+collect -> embed -> train -> evaluate -> artefacts; a stage whose output exists is skipped.
+Run with ``--help`` for the settings, which live in ``configs/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from llmdpd_torchrl.errors import ConfigError, UserError
+
+# What the stages need is imported in them: worker processes import this file too, and `--help`
+# should not wait for torch.
+
+Settings = TypeVar("Settings")
+
+
+@dataclasses.dataclass
+class Run:
+    """What the stages hand on to each other."""
+
+    cfg: DictConfig
+    output: Path
+    split: Any
+    fingerprint: str = ""
+    dataset: Any = None
+    text_table: Any = None
+    training_bank: Any = None
+    evaluation_bank: Any = None
+    policy: Any = None
+    times: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def read(kind: type[Settings], cfg: Any, where: str, **more: Any) -> Settings:
+    """Make a settings dataclass of a config group, with one line for a wrong name or type."""
+    values = {**OmegaConf.to_container(cfg, resolve=True), **more}  # type: ignore[dict-item]
+    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        wanted = kinds.get(str(item.type))
+        value = values.get(item.name)
+        if (
+            wanted
+            and item.name in values
+            and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool))
+        ):
+            raise ConfigError(f"{where}.{item.name} is {value!r}: it must be of type {item.type}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Check what can be checked before any work is done, and make the output folder."""
+    from llmdpd_torchrl.data.collection import CollectionSettings
+    from llmdpd_torchrl.envs.splits import make_split
+    from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
+    from llmdpd_torchrl.modules.networks import NetworkConfig
+    from llmdpd_torchrl.prompts import make_text_encoder
+
+    split = make_split(cfg.tasks.split, train=cfg.tasks.train, held_out=cfg.tasks.held_out)
+    read(CollectionSettings, collection_settings(cfg), "data")
+    read(EvaluationSettings, evaluation_settings(cfg), "evaluation")
+    read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
+    if set(cfg.force) - {"train", "evaluate"}:
+        raise ConfigError(f"force is {list(cfg.force)}: it lists stages, train and evaluate")
+    for key in ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "video.every"):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least 1")
+    if cfg.prompt in ("both", "text"):
+        make_text_encoder(cfg.text_encoder)
+    output = Path(cfg.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can not make the output folder {output} ({error.strerror}); set output_dir to one "
+            "that you may write"
+        ) from None
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise ConfigError(f"the output folder {output} is not writable; set output_dir to another")
+    return Run(cfg, output, split)
+
+
+def collection_settings(cfg: DictConfig) -> DictConfig:
+    """The part of ``data`` that the data is a function of."""
+    names = ("episodes_per_task", "noise_levels", "seed", "max_steps", "steps_after_success")
+    return OmegaConf.masked_copy(cfg.data, names)
+
+
+def evaluation_settings(cfg: DictConfig) -> DictConfig:
+    """The part of ``evaluation`` that the result is a function of."""
+    names = ("episodes_per_task", "max_steps", "seed", "stochastic")
+    return OmegaConf.masked_copy(cfg.evaluation, names)
+
+
+def embed(run: Run) -> None:
+    """Look up the text embeddings; the language model runs only for texts it has not seen yet."""
+    from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+    from llmdpd_torchrl.prompts import text_embedding_table
+
+    if run.cfg.prompt in ("both", "text"):
+        run.text_table = text_embedding_table(METAWORLD_TASKS.names, run.cfg.text_encoder)
+
+
+def collect(run: Run) -> None:
+    """Collect training data and support demonstrations, and cut the trajectory prompts."""
+    from llmdpd_torchrl.data import TrajectoryDataset
+    from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+    from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+    cfg, split = run.cfg, run.split
+    split.check_trainable(split.train)
+    settings = read(CollectionSettings, collection_settings(cfg), "data")
+    options = {"workers": cfg.data.workers, "progress": cfg.progress}
+    folder = Path(cfg.data.folder)
+    collect_metaworld(folder / "train", split.train, settings, **options)
+    run.dataset = TrajectoryDataset.load(
+        folder / "train", split.train, hide_goal=cfg.data.hide_goal
+    )
+    length = cfg.trajectory_prompt.length
+    run.training_bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
+    run.evaluation_bank = run.training_bank
+    if split.held_out:
+        # A seed of its own: demonstrations of held-out tasks are never trained on.
+        support = dataclasses.replace(
+            settings, episodes_per_task=cfg.data.support_episodes, seed=settings.seed + 1
+        )
+        collect_metaworld(folder / "support", split.held_out, support, **options)
+        demonstrations = TrajectoryDataset.load(
+            folder / "support", split.held_out, hide_goal=cfg.data.hide_goal
+        )
+        bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
+        run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
+    identity = OmegaConf.to_container(
+        OmegaConf.masked_copy(
+            cfg, ["seed", "prompt", "text_encoder", "tasks", "trajectory_prompt", "network", "loss",
+                  "optim"]
+        )
+    )  # fmt: skip
+    identity = [identity, cfg.trainer.total_updates, cfg.data.hide_goal]
+    identity.append(run.dataset.manifest.data_hash)
+    text = json.dumps(identity, sort_keys=True)
+    run.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train(run: Run) -> None:
+    """Train, and save the policy; or load it if this very training has been done."""
+    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+
+    folder = run.output / "checkpoint"
+    if (folder / "policy.json").exists() and "train" not in run.cfg.force:
+        policy = LLMDPDPolicy.from_pretrained(folder)
+        if policy.info.get("fingerprint") == run.fingerprint:
+            print(f"train: reusing {folder} (force=[train] trains again)")
+            run.policy = policy
+            return
+        print(f"train: {folder} is of other settings or data and is replaced")
+    run.policy = fit(run)
+    run.policy.save_pretrained(folder)
+
+
+def fit(run: Run) -> Any:
+    """Build networks, loss and trainer from TorchRL's and our parts, and run them."""
+    import torch
+
+    from llmdpd_torchrl.modules.networks import NetworkConfig, make_networks
+    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+    from llmdpd_torchrl.objectives import LLMDPDLoss
+    from llmdpd_torchrl.trainers.logging import make_logger
+    from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
+    from llmdpd_torchrl.transforms import TextPromptTransform, TrajectoryPromptTransform
+    from llmdpd_torchrl.workers import available_cores
+
+    cfg, dataset, table = run.cfg, run.dataset, run.text_table
+    torch.manual_seed(cfg.seed)
+    torch.set_num_threads(cfg.trainer.threads or available_cores())
+    config = read(
+        NetworkConfig,
+        cfg.network,
+        "network",
+        prompt=cfg.prompt,
+        trajectory_length=cfg.trajectory_prompt.length,
+        observation_fields=dataset.manifest.observation_layout["fields"],
+        text_dim=NetworkConfig.text_dim if table is None else table.shape[-1],
+    )
+    networks = make_networks(
+        config,
+        observations=dataset.transitions["observation"],
+        text_embeddings=None if table is None else table[dataset.trajectory_task.unique()],
+    )
+    policy = LLMDPDPolicy.from_networks(
+        config,
+        networks,
+        {
+            "fingerprint": run.fingerprint,
+            "seen": list(run.split.train),
+            "task_table": dataset.manifest.task_table,
+            "text_encoder": cfg.text_encoder if config.uses_text else None,
+            "hide_goal": cfg.data.hide_goal,
+        },
+    )
+    transforms = []
+    if config.uses_text:
+        transforms.append(TextPromptTransform(table, mode="index"))
+    if config.uses_trajectory:
+        transforms.append(
+            TrajectoryPromptTransform(
+                run.training_bank, mode="index", prompts_per_task=cfg.trajectory_prompt.per_task
+            )
+        )
+    loss_options = OmegaConf.to_container(cfg.loss)
+    gamma = loss_options.pop("gamma")  # type: ignore[union-attr, call-arg]
+    loss = LLMDPDLoss(
+        policy.prompt_network(table, run.training_bank),
+        networks.actor,
+        networks.qvalues,
+        **loss_options,  # type: ignore[arg-type]
+    )
+    loss.make_value_estimator(gamma=gamma)
+    metrics = run.output / "metrics.csv"
+    metrics.unlink(missing_ok=True)  # of a training that is being replaced
+    logger = make_logger(
+        directory=run.output,
+        name=cfg.name,
+        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        **OmegaConf.to_container(cfg.logger),  # type: ignore[arg-type]
+    )
+    OfflineTrainer(
+        loss,
+        dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
+        total_updates=cfg.trainer.total_updates,
+        stepper=OfflineOptimizationStepper(
+            loss,
+            learning_rate=cfg.optim.learning_rate,
+            max_grad_norm=cfg.optim.max_grad_norm,
+            total_updates=cfg.trainer.total_updates,
+        ),
+        logger=logger,
+        log_every=cfg.trainer.log_every,
+        progress_bar=cfg.progress,
+    ).train()
+    return policy
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate on seen and unseen tasks, and write results, table and plots."""
+    from llmdpd_torchrl.evaluation import report, rollout
+    from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
+    from llmdpd_torchrl.evaluation.statistics import summarise
+
+    cfg, split = run.cfg, run.split
+    path = run.output / "results.json"
+    settings = read(
+        rollout.EvaluationSettings,
+        evaluation_settings(cfg),
+        "evaluation",
+        hide_goal=cfg.data.hide_goal,
+    )
+    about = {"fingerprint": run.fingerprint, "evaluation": dataclasses.asdict(settings)}
+    if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
+        summary, before = report.read_results_json(path)
+        if all(before.get(key) == value for key, value in about.items()):
+            print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
+            report.print_table(summary)
+            return
+    episodes = rollout.evaluate(
+        run.policy,
+        split.tasks,
+        text_table=run.text_table,
+        bank=run.evaluation_bank,
+        settings=settings,
+        workers=cfg.evaluation.workers,
+        progress=cfg.progress,
+    )
+    summary = summarise(episodes, split.train, split.held_out)
+    extra = {
+        **about,
+        "name": cfg.name,
+        "prompt": cfg.prompt,
+        "seed": cfg.seed,
+        "split": dataclasses.asdict(split) | {"table": None},
+        "data_hash": run.dataset.manifest.data_hash,
+        "stage_seconds": run.times,
+        "episodes": [dataclasses.asdict(episode) for episode in episodes],
+    }
+    report.write_results_json(path, summary, extra)
+    report.write_markdown(summary, run.output / "results.md")
+    plot_success_bars(summary, run.output / "success.png", title=f"Success by task: {cfg.name}")
+    if (run.output / "metrics.csv").exists():
+        plot_learning_curves(run.output / "metrics.csv", run.output / "learning_curves.png")
+    report.print_table(summary)
+
+
+def film(run: Run) -> None:
+    """Render one episode of each chosen task, if this machine can render at all."""
+    from llmdpd_torchrl.evaluation.film import record_episode
+    from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
+    from llmdpd_torchrl.evaluation.video import rendering_backend
+    from llmdpd_torchrl.prompts import load_text_prompts
+
+    cfg = run.cfg
+    tasks = run.split.held_out[:1] if cfg.video.tasks is None else tuple(cfg.video.tasks)
+    if not tasks:
+        return
+    backend, problem = rendering_backend()
+    if backend is None:
+        print(f"video: {problem}")
+        return
+    settings = read(
+        EvaluationSettings, evaluation_settings(cfg), "evaluation", hide_goal=cfg.data.hide_goal
+    )
+    prompts = load_text_prompts()
+    for task in tasks:
+        record_episode(
+            run.policy,
+            task,
+            run.output / f"{task}.mp4",
+            caption=f"{task} ({'seen' if task in run.split.train else 'unseen'}, "
+            f"prompt: {cfg.prompt}): {prompts[task].objective}",
+            text_table=run.text_table,
+            bank=run.evaluation_bank,
+            settings=settings,
+            fps=cfg.video.fps,
+            every=cfg.video.every,
+            size=(cfg.video.width, cfg.video.height),
+            progress=cfg.progress,
+        )
+
+
+def write_environment(run: Run) -> None:
+    """The resolved configuration and a report of what it ran on."""
+    from llmdpd_torchrl.evaluation.report import versions
+    from llmdpd_torchrl.files import write_atomic, write_json
+    from llmdpd_torchrl.workers import available_cores
+
+    text = OmegaConf.to_yaml(run.cfg, resolve=True)
+    write_atomic(
+        run.output / "config.yaml", lambda path: OmegaConf.save(OmegaConf.create(text), path)
+    )
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    write_json(
+        run.output / "environment.json",
+        {
+            "versions": versions(),
+            "seed": run.cfg.seed,
+            "git_revision": git.stdout.strip() or None,
+            "cores": available_cores(),
+            "command": sys.argv,
+        },
+    )
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train_metaworld")
+def main(cfg: DictConfig) -> None:
+    """Run all stages."""
+    started = time.monotonic()
+    try:
+        run = prepare(cfg)
+        write_environment(run)
+        for stage in (embed, collect, train, evaluate, film):
+            begun = time.monotonic()
+            stage(run)
+            run.times[stage.__name__] = round(time.monotonic() - begun, 1)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.times.items())
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes ({spent})")
+    print(f"artefacts: {run.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Policies and objectives that ours is compared with."""

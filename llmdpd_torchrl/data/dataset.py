@@ -1,0 +1,198 @@
+"""A collected dataset in memory: transitions, trajectories, and a replay buffer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import RandomSampler
+from torchrl.envs.transforms import Transform
+
+from llmdpd_torchrl.data.manifest import Manifest, file_hash
+from llmdpd_torchrl.errors import DataError
+
+__all__ = ["TrajectoryDataset"]
+
+
+class TrajectoryDataset:
+    """Transitions of some tasks of a dataset, episode after episode.
+
+    Args:
+        manifest: of the dataset.
+        transitions: TensorDict ``[N]`` with ``observation`` [N, O] and ``action`` [N, A] (float32),
+            ``task_id``, ``trajectory_id``, ``step_count`` [N, 1] (int64), and under ``"next"``
+            ``observation``, ``reward`` [N, 1], ``success``, ``terminated``, ``truncated`` and
+            ``done`` [N, 1] (bool). ``trajectory_id`` counts the loaded episodes from 0.
+
+    The rows of an episode are contiguous; ``starts`` [E] and ``lengths`` [E] say where they are,
+    and ``trajectory_task`` [E] to which task an episode belongs.
+
+    Examples:
+        >>> import tempfile
+        >>> from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+        >>> folder = tempfile.mkdtemp()
+        >>> settings = CollectionSettings(episodes_per_task=2, max_steps=4)
+        >>> _ = collect_metaworld(folder, ["reach-v3"], settings, workers=1, progress=False)
+        >>> data = TrajectoryDataset.load(folder)
+        >>> data.transitions.shape, data.lengths.tolist()
+        (torch.Size([8]), [4, 4])
+        >>> data.replay_buffer(batch_size=3).sample()["next", "reward"].shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(self, manifest: Manifest, transitions: TensorDictBase) -> None:
+        self.manifest = manifest
+        self.transitions = transitions
+        trajectory = transitions["trajectory_id"].squeeze(-1)
+        _, self.lengths = torch.unique_consecutive(trajectory, return_counts=True)
+        self.starts = self.lengths.cumsum(0) - self.lengths
+        self.trajectory_task = transitions["task_id"].squeeze(-1)[self.starts]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the loaded tasks, in the order of their ids."""
+        return tuple(self.manifest.task_table[i] for i in self.trajectory_task.unique().tolist())
+
+    @property
+    def trajectory_success(self) -> torch.Tensor:
+        """Whether each episode reaches success at any step: ``[E]`` bool."""
+        success = self.transitions["next", "success"].squeeze(-1)
+        return torch.stack(
+            [
+                success[start : start + length].any()
+                for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+            ]
+        )
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        tasks: Iterable[str] | None = None,
+        *,
+        hide_goal: bool = False,
+        verify: bool = True,
+    ) -> TrajectoryDataset:
+        """Load ``tasks`` (default: all) of the dataset in ``folder``.
+
+        Args:
+            folder: of the dataset.
+            tasks: names; each must be in the dataset.
+            hide_goal: set the goal entries of the observation to zero, as Meta-World's ML
+                benchmarks do.
+            verify: compare each file's SHA-256 with the manifest.
+
+        Raises:
+            DataError: if the dataset or a task is missing, damaged, or of an unexpected shape.
+        """
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        names = list(manifest.tasks) if tasks is None else list(tasks)
+        absent = [name for name in names if name not in manifest.tasks]
+        if absent:
+            raise DataError(
+                f"{folder}: task {absent[0]!r} is not in this dataset (it holds "
+                f"{', '.join(manifest.tasks)}); collect it into the same folder"
+            )
+        names.sort(key=manifest.task_table.index)
+        parts = []
+        episodes = 0
+        for name in names:
+            part = _load_task(folder / manifest.tasks[name].file, manifest, name, verify)
+            part["trajectory_id"] += episodes
+            episodes += len(manifest.tasks[name].episodes)
+            parts.append(part)
+        transitions = torch.cat(parts)
+        if hide_goal:
+            goal = slice(*manifest.observation_layout["fields"]["goal_position"])
+            transitions["observation"][:, goal] = 0.0
+            transitions["next", "observation"][:, goal] = 0.0
+        return cls(manifest, transitions)
+
+    def trajectory(self, index: int) -> TensorDictBase:
+        """The transitions of episode ``index``: a view, ``[T]``."""
+        start = int(self.starts[index])
+        return self.transitions[start : start + int(self.lengths[index])]
+
+    def replay_buffer(
+        self,
+        batch_size: int,
+        *,
+        transforms: Sequence[Transform] = (),
+        seed: int | None = None,
+    ) -> TensorDictReplayBuffer:
+        """A TorchRL replay buffer over the loaded transitions, sampled uniformly with replacement.
+
+        Args:
+            batch_size: rows a sample.
+            transforms: appended in order; they see what is sampled.
+            seed: of the sampler; ``None`` uses torch's global generator.
+
+        There is no prefetching: a batch drawn ahead of time could not be resumed exactly.
+        """
+        buffer = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(len(self.transitions)),
+            sampler=RandomSampler(),
+            batch_size=batch_size,
+            prefetch=None,
+        )
+        buffer.extend(self.transitions)
+        # Appended after filling: what is stored is what was collected.
+        for transform in transforms:
+            buffer.append_transform(transform)
+        if seed is not None:
+            buffer.set_rng(torch.Generator().manual_seed(seed))
+        return buffer
+
+
+def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> TensorDict:
+    """One task file as a TensorDict of transitions, with ``trajectory_id`` counted from 0."""
+    if not path.is_file():
+        raise DataError(f"{path}: missing, although the manifest lists it; collect again to add it")
+    if verify and file_hash(path) != manifest.tasks[name].sha256:
+        raise DataError(
+            f"{path}: damaged or cut short (its SHA-256 is not the manifest's); delete it and "
+            "collect again"
+        )
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: can not be read ({error}); delete it and collect again") from None
+    rows = manifest.tasks[name].transitions
+    expected = {
+        "observation": (rows, manifest.observation_layout["size"]),
+        "next_observation": (rows, manifest.observation_layout["size"]),
+        "action": (rows, manifest.action_size),
+    }
+    for key, shape in expected.items():
+        if tuple(arrays[key].shape) != shape:
+            raise DataError(
+                f"{path}: {key} has shape {tuple(arrays[key].shape)}, the manifest says {shape}; "
+                "collect again"
+            )
+    for key in ("observation", "next_observation", "action", "reward"):
+        if not arrays[key].isfinite().all():
+            raise DataError(f"{path}: {key} has entries that are not finite; collect again")
+    return TensorDict(
+        {
+            "observation": arrays["observation"],
+            "action": arrays["action"],
+            "task_id": arrays["task_id"],
+            "trajectory_id": arrays["episode"],
+            "step_count": arrays["step_count"],
+            "next": {
+                "observation": arrays["next_observation"],
+                "reward": arrays["reward"],
+                "success": arrays["success"],
+                "terminated": arrays["terminated"],
+                "truncated": arrays["truncated"],
+                "done": arrays["terminated"] | arrays["truncated"],
+            },
+        },
+        batch_size=[rows],
+    )

@@ -1,0 +1,217 @@
+"""The manifest of a dataset: everything about it that is not a number per transition.
+
+A dataset is a folder that holds one safetensors file per task and ``manifest.json``. A task file
+appears whole or not at all, and carries its own episode table in its header; the manifest is made
+from the task files once all of them are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.files import write_json
+
+__all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "TaskRecord", "file_hash", "task_record"]
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+_FORMAT = "llmdpd-trajectories"
+TRANSITION_FIELDS = {
+    "observation": "F32",
+    "next_observation": "F32",
+    "action": "F32",
+    "reward": "F32",
+    "success": "BOOL",
+    "terminated": "BOOL",
+    "truncated": "BOOL",
+    "task_id": "I64",
+    "episode": "I64",
+    "step_count": "I64",
+}
+"""Arrays of a task file, ``[N, ...]`` with one row a transition, and their safetensors dtypes."""
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What the manifest says of one task.
+
+    ``episodes`` lists, per episode: ``seed``, ``noise``, ``length``, ``return`` and ``success``.
+    """
+
+    file: str
+    sha256: str
+    transitions: int
+    success_rate: float
+    mean_return: float
+    episodes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset's description, written as JSON and validated when it is read.
+
+    Attributes:
+        environment: ``"metaworld"``.
+        settings: what the data is a function of (seed, noise levels, episodes a task, ...).
+        packages: versions of the packages that the data depends on.
+        task_table: names in the order of ``task_id``.
+        observation_layout: size, dtype and named index ranges of an observation.
+        action_size: number of action components.
+        tasks: a :class:`TaskRecord` per task that the dataset holds.
+    """
+
+    environment: str
+    settings: dict[str, Any]
+    packages: dict[str, str]
+    task_table: list[str]
+    observation_layout: dict[str, Any]
+    action_size: int
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 over the task files' hashes in the order of their names."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tasks):
+            digest.update(f"{name} {self.tasks[name].sha256}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def episode_success(self) -> float:
+        """The share of all episodes that succeed."""
+        episodes = [episode for task in self.tasks.values() for episode in task.episodes]
+        return sum(episode["success"] for episode in episodes) / max(len(episodes), 1)
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json`` into ``folder``."""
+        write_json(
+            folder / MANIFEST_NAME,
+            {
+                "format": _FORMAT,
+                "format_version": FORMAT_VERSION,
+                "data_hash": self.data_hash,
+                "episode_success": self.episode_success,
+                **asdict(self),
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Manifest:
+        """Read and validate the manifest of the dataset in ``folder``.
+
+        Raises:
+            DataError: naming the file, what is wrong with it, and the way out.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        if not path.is_file():
+            raise DataError(
+                f"no dataset in {folder}: {MANIFEST_NAME} is missing; collect one first "
+                "(`python -m llmdpd_torchrl.data collect --help`) or correct the path"
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{path}: not valid JSON ({error}); collect the dataset again"
+            ) from None
+        if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
+            raise DataError(f"{path}: not a manifest of this library (no format {_FORMAT!r})")
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format_version is {raw.get('format_version')!r}, this release reads "
+                f"{FORMAT_VERSION}; collect the dataset again"
+            )
+        return cls._from_raw(raw, path)
+
+    @classmethod
+    def _from_raw(cls, raw: dict[str, Any], path: Path) -> Manifest:
+        kinds: dict[str, type] = {
+            "environment": str,
+            "settings": dict,
+            "packages": dict,
+            "task_table": list,
+            "observation_layout": dict,
+            "action_size": int,
+            "tasks": dict,
+        }
+        for key, kind in kinds.items():
+            if not isinstance(raw.get(key), kind):
+                raise DataError(
+                    f"{path}: {key!r} must be a {kind.__name__}, found "
+                    f"{type(raw.get(key)).__name__}; collect the dataset again"
+                )
+        tasks = {}
+        for name, record in raw["tasks"].items():
+            if name not in raw["task_table"]:
+                raise DataError(f"{path}: task {name!r} is not in the task table")
+            try:
+                tasks[name] = TaskRecord(**record)
+            except TypeError as error:
+                raise DataError(f"{path}: record of task {name!r} is wrong ({error})") from None
+        manifest = cls(**{key: raw[key] for key in kinds if key != "tasks"}, tasks=tasks)
+        if raw.get("data_hash") != manifest.data_hash:
+            raise DataError(f"{path}: data_hash does not fit the task records; collect again")
+        return manifest
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
+    """Make the record of one task file from its header, after checking that the file is sound.
+
+    Args:
+        path: a task file of a dataset.
+        settings: the settings that the file must have been collected with.
+
+    Raises:
+        DataError: if the file is damaged or was collected with other settings.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["collection"])
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise DataError(
+            f"{path}: damaged or cut short ({error}); delete it and collect again"
+        ) from None
+    if header["settings"] != settings:
+        changed = sorted(
+            key
+            for key in {*settings, *header["settings"]}
+            if settings.get(key) != header["settings"].get(key)
+        )
+        raise DataError(
+            f"{path}: collected with another {', '.join(changed)}; choose another folder, or "
+            "delete this one"
+        )
+    if dtypes != TRANSITION_FIELDS:
+        wrong = sorted(set(dtypes.items()) ^ set(TRANSITION_FIELDS.items()))[0]
+        raise DataError(f"{path}: array {wrong[0]!r} is missing, unknown or not {wrong[1]}")
+    episodes = header["episodes"]
+    transitions = sum(episode["length"] for episode in episodes)
+    if any(shape[0] != transitions for shape in shapes.values()):
+        raise DataError(f"{path}: arrays do not have {transitions} rows; collect again")
+    count = max(len(episodes), 1)
+    return TaskRecord(
+        file=path.name,
+        sha256=file_hash(path),
+        transitions=transitions,
+        success_rate=sum(episode["success"] for episode in episodes) / count,
+        mean_return=sum(episode["return"] for episode in episodes) / count,
+        episodes=episodes,
+    )

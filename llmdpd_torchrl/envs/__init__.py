@@ -1,0 +1,15 @@
+"""TorchRL environments, their raw simulators and scripted experts, and the task splits."""
+
+from llmdpd_torchrl.envs.metaworld import MetaWorldEnv
+from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator, sample_goals
+from llmdpd_torchrl.envs.splits import SPLITS, TaskSplit, make_split
+
+__all__ = [
+    "SPLITS",
+    "MetaWorldEnv",
+    "TaskSplit",
+    "make_simulator",
+    "make_split",
+    "reset_simulator",
+    "sample_goals",
+]

@@ -1,0 +1,25 @@
+"""Errors that a user can mend: one line that says what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "DataError", "PromptError", "UserError"]
+
+
+class UserError(Exception):
+    """Base of every error whose message is written for the person at the keyboard.
+
+    Command-line entry points print the message alone and exit with code 2; anything that is not a
+    ``UserError`` is a bug and keeps its traceback.
+    """
+
+
+class ConfigError(UserError):
+    """A setting is missing, unknown or out of range."""
+
+
+class DataError(UserError):
+    """A dataset is missing, damaged, or does not fit what is asked of it."""
+
+
+class PromptError(UserError):
+    """A text or trajectory prompt, or the language model behind it, can not be used."""

@@ -1,0 +1,203 @@
+"""Plots of a run, drawn without a screen and without pyplot's global state."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
+from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
+
+__all__ = ["plot_learning_curves", "plot_success_bars"]
+
+# Okabe and Ito's blue and vermilion: told apart with every common colour blindness and in grey.
+_SEEN = "#0072B2"
+_UNSEEN = "#D55E00"
+
+
+def plot_success_bars(
+    summary: ResultsSummary,
+    path: str | os.PathLike[str],
+    title: str = "Success rate by task",
+) -> None:
+    """Draw one horizontal bar a task with its 95 % Wilson interval, and each group's mean.
+
+    Args:
+        summary: the evaluation; tasks are drawn in its order, seen ones above.
+        path: image file; the suffix is the format.
+        title: headline.
+    """
+    groups = [
+        (label, colour, [task for task in summary.tasks if task.seen is seen], group)
+        for label, colour, seen, group in (
+            ("seen", _SEEN, True, summary.seen),
+            ("unseen", _UNSEEN, False, summary.unseen),
+        )
+        if group is not None
+    ]
+    rows = len(summary.tasks) + 1.3 * len(groups)
+    figure = Figure(figsize=(7.5, 1.3 + 0.26 * rows), layout="constrained")
+    axes = figure.add_subplot()
+    ticks: list[float] = []
+    top = 0.0
+    for label, colour, tasks, group in groups:
+        # The heading takes the place of a legend; it stands on the row above the group's bars.
+        axes.text(0, top, _heading(label, group), color=colour, fontweight="bold", va="center")
+        positions = [top + 1 + index for index in range(len(tasks))]
+        _draw_group(axes, positions, tasks, group, colour)
+        ticks += positions
+        top = positions[-1] + 1.3
+    axes.set_yticks(ticks, [task.task for task in summary.tasks])
+    axes.set_ylim(top - 0.7, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("success rate (%)")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle("\n".join(textwrap.wrap(title, 70)), fontsize=12)
+    figure.supxlabel(_caption(summary.tasks), fontsize=8, color="0.35")
+    _save(figure, path)
+
+
+def _draw_group(
+    axes: Axes,
+    positions: Sequence[float],
+    tasks: Sequence[TaskSummary],
+    group: GroupSummary,
+    colour: str,
+) -> None:
+    rates = np.array([task.success_rate for task in tasks])
+    below = rates - [task.low for task in tasks]
+    above = np.array([task.high for task in tasks]) - rates
+    axes.barh(
+        positions,
+        100 * rates,
+        height=0.66,
+        color=colour,
+        alpha=0.65,
+        xerr=100 * np.maximum([below, above], 0),  # at 0 and 1 rounding leaves -1e-17
+        error_kw={"ecolor": "0.15", "elinewidth": 1.1, "capsize": 2.5, "zorder": 4},
+    )
+    mean = [100 * group.success_rate] * 2
+    ends = [positions[0] - 0.5, positions[-1] + 0.5]
+    halo = Stroke(linewidth=3.5, foreground="white")  # keeps the line apart from its own bars
+    axes.plot(
+        mean,
+        ends,
+        color=colour,
+        linestyle=(0, (4, 1.5)),
+        linewidth=1.8,
+        zorder=3,
+        path_effects=[halo, Normal()],
+    )
+
+
+def _heading(label: str, group: GroupSummary) -> str:
+    mean, low, high = (round(100 * x) for x in (group.success_rate, group.low, group.high))
+    tasks = f"{group.tasks} {label} task{'s' if group.tasks > 1 else ''}"
+    return f"{tasks}: mean {mean} % (95 % interval {low} to {high})"
+
+
+def _caption(tasks: Sequence[TaskSummary]) -> str:
+    counts = sorted({task.episodes for task in tasks})
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"n = {many} episodes a task; whiskers: 95 % Wilson intervals; dashed: group means"
+
+
+def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draw every metric of a ``metrics.csv`` in a panel of its own over the updates.
+
+    Metrics with more than 50 points are shown faintly, with a moving average over the neighbouring
+    2 % of the points on top; the figure says so.
+
+    Args:
+        metrics_csv: what :class:`~llmdpd_torchrl.trainers.metrics_file.MetricsFile` wrote.
+        path: image file; the suffix is the format.
+
+    Raises:
+        DataError: if the file is missing, damaged, or has no metric with a finite value.
+    """
+    steps, columns = read_metrics(metrics_csv)
+    curves = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    if not curves:
+        raise DataError(
+            f"{metrics_csv} has no values to plot: train for longer than one log interval"
+        )
+    names = sorted(curves, key=_panel_order)
+    across = min(3, len(names))
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(3.4 * across, 0.7 + 2.1 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharex=True).ravel()
+    smoothed = False
+    for axes, name in zip(panels, names, strict=False):
+        smoothed |= _draw_curve(axes, steps, curves[name])
+        axes.set_title(name, fontsize=9)
+        if "success" in name and np.nanmin(curves[name]) >= 0 and np.nanmax(curves[name]) <= 1:
+            axes.set_ylim(-0.03, 1.03)  # all rates on one scale
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    for index, axes in enumerate(panels):
+        axes.set_visible(index < len(names))
+        if index + across >= len(names):  # the lowest panel of its column
+            axes.set_xlabel("update", fontsize=9)
+            axes.tick_params(labelbottom=True)
+    if smoothed:
+        handles = [
+            Line2D([], [], color=_SEEN, alpha=0.3, label="logged"),
+            Line2D([], [], color=_SEEN, label="moving average over 2 % of the points"),
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
+    _save(figure, path)
+
+
+def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray) -> bool:
+    """Draw one metric; whether it was smoothed."""
+    there = np.isfinite(values)
+    x, y = steps[there], values[there]
+    window = max(1, round(0.02 * len(y)))
+    smooth = window > 1 and len(y) > 50
+    if smooth:
+        axes.plot(x, y, color=_SEEN, alpha=0.3, linewidth=0.8)
+        axes.plot(x, _moving_average(y, window), color=_SEEN, linewidth=1.4)
+    else:
+        axes.plot(x, y, color=_SEEN, linewidth=1.4, marker="o", markersize=3)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    return smooth
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Average over ``window`` points around each one; fewer at the ends."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def _panel_order(name: str) -> tuple[int, str]:
+    """Success first, then losses, then the rest."""
+    for rank, word in enumerate(("success", "loss")):
+        if word in name:
+            return rank, name
+    return 2, name
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    FigureCanvasAgg(figure)
+    write_atomic(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))

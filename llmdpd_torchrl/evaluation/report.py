@@ -1,0 +1,169 @@
+"""An evaluation as a table in the terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
+from llmdpd_torchrl.files import write_atomic, write_json
+
+__all__ = ["print_table", "read_results_json", "versions", "write_markdown", "write_results_json"]
+
+_COLUMNS = ("task", "success %", "n", "95 % interval", "mean length")
+_PACKAGES = (
+    "llmdpd_torchrl",
+    "torch",
+    "torchrl",
+    "tensordict",
+    "numpy",
+    "gymnasium",
+    "metaworld",
+    "mujoco",
+)
+
+
+def print_table(summary: ResultsSummary, console: Console | None = None) -> None:
+    """Print one row a task under "seen tasks" and "unseen tasks", and each group's mean.
+
+    Args:
+        summary: what to print.
+        console: where to; by default the standard output. 80 columns are enough.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(_COLUMNS[0], no_wrap=True)
+    for column in _COLUMNS[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for title, tasks, group in _groups(summary):
+        table.add_row(f"[bold]{title}[/bold]")
+        for task in tasks:
+            table.add_row(f"  {task.task}", *_task_cells(task))
+        table.add_row(
+            f"  [bold]{_mean_label(group)}[/bold]", *_group_cells(group), end_section=True
+        )
+    console = console or Console()
+    console.print(table)
+    for note in _notes(summary):
+        console.print(note, style="dim")
+
+
+def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> None:
+    """Write the same table as GitHub-flavoured Markdown."""
+    lines = [
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|---" + "|---:" * (len(_COLUMNS) - 1) + "|",
+    ]
+    for title, tasks, group in _groups(summary):
+        lines.append(f"| **{title}** |" + " |" * (len(_COLUMNS) - 1))
+        lines += [f"| {' | '.join((task.task, *_task_cells(task)))} |" for task in tasks]
+        lines.append(f"| **{_mean_label(group)}** | {' | '.join(_group_cells(group))} |")
+    for note in _notes(summary):
+        lines += ["", note]
+    text = "\n".join(lines) + "\n"
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_results_json(
+    path: str | os.PathLike[str],
+    summary: ResultsSummary,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write ``{"summary": ..., "versions": ..., **extra}``; fractions are 0 to 1, lengths in steps.
+
+    Args:
+        path: the file to make.
+        summary: the evaluation.
+        extra: what else belongs to the result: seeds, episodes a task, the policy's settings.
+
+    Raises:
+        ValueError: if ``extra`` has a key "summary" or "versions".
+    """
+    ours = {"summary": summary.to_dict(), "versions": versions()}
+    if ours.keys() & extra.keys():
+        raise ValueError(f"extra may not replace {sorted(ours.keys() & extra.keys())}")
+    write_json(path, {**extra, **ours})
+
+
+def read_results_json(path: str | os.PathLike[str]) -> tuple[ResultsSummary, dict[str, Any]]:
+    """Read what :func:`write_results_json` wrote: the summary, and everything else.
+
+    Raises:
+        DataError: if the file is missing, no JSON, or no such result.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: run an evaluation first") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON ({error}): run the evaluation again") from error
+    if not isinstance(content, dict) or "summary" not in content:
+        raise DataError(f'{path} has no "summary": it is not the results.json of an evaluation')
+    try:
+        summary = ResultsSummary.from_dict(content.pop("summary"))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return summary, content
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            found[name] = "not installed"
+    return found
+
+
+def _groups(summary: ResultsSummary) -> Iterator[tuple[str, Sequence[TaskSummary], GroupSummary]]:
+    for title, seen, group in (
+        ("seen tasks", True, summary.seen),
+        ("unseen tasks", False, summary.unseen),
+    ):
+        if group is not None:
+            yield title, [task for task in summary.tasks if task.seen is seen], group
+
+
+def _task_cells(task: TaskSummary) -> tuple[str, str, str, str]:
+    length = "-" if task.mean_length is None else f"{task.mean_length:.0f}"
+    return (
+        f"{100 * task.success_rate:.1f}",
+        str(task.episodes),
+        f"{100 * task.low:.1f} - {100 * task.high:.1f}",
+        length,
+    )
+
+
+def _group_cells(group: GroupSummary) -> tuple[str, str, str, str]:
+    return (
+        f"{100 * group.success_rate:.1f}",
+        str(group.episodes),
+        f"{100 * group.low:.1f} - {100 * group.high:.1f}",
+        "",
+    )
+
+
+def _mean_label(group: GroupSummary) -> str:
+    return f"mean of {group.tasks} task{'s' if group.tasks > 1 else ''}"
+
+
+def _notes(summary: ResultsSummary) -> Iterator[str]:
+    errors = sum(task.errors for task in summary.tasks)
+    if errors:
+        verb = "episodes broke off and count" if errors > 1 else "episode broke off and counts"
+        yield f"{errors} {verb} as not solved; the mean length leaves them out."
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

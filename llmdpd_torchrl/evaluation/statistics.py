@@ -1,0 +1,252 @@
+"""Success rates of an evaluation with intervals that hold for few episodes and for 0 or 100 %."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from scipy.stats import binomtest
+
+from llmdpd_torchrl.errors import DataError
+
+__all__ = [
+    "CONFIDENCE",
+    "EpisodeResult",
+    "GroupSummary",
+    "ResultsSummary",
+    "TaskSummary",
+    "summarise",
+    "wilson_interval",
+]
+
+#: Coverage of every interval in this package.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What one evaluation episode came to.
+
+    Attributes:
+        task: name of the task.
+        goal_index: which of the task's fixed evaluation goals was set.
+        success: the task was solved at *some* step (Meta-World's own criterion).
+        success_at_end: the task was still solved at the last step.
+        episode_return: undiscounted sum of rewards.
+        length: steps taken.
+        error: one line when the episode broke off (a simulator exception, say), else ``None``.
+    """
+
+    task: str
+    goal_index: int
+    success: bool
+    success_at_end: bool
+    episode_return: float
+    length: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """All episodes of one task. Rates and limits are fractions in [0, 1].
+
+    Attributes:
+        task: name of the task.
+        seen: whether the policy was trained on it.
+        episodes: number of episodes, those that broke off included.
+        successes: number of solved episodes; one that broke off is not solved.
+        success_rate: ``successes / episodes``.
+        low: lower limit of the 95 % Wilson interval.
+        high: upper limit of the 95 % Wilson interval.
+        success_at_end_rate: fraction of episodes that were solved at their last step.
+        mean_return: mean return of the episodes that did not break off, ``None`` if all did.
+        mean_length: mean length in steps of the same episodes, ``None`` if all broke off.
+        errors: number of episodes that broke off.
+    """
+
+    task: str
+    seen: bool
+    episodes: int
+    successes: int
+    success_rate: float
+    low: float
+    high: float
+    success_at_end_rate: float
+    mean_return: float | None
+    mean_length: float | None
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """Mean over the seen or over the unseen tasks, every task weighing the same.
+
+    Attributes:
+        tasks: number of tasks.
+        episodes: number of episodes of all tasks together.
+        success_rate: mean of the tasks' success rates.
+        low: lower limit of the 95 % interval of that mean, see :func:`summarise`.
+        high: upper limit of the same.
+        success_at_end_rate: mean of the tasks' rates of success at the last step.
+    """
+
+    tasks: int
+    episodes: int
+    success_rate: float
+    low: float
+    high: float
+    success_at_end_rate: float
+
+
+@dataclass(frozen=True)
+class ResultsSummary:
+    """One evaluation: its tasks, seen ones first, and the mean of each group.
+
+    Attributes:
+        tasks: one :class:`TaskSummary` a task.
+        seen: mean of the seen tasks, ``None`` without any.
+        unseen: mean of the unseen tasks, ``None`` without any.
+    """
+
+    tasks: tuple[TaskSummary, ...]
+    seen: GroupSummary | None
+    unseen: GroupSummary | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and dictionaries that :mod:`json` can write."""
+        return {
+            "confidence": CONFIDENCE,
+            "tasks": [asdict(task) for task in self.tasks],
+            "seen": None if self.seen is None else asdict(self.seen),
+            "unseen": None if self.unseen is None else asdict(self.unseen),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ResultsSummary:
+        """Rebuild what :meth:`to_dict` returned; further keys are left alone.
+
+        Raises:
+            DataError: if a key is missing.
+        """
+        try:
+            return cls(
+                tasks=tuple(_from_dict(TaskSummary, task) for task in data["tasks"]),
+                seen=None if data["seen"] is None else _from_dict(GroupSummary, data["seen"]),
+                unseen=None if data["unseen"] is None else _from_dict(GroupSummary, data["unseen"]),
+            )
+        except KeyError as error:
+            raise DataError(f"an evaluation summary needs the key {error}") from error
+
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Wilson's score interval of a success rate (Wilson 1927), at 95 %.
+
+    Unlike ``p ± 1.96 sqrt(p (1 - p) / n)`` it stays inside [0, 1], covers what it says for ten
+    episodes, and does not shrink to a point when all or none of them succeed.
+
+    Examples:
+        >>> low, high = wilson_interval(0, 20)
+        >>> round(low, 4), round(high, 4)
+        (0.0, 0.1611)
+    """
+    interval = binomtest(successes, episodes).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def summarise(
+    episodes: Iterable[EpisodeResult],
+    seen_tasks: Sequence[str],
+    unseen_tasks: Sequence[str],
+) -> ResultsSummary:
+    """Sum up episodes per task and per group.
+
+    A group's figure is the mean of its tasks' success rates. Its interval treats the tasks as
+    fixed (ML45's five unseen tasks are *the* unseen tasks, not a draw of five) and the episodes as
+    random, and combines the tasks' Wilson limits by the square-and-add rule (Newcombe 1998, method
+    10; MOVER, Zou & Donner 2008): for T tasks, ``low = p - sqrt(sum (p_t - low_t)²) / T``, and
+    likewise above. A bootstrap over episodes and the normal approximation shrink to a point when
+    all tasks are at 0 or 100 %, which is common here; this does not. With one task it *is* the
+    Wilson interval.
+
+    Args:
+        episodes: finished episodes, in any order.
+        seen_tasks: tasks in the training data that were evaluated, in the order to report.
+        unseen_tasks: tasks outside the training data that were evaluated, in the order to report.
+
+    Returns:
+        The summary, seen tasks first.
+
+    Raises:
+        ValueError: if a task is named twice, an episode's task is not named, or a named task has no
+            episode: a mean over other tasks than the ones that were asked for would mislead.
+
+    Examples:
+        >>> episodes = [EpisodeResult("reach-v3", i, i < 3, i < 2, 10.0, 50) for i in range(4)]
+        >>> summary = summarise(episodes, seen_tasks=["reach-v3"], unseen_tasks=[])
+        >>> summary.tasks[0].success_rate, summary.seen.episodes, summary.unseen
+        (0.75, 4, None)
+    """
+    names = [*seen_tasks, *unseen_tasks]
+    by_task: dict[str, list[EpisodeResult]] = {name: [] for name in names}
+    if len(by_task) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"tasks are named twice among the seen and unseen ones: {twice}")
+    for episode in episodes:
+        if episode.task not in by_task:
+            raise ValueError(f"an episode of {episode.task!r}, neither a seen nor an unseen task")
+        by_task[episode.task].append(episode)
+    empty = [name for name, results in by_task.items() if not results]
+    if empty:
+        raise ValueError(f"no episode of {empty}: name only the tasks that were evaluated")
+
+    seen = tuple(_summarise_task(name, True, by_task[name]) for name in seen_tasks)
+    unseen = tuple(_summarise_task(name, False, by_task[name]) for name in unseen_tasks)
+    return ResultsSummary(seen + unseen, _summarise_group(seen), _summarise_group(unseen))
+
+
+def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> TaskSummary:
+    count = len(results)
+    whole = [result for result in results if result.error is None]
+    successes = sum(result.success for result in whole)
+    low, high = wilson_interval(successes, count)
+    return TaskSummary(
+        task=task,
+        seen=seen,
+        episodes=count,
+        successes=successes,
+        success_rate=successes / count,
+        low=low,
+        high=high,
+        success_at_end_rate=sum(result.success_at_end for result in whole) / count,
+        mean_return=_mean([result.episode_return for result in whole]),
+        mean_length=_mean([result.length for result in whole]),
+        errors=count - len(whole),
+    )
+
+
+def _summarise_group(tasks: Sequence[TaskSummary]) -> GroupSummary | None:
+    if not tasks:
+        return None
+    count = len(tasks)
+    rate = sum(task.success_rate for task in tasks) / count
+    below = math.hypot(*(task.success_rate - task.low for task in tasks)) / count
+    above = math.hypot(*(task.high - task.success_rate for task in tasks)) / count
+    return GroupSummary(
+        tasks=count,
+        episodes=sum(task.episodes for task in tasks),
+        success_rate=rate,
+        # The rule stays in [0, 1] by itself; rounding may miss it by one unit in the last place.
+        low=max(rate - below, 0.0),
+        high=min(rate + above, 1.0),
+        success_at_end_rate=sum(task.success_at_end_rate for task in tasks) / count,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(sum(values) / len(values)) if values else None
+
+
+def _from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: data[field.name] for field in fields(kind)})

@@ -1,0 +1,248 @@
+"""Pictures and films of MuJoCo environments on machines without a screen."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.trainers.logging import write_mp4
+
+__all__ = ["render_frame", "rendering_backend", "write_video"]
+
+Frame = NDArray[np.uint8]
+
+#: Meta-World mounts these cameras upside down.
+_UPSIDE_DOWN = frozenset({"corner", "corner2", "corner3", "corner4"})
+
+# Run in a process of its own: a broken GL library may raise, hang or kill. It renders a white
+# sphere the way gymnasium will, and a black picture counts as a failure.
+_PROBE = """
+import mujoco
+from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+model = mujoco.MjModel.from_xml_string(
+    "<mujoco><worldbody><light pos='0 0 3'/><geom size='1' rgba='1 1 1 1'/></worldbody></mujoco>"
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+viewer = OffScreenViewer(model, data, 32, 32)
+brightest = viewer.render("rgb_array").max()
+viewer.close()
+raise SystemExit(0 if brightest > 0 else "the picture is black")
+"""
+_PROBE_SECONDS = 120
+
+# Closed before EGL's display goes away at exit: mujoco's contexts complain when they go after it.
+_open_renderers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def rendering_backend() -> tuple[str | None, str]:
+    """Find an OpenGL backend that renders without a screen, and select it for this process.
+
+    A backend that the user chose with ``MUJOCO_GL`` is the only one tried; otherwise EGL, then
+    OSMesa (on Linux), the first that really draws a picture in a probe process. The finding is
+    remembered for the life of the process. The backend found is put into
+    ``os.environ["MUJOCO_GL"]``: gymnasium reads it when an environment renders its first frame, so
+    it does not matter that MuJoCo and Meta-World are usually imported by then.
+
+    Returns:
+        The backend and the empty string, or ``None`` and one line that says what to install.
+
+    Examples:
+        >>> backend, problem = rendering_backend()
+        >>> (backend is None) == bool(problem)
+        True
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if chosen in {"disable", "disabled", "off", "false", "0"}:
+        return None, f"no pictures: MUJOCO_GL={chosen} switches rendering off"
+    platform = ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
+    for backend in (chosen,) if chosen else platform:
+        if _renders(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return backend, ""
+    tried = f"MUJOCO_GL={chosen} does" if chosen else f"{' and '.join(platform)} do"
+    advice = "unset it, or install" if chosen else "install"
+    return None, (
+        f"no pictures: {tried} not render on this machine; on Debian or Ubuntu {advice}: "
+        "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (or libosmesa6)"
+    )
+
+
+@functools.cache
+def _renders(backend: str) -> bool:
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env={**os.environ, "MUJOCO_GL": backend},
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return probe.returncode == 0
+
+
+def render_frame(env: Any) -> Frame:
+    """Render what the camera of a MuJoCo environment sees, the right way up.
+
+    Meta-World's four ``corner*`` cameras hang upside down: their pictures are turned by 180°.
+    The environment's own GL context is made current first: gymnasium does not, and would return the
+    picture of another environment when two of them render in turns.
+
+    Args:
+        env: a gymnasium MuJoCo environment (Meta-World's are) made with
+            ``render_mode="rgb_array"``; wrapped ones are unwrapped.
+
+    Returns:
+        uint8 array of shape [height, width, 3].
+
+    Raises:
+        ConfigError: if nothing on this machine can render; the line says what to install.
+        ValueError: if ``env`` was made with another render mode.
+    """
+    env = env.unwrapped
+    if env.render_mode != "rgb_array":
+        raise ValueError(
+            f'make the environment with render_mode="rgb_array", not {env.render_mode!r}'
+        )
+    backend, problem = rendering_backend()
+    if backend is None:
+        raise ConfigError(problem)
+    renderer = env.mujoco_renderer
+    if renderer.viewer is not None:
+        renderer.viewer.make_context_current()
+    frame = env.render()
+    _close_at_exit(renderer)
+    if renderer.camera_id >= 0 and env.model.camera(renderer.camera_id).name in _UPSIDE_DOWN:
+        frame = frame[::-1, ::-1]
+    return np.ascontiguousarray(frame, dtype=np.uint8)
+
+
+def _close_at_exit(renderer: Any) -> None:
+    # Exit functions run last in, first out. Registered after a first frame, and so after mujoco's
+    # own that ends the EGL display, ours runs while the display is still there.
+    if not _open_renderers:
+        atexit.unregister(_close_renderers)
+        atexit.register(_close_renderers)
+    _open_renderers.add(renderer)
+
+
+def _close_renderers() -> None:
+    for renderer in list(_open_renderers):
+        renderer.close()
+
+
+def write_video(
+    frames: Sequence[Frame],
+    path: str | os.PathLike[str],
+    fps: float,
+    caption: str | None = None,
+) -> None:
+    """Write frames as MP4 (H.264 in yuv420p, what every browser plays) or GIF, whole or not at all.
+
+    Args:
+        frames: uint8 arrays of shape [height, width, 3], all of one size.
+        path: the file to make; its suffix, ``.mp4`` or ``.gif``, is the format.
+        fps: frames a second. A GIF counts in hundredths of a second and browsers slow one down
+            that is faster than 50 frames a second.
+        caption: text for a strip under the picture, wrapped to its width.
+
+    Raises:
+        ValueError: if there are no frames, their shapes or types differ, or the suffix is unknown.
+
+    Examples:
+        >>> import tempfile
+        >>> film = Path(tempfile.mkdtemp()) / "open the door.mp4"
+        >>> frames = [np.full((48, 64, 3), level, np.uint8) for level in range(0, 250, 10)]
+        >>> write_video(frames, film, fps=10, caption="open the door")
+        >>> film.stat().st_size > 0
+        True
+    """
+    path = Path(path)
+    if path.suffix not in {".mp4", ".gif"}:
+        raise ValueError(f"{path}: a video is written as .mp4 or .gif")
+    if not frames:
+        raise ValueError(f"{path}: a video needs at least one frame")
+    shape = frames[0].shape
+    for index, frame in enumerate(frames):
+        if frame.shape != shape or frame.ndim != 3 or shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(
+                f"{path}: frame {index} is {frame.dtype} {frame.shape}, "
+                f"not uint8 [height, width, 3] like {shape}"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    captioned = _with_caption(frames, caption)
+    if path.suffix == ".gif":
+        write_atomic(path, lambda temporary: _write_gif(temporary, captioned, fps))
+    else:
+        write_mp4(path, captioned, fps)
+
+
+def _write_gif(path: Path, frames: Iterator[Frame], fps: float) -> None:
+    first, *others = (_with_palette(Image.fromarray(frame)) for frame in frames)
+    first.save(path, save_all=True, append_images=others, duration=1000 / fps, loop=0)
+
+
+def _with_palette(image: Image.Image) -> Image.Image:
+    # Pillow's default palette has no room for small things: the green goal would turn grey.
+    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
+    return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+
+def _with_caption(frames: Sequence[Frame], caption: str | None) -> Iterator[Frame]:
+    """Yield the frames with the caption's strip below."""
+    if not caption:
+        yield from frames
+        return
+    strip = _caption_strip(caption, frames[0].shape[1])
+    for frame in frames:
+        yield np.concatenate([frame, strip])
+
+
+def _caption_strip(text: str, width: int) -> Frame:
+    """Draw dark text on white, ``width`` pixels wide and as high as its lines need."""
+    size = max(11, width // 24)
+    margin = size // 2
+    # matplotlib carries this font, so letters look alike on every machine and ε is among them.
+    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(font_file, size)
+    lines = [line for part in text.splitlines() for line in _wrap(part, font, width - 2 * margin)]
+    line_height = round(size * 1.35)
+    strip = Image.new("RGB", (width, len(lines) * line_height + 2 * margin), "white")
+    draw = ImageDraw.Draw(strip)
+    for row, line in enumerate(lines):
+        draw.text((margin, margin + row * line_height), line, fill=(30, 30, 30), font=font)
+    return np.asarray(strip, dtype=np.uint8)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break ``text`` into lines of at most ``width`` pixels, within a word only if it is wider."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines

@@ -1,0 +1,94 @@
+"""Critics: Q(s, a, z), one value per transition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.modules import ValueOperator
+
+from llmdpd_torchrl.modules.denoiser import make_mlp
+
+__all__ = ["QValueNetwork", "make_qvalue_networks"]
+
+
+class QValueNetwork(nn.Module):
+    """An MLP over the concatenated observation, action and, where there is one, prompt embedding.
+
+    Args:
+        in_features (int): summed width of the inputs, the observation's after
+            ``observation_module``.
+        hidden (sequence of int): widths of the hidden layers.
+        activation (str): one of :data:`~llmdpd_torchrl.modules.ACTIVATIONS`.
+        observation_module (nn.Module, optional): applied to the observation first, for instance a
+            normaliser.
+
+    Examples:
+        >>> critic = QValueNetwork(39 + 4 + 16)
+        >>> critic(torch.randn(2, 39), torch.randn(2, 4), torch.randn(2, 16)).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: str = "mish",
+        observation_module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.observation_module = observation_module
+        self.mlp = make_mlp(in_features, hidden, 1, activation)
+
+    def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
+        """Return the values, [*, 1]."""
+        if self.observation_module is not None:
+            observation = self.observation_module(observation)
+        return self.mlp(torch.cat([observation, *others], dim=-1))
+
+
+def make_qvalue_networks(
+    observation_dim: int,
+    action_dim: int,
+    prompt_dim: int = 0,
+    *,
+    num: int = 2,
+    hidden: Sequence[int] = (256, 256, 256),
+    activation: str = "mish",
+    observation_module: nn.Module | None = None,
+) -> list[TensorDictModule]:
+    """Build ``num`` independently initialised critics for :class:`LLMDPDLoss`.
+
+    Args:
+        observation_dim (int): width of the observation, after ``observation_module``.
+        action_dim (int): width of the action.
+        prompt_dim (int): width of the prompt embedding; 0 for critics that read no prompt.
+
+    Keyword Args:
+        num (int): how many.
+        hidden, activation: see :class:`QValueNetwork`.
+        observation_module (nn.Module, optional): each critic gets its own copy.
+
+    Returns:
+        modules from ``observation``, ``action`` (and ``prompt_embedding``) to
+        ``state_action_value`` [*, 1].
+
+    Examples:
+        >>> [critic.out_keys for critic in make_qvalue_networks(39, 4, 16)]
+        [['state_action_value'], ['state_action_value']]
+    """
+    in_keys: list[NestedKey] = ["observation", "action"]
+    if prompt_dim:
+        in_keys.append("prompt_embedding")
+    in_features = observation_dim + action_dim + prompt_dim
+    return [
+        ValueOperator(
+            QValueNetwork(in_features, hidden, activation, copy.deepcopy(observation_module)),
+            in_keys=in_keys,
+        )
+        for _ in range(num)
+    ]

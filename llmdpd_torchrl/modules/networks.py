@@ -1,0 +1,220 @@
+"""The networks of one policy, built from one configuration that JSON can hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Bounded
+
+from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules.critics import make_qvalue_networks
+from llmdpd_torchrl.modules.diffusion import DiffusionActor
+from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
+
+__all__ = ["PROMPTS", "NetworkConfig", "Networks", "make_networks"]
+
+PROMPTS = ("both", "text", "trajectory", "none")
+"""Which prompts a policy is conditioned on; all but the first are ablations."""
+
+
+@dataclass
+class NetworkConfig:
+    """Everything that fixes the networks' structure.
+
+    Args:
+        prompt: one of :data:`PROMPTS`.
+        observation_fields: named index ranges of the observation.
+        observation_keep: fields that the networks see.
+        observation_differences: pairs of fields whose difference the networks see. What is not in
+            one of these lists can not be used to tell the tasks apart: the prompt has to.
+        action_dim: A.
+        text_dim: D, the width of the frozen text embedding.
+        text_features: width of h_ψ's output.
+        trajectory_length: L, steps of a trajectory prompt.
+        trajectory_features: width of g_φ's output.
+        trajectory_width: token width of g_φ's transformer.
+        trajectory_layers: its layers.
+        trajectory_heads: its attention heads.
+        hidden: widths of the hidden layers of denoiser and critics.
+        activation: of all MLPs.
+        diffusion_steps: K.
+        schedule: of the noise.
+        critics: how many.
+
+    Raises:
+        ConfigError: on an unknown name or a width below 1.
+    """
+
+    prompt: str = "both"
+    observation_fields: Mapping[str, Sequence[int]] = field(
+        default_factory=lambda: dict(METAWORLD_OBSERVATION_LAYOUT["fields"])
+    )
+    observation_keep: Sequence[str] = ("hand_position", "gripper_opening")
+    observation_differences: Sequence[Sequence[str]] = (
+        ("object_1_position", "hand_position"),
+        ("goal_position", "object_1_position"),
+        ("goal_position", "hand_position"),
+    )
+    action_dim: int = 4
+    text_dim: int = 576
+    text_features: int = 32
+    trajectory_length: int = 32
+    trajectory_features: int = 32
+    trajectory_width: int = 64
+    trajectory_layers: int = 2
+    trajectory_heads: int = 4
+    hidden: Sequence[int] = (256, 256, 256)
+    activation: str = "mish"
+    diffusion_steps: int = 5
+    schedule: str = "vp"
+    critics: int = 2
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            raise ConfigError(f"unknown prompt {self.prompt!r}: use one of {', '.join(PROMPTS)}")
+        for name in ("action_dim", "text_dim", "trajectory_length", "diffusion_steps", "critics"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be at least 1")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"network.hidden is {list(self.hidden)}: give widths of at least 1")
+        if self.trajectory_width % self.trajectory_heads:
+            raise ConfigError(
+                f"network.trajectory_width ({self.trajectory_width}) must be a multiple of "
+                f"network.trajectory_heads ({self.trajectory_heads})"
+            )
+
+    @property
+    def observation_dim(self) -> int:
+        """O, the width of the raw observation."""
+        return max(end for _, end in self.observation_fields.values())
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether the text prompt is read."""
+        return self.prompt in ("both", "text")
+
+    @property
+    def uses_trajectory(self) -> bool:
+        """Whether the trajectory prompt is read."""
+        return self.prompt in ("both", "trajectory")
+
+
+@dataclass
+class Networks:
+    """What :func:`make_networks` builds.
+
+    Attributes:
+        encoder: the trainable prompt encoder, ``None`` with ``prompt="none"``.
+        actor: the diffusion actor.
+        qvalues: the critics.
+    """
+
+    encoder: PromptEncoder | None
+    actor: DiffusionActor
+    qvalues: list[TensorDictModule]
+
+    def policy_modules(self) -> nn.ModuleDict:
+        """Actor and encoder under fixed names: what acting needs, and a saved policy holds."""
+        modules: dict[str, nn.Module] = {"actor": self.actor}
+        if self.encoder is not None:
+            modules["encoder"] = self.encoder
+        return nn.ModuleDict(modules)
+
+
+def make_networks(
+    config: NetworkConfig,
+    *,
+    observations: torch.Tensor | None = None,
+    text_embeddings: torch.Tensor | None = None,
+) -> Networks:
+    """Build prompt encoder, actor and critics.
+
+    Args:
+        config: their structure.
+        observations: ``[N, O]`` of the *training* tasks; sets the normalisation. ``None`` leaves it
+            to a state_dict that is loaded afterwards.
+        text_embeddings: ``[T, D]`` of the *training* tasks; sets the centring, likewise.
+
+    Raises:
+        ConfigError: if a field of the observation is unknown, or data and config disagree on a
+            width.
+
+    Examples:
+        >>> networks = make_networks(NetworkConfig(prompt="text", hidden=[32]))
+        >>> networks.encoder.embedding_dim, networks.actor.in_keys
+        (32, ['observation', 'prompt_embedding'])
+    """
+    try:
+        features = ObservationFeatures(
+            config.observation_fields, config.observation_keep, config.observation_differences
+        )
+    except ValueError as error:
+        raise ConfigError(f"network.observation_*: {error}") from None
+    if observations is not None:
+        if observations.shape[-1] != config.observation_dim:
+            raise ConfigError(
+                f"the data's observations have {observations.shape[-1]} entries, the network's "
+                f"observation_fields {config.observation_dim}: use the dataset's layout"
+            )
+        features.fit(observations)
+    encoder = _make_encoder(config, features, text_embeddings)
+    embedding_dim = 0 if encoder is None else encoder.embedding_dim
+    in_keys = ["observation"] if encoder is None else ["observation", "prompt_embedding"]
+    actor = DiffusionActor(
+        config.action_dim,
+        features.out_features + embedding_dim,
+        conditioner=ObservationConditioner(copy.deepcopy(features)),
+        hidden=config.hidden,
+        activation=config.activation,
+        num_steps=config.diffusion_steps,
+        schedule=config.schedule,
+        in_keys=in_keys,
+        spec=Bounded(-1.0, 1.0, (config.action_dim,)),
+    )
+    qvalues = make_qvalue_networks(
+        features.out_features,
+        config.action_dim,
+        embedding_dim,
+        num=config.critics,
+        hidden=config.hidden,
+        activation=config.activation,
+        observation_module=features,
+    )
+    return Networks(encoder, actor, qvalues)
+
+
+def _make_encoder(
+    config: NetworkConfig, features: ObservationFeatures, text_embeddings: torch.Tensor | None
+) -> PromptEncoder | None:
+    if config.prompt == "none":
+        return None
+    text = trajectory = None
+    if config.uses_text:
+        if text_embeddings is None:
+            text_embeddings = torch.zeros(1, config.text_dim)
+        if text_embeddings.shape[-1] != config.text_dim:
+            raise ConfigError(
+                f"the text embeddings are {text_embeddings.shape[-1]} wide, network.text_dim is "
+                f"{config.text_dim}: set it to the encoder's width"
+            )
+        text = TextHead(text_embeddings, config.text_features, activation=config.activation)
+    if config.uses_trajectory:
+        options: dict[str, Any] = {
+            "features": config.trajectory_features,
+            "width": config.trajectory_width,
+            "layers": config.trajectory_layers,
+            "heads": config.trajectory_heads,
+            "activation": config.activation,
+        }
+        trajectory = TrajectoryEncoder(
+            copy.deepcopy(features), config.action_dim, config.trajectory_length, **options
+        )
+    return PromptEncoder(text, trajectory)

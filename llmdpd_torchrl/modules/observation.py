@@ -1,0 +1,115 @@
+"""What the networks see of an observation: chosen entries, their differences, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+__all__ = ["ObservationConditioner", "ObservationFeatures"]
+
+
+class ObservationFeatures(nn.Module):
+    """Select named fields of an observation, append differences of fields, and standardise.
+
+    A difference such as *object - hand* means the same in every task and at every placement, where
+    the absolute positions let a network memorise the training tasks. The statistics are those of
+    :meth:`fit`, to be called with observations of training tasks only.
+
+    Args:
+        fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
+        keep: names of the fields that are passed on.
+        differences: pairs of names ``(a, b)`` of equally long fields: a - b is appended.
+        clip: standardised values are clipped to ``[-clip, clip]``: entries that hardly vary in
+            training must not explode on another task.
+
+    Shapes: ``[*, O]`` to ``[*, out_features]``.
+
+    Raises:
+        ValueError: if a name is not in ``fields`` or a pair has unequal lengths.
+
+    Examples:
+        >>> features = ObservationFeatures({"hand": (0, 1), "goal": (1, 2)}, keep=["hand"],
+        ...                                differences=[("goal", "hand")])
+        >>> features.fit(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))(torch.tensor([[1.0, 3.0]]))
+        tensor([[0., 0.]])
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    _kept: torch.Tensor
+    _first: torch.Tensor
+    _second: torch.Tensor
+
+    def __init__(
+        self,
+        fields: Mapping[str, Sequence[int]],
+        keep: Sequence[str],
+        differences: Sequence[Sequence[str]] = (),
+        *,
+        clip: float = 5.0,
+    ) -> None:
+        super().__init__()
+        names = [*keep, *(name for pair in differences for name in pair)]
+        unknown = sorted(set(names) - set(fields))
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r}: use some of {', '.join(fields)}")
+        entries = {name: list(range(*fields[name])) for name in names}
+        for first, second in differences:
+            if len(entries[first]) != len(entries[second]):
+                raise ValueError(f"fields {first!r} and {second!r} differ in length")
+        self.clip = clip
+        columns = {
+            "_kept": [i for name in keep for i in entries[name]],
+            "_first": [i for first, _ in differences for i in entries[first]],
+            "_second": [i for _, second in differences for i in entries[second]],
+        }
+        for name, indices in columns.items():
+            # A constant of the configuration, rebuilt from it; not state.
+            self.register_buffer(name, torch.tensor(indices, dtype=torch.int64), persistent=False)
+        self.out_features = len(columns["_kept"]) + len(columns["_first"])
+        self.register_buffer("mean", torch.zeros(self.out_features))
+        self.register_buffer("std", torch.ones(self.out_features))
+
+    def _select(self, observation: torch.Tensor) -> torch.Tensor:
+        kept = observation[..., self._kept]
+        differences = observation[..., self._first] - observation[..., self._second]
+        return torch.cat([kept, differences], dim=-1)
+
+    @torch.no_grad()
+    def fit(self, observation: torch.Tensor, *, minimum_std: float = 0.01) -> ObservationFeatures:
+        """Set mean and standard deviation from observations ``[N, O]`` of the training tasks.
+
+        Args:
+            observation: training observations.
+            minimum_std: floor of the standard deviation, in the observation's units (1 cm): smaller
+                variation is noise.
+        """
+        features = self._select(observation)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp_min(minimum_std))
+        return self
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        """Features of ``observation``, ``[*, out_features]``."""
+        features = (self._select(observation) - self.mean) / self.std
+        return features.clamp(-self.clip, self.clip)
+
+
+class ObservationConditioner(nn.Module):
+    """The actor's condition: features of the observation, then the prompt embedding as it is.
+
+    Args:
+        observation_module: maps observations to features.
+
+    Shapes: ``[*, O]`` and any number of ``[*, C_i]`` to ``[*, out_features + sum C_i]``.
+    """
+
+    def __init__(self, observation_module: nn.Module) -> None:
+        super().__init__()
+        self.observation_module = observation_module
+
+    def forward(self, observation: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """Concatenate features and the other conditions."""
+        return torch.cat([self.observation_module(observation), *others], dim=-1)

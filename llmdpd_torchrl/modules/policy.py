@@ -1,0 +1,152 @@
+"""A trained policy as two files: safetensors for the weights, JSON for everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.modules.diffusion import DiffusionActor
+from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+__all__ = ["LLMDPDPolicy"]
+
+_FORMAT = "llmdpd-policy"
+_FORMAT_VERSION = 1
+
+
+class LLMDPDPolicy:
+    """Actor and prompt encoder of a trained policy, with what is needed to rebuild and use them.
+
+    Args:
+        config: the networks' structure.
+        actor: the diffusion actor.
+        encoder: the prompt encoder, ``None`` for a policy without prompts.
+        info: anything JSON can hold that belongs to the policy: task table, seen and unseen tasks,
+            text-encoder name, training settings.
+
+    Examples:
+        >>> import tempfile
+        >>> networks = make_networks(NetworkConfig(prompt="none", hidden=[8]))
+        >>> policy = LLMDPDPolicy.from_networks(NetworkConfig(prompt="none", hidden=[8]), networks)
+        >>> folder = tempfile.mkdtemp()
+        >>> policy.save_pretrained(folder)
+        >>> LLMDPDPolicy.from_pretrained(folder).config.hidden
+        [8]
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        actor: DiffusionActor,
+        encoder: PromptEncoder | None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.actor = actor
+        self.encoder = encoder
+        self.info = info or {}
+
+    @classmethod
+    def from_networks(
+        cls, config: NetworkConfig, networks: Networks, info: dict[str, Any] | None = None
+    ) -> LLMDPDPolicy:
+        """The policy of networks that were trained; the critics are left behind."""
+        return cls(config, networks.actor, networks.encoder, info)
+
+    def prompt_network(
+        self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
+    ) -> PromptNetwork | None:
+        """The encoder on tables of prompts; those that the policy does not read are left out."""
+        if self.encoder is None:
+            return None
+        if self.config.uses_text and text_table is None:
+            raise ConfigError("this policy reads text prompts: give a text_table")
+        if self.config.uses_trajectory and bank is None:
+            raise ConfigError("this policy reads trajectory prompts: give a bank")
+        if bank is not None and bank.length != self.config.trajectory_length:
+            raise ConfigError(
+                f"the prompts have {bank.length} steps, this policy was trained with "
+                f"{self.config.trajectory_length}: cut them to that length"
+            )
+        return PromptNetwork(
+            self.encoder,
+            text_table=text_table if self.config.uses_text else None,
+            bank=bank if self.config.uses_trajectory else None,
+        )
+
+    def _modules(self) -> torch.nn.ModuleDict:
+        return Networks(self.encoder, self.actor, []).policy_modules()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``policy.safetensors``, then ``policy.json``, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            name: value.detach().cpu().contiguous().clone()
+            for name, value in self._modules().state_dict().items()
+            if isinstance(value, torch.Tensor)
+        }
+        write_atomic(folder / "policy.safetensors", lambda path: save_file(state, path))
+        description = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "network": asdict(self.config),
+            "info": self.info,
+        }
+        write_json(folder / "policy.json", description)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu"
+    ) -> LLMDPDPolicy:
+        """Read what :meth:`save_pretrained` wrote. Nothing is unpickled.
+
+        Raises:
+            DataError: if a file is missing, damaged, or does not fit the other.
+        """
+        path = Path(folder) / "policy.json"
+        if not path.is_file():
+            raise DataError(f"no policy in {folder}: policy.json is missing; train one first")
+        try:
+            description = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error}); save the policy again") from None
+        if not isinstance(description, dict) or description.get("format") != _FORMAT:
+            raise DataError(f"{path}: not a policy of this library")
+        if description.get("format_version") != _FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format_version {description.get('format_version')!r} is not "
+                f"{_FORMAT_VERSION}; use the release that wrote it"
+            )
+        try:
+            config = NetworkConfig(**description["network"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: the network's description is wrong ({error})") from None
+        networks = make_networks(config)
+        weights = Path(folder) / "policy.safetensors"
+        try:
+            state = load_file(weights, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{weights}: missing or damaged ({error}); save it again") from None
+        policy = cls.from_networks(config, networks, description.get("info"))
+        modules = policy._modules().to(device)
+        wanted = modules.state_dict()
+        for name in sorted(wanted.keys() | state.keys()):
+            found = list(state[name].shape) if name in state else "nothing"
+            expected = list(wanted[name].shape) if name in wanted else "nothing"
+            if found != expected:
+                raise DataError(f"{weights}: {name} is {found}, {path.name} asks for {expected}")
+        modules.load_state_dict(state)
+        modules.eval()
+        return policy

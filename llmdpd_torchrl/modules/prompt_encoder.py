@@ -1,0 +1,258 @@
+"""The trainable part of the prompt: z = [h_ψ(text); g_φ(trajectory)]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import nn
+
+from llmdpd_torchrl.modules.activations import make_activation
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+__all__ = ["PromptEncoder", "PromptNetwork", "TextHead", "TrajectoryEncoder"]
+
+
+class TextHead(nn.Module):
+    """h_ψ: an MLP on the centred embedding of a frozen language model.
+
+    Raw language-model embeddings of any two prompts are nearly parallel (mean cosine .95 and more),
+    so the mean over the training prompts is subtracted and the result divided by one RMS.
+
+    Args:
+        training_embeddings: ``[T, D]`` embeddings of the training tasks' prompts.
+        features: width of the output.
+        hidden: width of the hidden layer.
+        activation: its activation.
+
+    Shapes: ``[*, D]`` to ``[*, features]``.
+    """
+
+    mean: torch.Tensor
+    rms: torch.Tensor
+
+    def __init__(
+        self,
+        training_embeddings: torch.Tensor,
+        features: int = 32,
+        hidden: int = 128,
+        activation: str = "mish",
+    ) -> None:
+        super().__init__()
+        if training_embeddings.ndim != 2:
+            raise ValueError(
+                f"training_embeddings must be [T, D], found {list(training_embeddings.shape)}"
+            )
+        mean = training_embeddings.mean(0)
+        rms = (training_embeddings - mean).pow(2).mean().sqrt()
+        self.register_buffer("mean", mean)
+        # One training task has no spread around its own mean.
+        self.register_buffer("rms", rms if rms > 0 else torch.ones_like(rms))
+        self.network = nn.Sequential(
+            nn.Linear(training_embeddings.shape[-1], hidden),
+            make_activation(activation),
+            nn.Linear(hidden, features),
+        )
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Features of a text embedding."""
+        return self.network((embedding - self.mean) / self.rms)
+
+
+class TrajectoryEncoder(nn.Module):
+    """g_φ: a transformer over the steps of a trajectory, averaged over the steps that are there.
+
+    Args:
+        observation_module: maps observations to standardised features; must have
+            ``out_features``. It is used as it is and not trained.
+        action_dim: A.
+        length: L, the number of steps of a prompt.
+        features: width of the output.
+        width: of the tokens.
+        layers: of the transformer.
+        heads: of the attention.
+        activation: of the head.
+
+    Shapes: observation [*, L, O], action [*, L, A], reward [*, L, 1], mask [*, L] to
+    [*, features].
+    """
+
+    def __init__(
+        self,
+        observation_module: nn.Module,
+        action_dim: int,
+        length: int,
+        features: int = 32,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        activation: str = "mish",
+    ) -> None:
+        super().__init__()
+        self.observation_module = observation_module
+        observation_features = int(observation_module.out_features)  # type: ignore[arg-type]
+        self.token = nn.Linear(observation_features + action_dim + 1, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.head = nn.Sequential(
+            nn.Linear(width, width), make_activation(activation), nn.Linear(width, features)
+        )
+
+    def forward(
+        self,
+        observation: torch.Tensor,
+        action: torch.Tensor,
+        reward: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Features of a trajectory."""
+        shape = mask.shape[:-1]
+        # Meta-World's rewards lie in [0, 10].
+        inputs = torch.cat([self.observation_module(observation), action, reward / 10.0], dim=-1)
+        tokens = self.token(inputs).flatten(0, -3) if len(shape) != 1 else self.token(inputs)
+        if not shape:
+            tokens = tokens.unsqueeze(0)
+        mask = mask.reshape(-1, mask.shape[-1])
+        tokens = self.transformer(tokens + self.position, src_key_padding_mask=~mask)
+        weight = mask.unsqueeze(-1).to(tokens.dtype)
+        pooled = (tokens * weight).sum(-2) / weight.sum(-2)
+        return self.head(pooled).reshape(*shape, -1)
+
+
+class PromptEncoder(nn.Module):
+    """z = [h_ψ(e_text); g_φ(trajectory)], with either part left out for an ablation.
+
+    Args:
+        text: h_ψ, or ``None``.
+        trajectory: g_φ, or ``None``.
+
+    Raises:
+        ValueError: if both are ``None``: without prompts there is no encoder.
+    """
+
+    def __init__(self, text: TextHead | None, trajectory: TrajectoryEncoder | None) -> None:
+        super().__init__()
+        if text is None and trajectory is None:
+            raise ValueError("a prompt encoder needs a text head, a trajectory encoder, or both")
+        self.text = text
+        self.trajectory = trajectory
+
+    @property
+    def embedding_dim(self) -> int:
+        """d_z, the width of z."""
+        heads = [part for part in (self.text, self.trajectory) if part is not None]
+        last = [part.network[-1] if isinstance(part, TextHead) else part.head[-1] for part in heads]
+        return sum(int(layer.out_features) for layer in last)  # type: ignore[arg-type]
+
+    def forward(
+        self, text: torch.Tensor | None = None, trajectory: TensorDictBase | None = None
+    ) -> torch.Tensor:
+        """z of text embeddings ``[*, D]`` and prompts ``[*, L]``, ``[*, d_z]``."""
+        parts = []
+        if self.text is not None:
+            assert text is not None
+            parts.append(self.text(text))
+        if self.trajectory is not None:
+            assert trajectory is not None
+            parts.append(
+                self.trajectory(
+                    trajectory["observation"],
+                    trajectory["action"],
+                    trajectory["reward"],
+                    trajectory["mask"],
+                )
+            )
+        return torch.cat(parts, dim=-1)
+
+
+class PromptNetwork(TensorDictModuleBase):
+    """Encode the prompts of a batch, each distinct prompt once.
+
+    The transforms write rows (mode ``index``); the tables that the rows point into live here, and a
+    batch of B transitions of T tasks costs a few encodings a task instead of B. Without tables the
+    prompts themselves are read (mode ``tensor``).
+
+    Args:
+        encoder: the trainable part.
+        text_table: ``[T, D]`` frozen text embeddings (mode ``index``).
+        bank: trajectory prompts (mode ``index``).
+        out_key: where z is written, ``"prompt_embedding"`` [*, d_z].
+
+    ``in_keys`` are ``("prompt", "text_index")`` and ``("prompt", "trajectory_index")`` [*, 1], or
+    ``("prompt", "text")`` [*, D] and the entries of ``("prompt", "trajectory")``, less those of a
+    part that the encoder does not have.
+
+    Raises:
+        ValueError: if a table is missing for a part that the encoder has.
+    """
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        *,
+        text_table: torch.Tensor | None = None,
+        bank: TrajectoryPromptBank | None = None,
+        out_key: NestedKey = "prompt_embedding",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.indexed = text_table is not None or bank is not None
+        if self.indexed and (encoder.text is None) != (text_table is None):
+            raise ValueError("give a text_table exactly if the encoder has a text head")
+        if self.indexed and (encoder.trajectory is None) != (bank is None):
+            raise ValueError("give a bank exactly if the encoder has a trajectory encoder")
+        # Plain attributes: the tables are data, and must not enter a state_dict or a target copy.
+        self._text_table = text_table
+        self._bank = None if bank is None else bank.prompts
+        self.in_keys = list(self._keys())
+        self.out_keys = [out_key]
+
+    def _keys(self) -> Sequence[NestedKey]:
+        keys: list[NestedKey] = []
+        if self.encoder.text is not None:
+            keys.append(("prompt", "text_index" if self.indexed else "text"))
+        if self.encoder.trajectory is not None and self.indexed:
+            keys.append(("prompt", "trajectory_index"))
+        elif self.encoder.trajectory is not None:
+            names = ("observation", "action", "reward", "mask")
+            keys += [("prompt", "trajectory", name) for name in names]
+        return keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write z."""
+        z = self._indexed(tensordict) if self.indexed else self._direct(tensordict)
+        return tensordict.set(self.out_keys[0], z)
+
+    def _direct(self, tensordict: TensorDictBase) -> torch.Tensor:
+        text = tensordict.get(("prompt", "text"), None)
+        return self.encoder(text, tensordict.get(("prompt", "trajectory"), None))
+
+    def _indexed(self, tensordict: TensorDictBase) -> torch.Tensor:
+        columns = [tensordict.get(key).squeeze(-1) for key in self.in_keys]
+        sizes = [len(t) for t in (self._text_table, self._bank) if t is not None]
+        # One integer per combination: torch.unique is far faster on a vector than on rows.
+        code = columns[0] if len(columns) == 1 else columns[0] * sizes[1] + columns[1]
+        distinct, inverse = torch.unique(code, return_inverse=True)
+        rows = [distinct] if len(columns) == 1 else [distinct // sizes[1], distinct % sizes[1]]
+        text = None if self._text_table is None else self._text_table[rows[0]]
+        trajectory = None if self._bank is None else self._bank[rows[-1]]
+        return self.encoder(text, trajectory)[inverse]
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # noqa: ANN
+        """Move the tables with the weights, without changing the type of integers and masks."""
+        super()._apply(fn, recurse)
+        if self._text_table is not None:
+            self._text_table = fn(self._text_table)
+        if self._bank is not None:
+            self._bank = TensorDict(
+                {key: fn(value) for key, value in self._bank.items()}, self._bank.batch_size
+            )
+        return self

@@ -1,0 +1,133 @@
+"""Noise schedules: how fast K diffusion steps turn an action into Gaussian noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd_torchrl.errors import ConfigError
+
+__all__ = ["NOISE_SCHEDULES", "NoiseSchedule"]
+
+
+def _vp(num_steps: int) -> Tensor:
+    """Discretised variance-preserving SDE with beta(t) from 0.1 to 10 (Diffusion-QL, appendix)."""
+    beta_min, beta_max = 0.1, 10.0
+    k = torch.arange(1, num_steps + 1, dtype=torch.float64)
+    slope = 0.5 * (beta_max - beta_min) * (2 * k - 1) / num_steps**2
+    return 1.0 - torch.exp(-beta_min / num_steps - slope)
+
+
+def _linear(num_steps: int) -> Tensor:
+    """Equally spaced betas, 1e-4 to 0.02 (Ho et al. 2020; TorchRL's ``DiffusionActor``).
+
+    Made for hundreds of steps: with K = 100 more than half of the action is still there at the
+    end, and with K = 5 almost all of it, while sampling starts from pure noise.
+    """
+    return torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
+
+
+def _cosine(num_steps: int) -> Tensor:
+    """alpha_bar(t) proportional to cos^2((t + 0.008) / 1.008 * pi / 2) (Nichol & Dhariwal 2021)."""
+    offset = 0.008
+    t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+#: Names that configurations may use, and the function from K to the K betas (float64).
+NOISE_SCHEDULES: Mapping[str, Callable[[int], Tensor]] = {
+    "vp": _vp,
+    "linear": _linear,
+    "cosine": _cosine,
+}
+
+
+class NoiseSchedule(nn.Module):
+    r"""The constants of a K-step diffusion, indexed by step k = 0 (cleanest) ... K - 1 (noisiest).
+
+    The default ``"vp"`` is
+
+    .. math:: \beta_k = 1 - \exp\left(-\tfrac{\beta_{min}}{K}
+              - \tfrac12 (\beta_{max} - \beta_{min}) \tfrac{2k - 1}{K^2}\right),
+              \quad k = 1..K, \; \beta_{min} = 0.1, \; \beta_{max} = 10.
+
+    The buffers are computed in float64 and stored in float32, or in float64 after ``.double()``;
+    casting the module to a half precision leaves them float32, since 1 - alpha_bar would lose the
+    first steps. They are constants, so they are not part of the ``state_dict``.
+
+    Args:
+        num_steps (int): K, at least 1.
+        schedule (str): one of :data:`NOISE_SCHEDULES`.
+
+    Attributes:
+        betas, alphas, alphas_cumprod, alphas_cumprod_prev, sqrt_alphas_cumprod,
+        sqrt_one_minus_alphas_cumprod, posterior_variance: buffers of shape [K].
+
+    Raises:
+        ConfigError: on an unknown name or a K below 1.
+
+    Examples:
+        >>> schedule = NoiseSchedule(5)
+        >>> [round(beta, 3) for beta in schedule.betas.tolist()]
+        [0.196, 0.459, 0.636, 0.755, 0.835]
+        >>> schedule.half().betas.dtype
+        torch.float32
+    """
+
+    betas: Tensor
+    alphas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    posterior_variance: Tensor
+
+    def __init__(self, num_steps: int, schedule: str = "vp") -> None:
+        super().__init__()
+        if schedule not in NOISE_SCHEDULES:
+            raise ConfigError(
+                f"unknown noise schedule {schedule!r}: choose one of {', '.join(NOISE_SCHEDULES)}"
+            )
+        if num_steps < 1:
+            raise ConfigError(f"a diffusion needs at least one step, got num_steps={num_steps}")
+        self.num_steps = num_steps
+        self.schedule = schedule
+        tables = self._tables()
+        #: alpha_bar as Python floats, for arithmetic whose step is known when the code is written:
+        #: exact on any device and under any cast of the module.
+        self.alpha_bar: tuple[float, ...] = tuple(tables["alphas_cumprod"].tolist())
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+
+    def _tables(self) -> dict[str, Tensor]:
+        betas = NOISE_SCHEDULES[self.schedule](self.num_steps)
+        alphas = 1.0 - betas
+        alphas_cumprod = alphas.cumprod(0)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+        return {
+            "betas": betas,
+            "alphas": alphas,
+            "alphas_cumprod": alphas_cumprod,
+            "alphas_cumprod_prev": previous,
+            "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1.0 - alphas_cumprod).sqrt(),
+            "posterior_variance": betas * (1.0 - previous) / (1.0 - alphas_cumprod),
+        }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseSchedule:
+        super()._apply(fn, recurse=recurse)
+        # A cast rounds what it is given; start again from float64.
+        for name, table in self._tables().items():
+            cast = getattr(self, name)
+            dtype = torch.promote_types(cast.dtype, torch.float32)
+            if cast.device.type != "meta":
+                setattr(self, name, table.to(device=cast.device, dtype=dtype))
+        return self
+
+    def extra_repr(self) -> str:
+        """Show K and the name."""
+        return f"num_steps={self.num_steps}, schedule={self.schedule!r}"

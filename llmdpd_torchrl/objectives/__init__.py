@@ -1,0 +1,22 @@
+"""Losses: LLM-driven policy diffusion and, as its prompt-free case, Diffusion-QL."""
+
+from __future__ import annotations
+
+from llmdpd_torchrl.objectives.llmdpd import (
+    GUIDANCE_MODES,
+    PROMPT_GRADIENTS,
+    Q_NORMALIZATIONS,
+    DiffusionQLLoss,
+    LLMDPDLoss,
+)
+from llmdpd_torchrl.objectives.process import DiffusionProcess, diffusion_process
+
+__all__ = [
+    "GUIDANCE_MODES",
+    "PROMPT_GRADIENTS",
+    "Q_NORMALIZATIONS",
+    "DiffusionProcess",
+    "DiffusionQLLoss",
+    "LLMDPDLoss",
+    "diffusion_process",
+]

@@ -1,0 +1,33 @@
+"""Prompts: what a task is, told in words, and the language model's view of it.
+
+:func:`load_text_prompts` reads the descriptions, :func:`text_embedding_table` gives their
+embeddings. Those of the built-in prompts come with the package, so neither a language model nor a
+connection is needed for them.
+"""
+
+from __future__ import annotations
+
+from llmdpd_torchrl.prompts.cache import embed_texts, text_embedding_table
+from llmdpd_torchrl.prompts.encoders import (
+    HuggingFaceEncoder,
+    SmolLM2Encoder,
+    TextEncoder,
+    make_text_encoder,
+)
+from llmdpd_torchrl.prompts.similarity import centred_similarity, nearest_tasks
+from llmdpd_torchrl.prompts.storage import cache_root
+from llmdpd_torchrl.prompts.text_prompts import TextPrompt, load_text_prompts
+
+__all__ = [
+    "HuggingFaceEncoder",
+    "SmolLM2Encoder",
+    "TextEncoder",
+    "TextPrompt",
+    "cache_root",
+    "centred_similarity",
+    "embed_texts",
+    "load_text_prompts",
+    "make_text_encoder",
+    "nearest_tasks",
+    "text_embedding_table",
+]

@@ -1,0 +1,123 @@
+"""Command line of the text prompts: ``python -m llmdpd_torchrl.prompts --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.prompts import (
+    SmolLM2Encoder,
+    embed_texts,
+    load_text_prompts,
+    make_text_encoder,
+    nearest_tasks,
+)
+from llmdpd_torchrl.prompts.cache import entry_name
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        the exit code: 0, or 2 with one line on stderr for an error that the user can mend.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llmdpd_torchrl.prompts",
+        description="Text prompts of the tasks and their language-model embeddings.",
+        epilog="LLMDPD_CACHE names the folder for models and embeddings (default: the platform's "
+        "cache folder). The embeddings of the built-in prompts come with the package.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="print the tasks and what each one asks for")
+    listing.add_argument("--file", type=Path, help="a prompt file (default: the built-in prompts)")
+    listing.add_argument("--full", action="store_true", help="print whole prompts, paraphrases too")
+    listing.set_defaults(run=_list)
+
+    embed = commands.add_parser(
+        "embed",
+        help="compute the embeddings of a prompt file ahead of training",
+        description="Embed all prompts and paraphrases of FILE into the user's cache, so that "
+        "training on them needs no language model. With --builtin: regenerate the embeddings that "
+        "come with the package, after an edit of the built-in prompts.",
+    )
+    source = embed.add_mutually_exclusive_group(required=True)
+    source.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a prompt file (YAML)")
+    source.add_argument("--builtin", action="store_true", help="regenerate the package's own data")
+    embed.add_argument("--encoder", default="smollm2", help="smollm2, a Hub id, or a model folder")
+    embed.set_defaults(run=_embed)
+
+    nearest = commands.add_parser("nearest", help="find the built-in tasks nearest to a text")
+    nearest.add_argument("text", metavar="TEXT", help="any description of a task")
+    nearest.add_argument("--count", type=int, default=5, help="how many tasks (default: 5)")
+    nearest.add_argument(
+        "--encoder", default="smollm2", help="smollm2, a Hub id, or a model folder"
+    )
+    nearest.set_defaults(run=_nearest)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    for prompt in load_text_prompts(options.file).values():
+        if options.full:
+            print(f"{prompt.name}\n{prompt.render()}")
+            print("".join(f"  - {paraphrase}\n" for paraphrase in prompt.paraphrases))
+        else:
+            print(f"{prompt.name:30} {prompt.task}")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    prompts = load_text_prompts(options.file)
+    texts = [text for p in prompts.values() for text in (p.render(), *p.paraphrases)]
+    if options.builtin:
+        if options.encoder != "smollm2":
+            raise UserError("--builtin is for the embedded model: leave --encoder out")
+        _write_package_data(texts)
+    else:
+        table = embed_texts(texts, make_text_encoder(options.encoder))
+        print(f"{len(texts)} texts of {len(prompts)} tasks embedded, {table.shape[1]} wide")
+
+
+def _write_package_data(texts: list[str]) -> None:
+    encoder = SmolLM2Encoder()
+    folder = Path(__file__).parent / "embeddings"
+    # Computed anew, past package data and cache: this is what makes them reproducible.
+    table = encoder.encode(texts)
+    entries = {
+        entry_name(encoder.identity, text): row.clone()
+        for text, row in zip(texts, table, strict=True)
+    }
+    write_atomic(folder / "smollm2.safetensors", lambda temporary: save_file(entries, temporary))
+    about = {"identity": encoder.identity, "entries": len(entries), "width": table.shape[1]}
+    write_json(folder / "smollm2.json", about)
+    print(f"{len(entries)} embeddings written to {folder}")
+
+
+def _nearest(options: argparse.Namespace) -> None:
+    if options.count < 1:
+        raise UserError(f"--count must be at least 1, got {options.count}")
+    for name, similarity in nearest_tasks(
+        options.text, encoder=options.encoder, count=options.count
+    ):
+        print(f"{similarity:+.3f}  {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Where downloaded models and computed embeddings are kept, and how processes share the place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from llmdpd_torchrl.errors import PromptError
+
+__all__ = ["cache_root", "file_sha256", "locked_folder"]
+
+
+def cache_root() -> Path:
+    """Return the folder for everything that can be fetched or computed again.
+
+    ``LLMDPD_CACHE`` if it is set, else ``llmdpd_torchrl`` in the platform's cache folder:
+    ``$XDG_CACHE_HOME`` or ``~/.cache`` (on macOS ``~/Library/Caches``, on Windows
+    ``%LOCALAPPDATA%``). The folder may not exist yet.
+    """
+    own = os.environ.get("LLMDPD_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    if not shared and sys.platform == "win32":
+        shared = os.environ.get("LOCALAPPDATA")
+    if not shared and sys.platform == "darwin":
+        shared = "~/Library/Caches"
+    return Path(shared or "~/.cache").expanduser() / "llmdpd_torchrl"
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[Path]:
+    """Make ``folder`` and hold its lock, so that one process at a time changes what is in it.
+
+    The operating system releases the lock when a process dies, so nothing is ever left locked.
+
+    Raises:
+        PromptError: if the folder can not be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    except OSError as error:
+        raise PromptError(
+            f"can not write to the cache folder {folder} ({error.strerror or error}); "
+            "set LLMDPD_CACHE to a writable folder"
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

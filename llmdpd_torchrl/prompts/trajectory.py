@@ -1,0 +1,126 @@
+"""Trajectory prompts: one trajectory of a task, cut to a fixed number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.errors import PromptError
+
+__all__ = ["TrajectoryPromptBank", "cut_trajectory"]
+
+
+def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
+    """Choose ``length`` evenly spaced steps of a trajectory, the first and the last among them.
+
+    Args:
+        trajectory: transitions ``[T]`` in time order.
+        length: L. A shorter trajectory is padded with zeros, and ``mask`` says where.
+
+    Returns:
+        TensorDict ``[L]`` with ``observation`` [L, O], ``action`` [L, A], ``reward`` [L, 1] and
+        ``mask`` [L] (bool, true where there is a step).
+    """
+    steps = len(trajectory)
+    chosen = torch.linspace(0, steps - 1, min(length, steps)).round().long()
+    cut = TensorDict(
+        {
+            "observation": trajectory["observation"][chosen],
+            "action": trajectory["action"][chosen],
+            "reward": trajectory["next", "reward"][chosen],
+            "mask": torch.ones(len(chosen), dtype=torch.bool),
+        },
+        batch_size=[len(chosen)],
+    )
+    if len(chosen) == length:
+        return cut
+    padding = cut[:1].expand(length - len(chosen)).clone().zero_()
+    return torch.cat([cut, padding])
+
+
+@dataclass
+class TrajectoryPromptBank:
+    """All trajectories that may be shown as prompts, cut to one length.
+
+    A transition never carries a prompt, only the prompt's row in this bank.
+
+    Args:
+        prompts: TensorDict ``[P, L]``, rows as :func:`cut_trajectory` makes them.
+        task_id: ``[P]`` int64, the task of each prompt.
+        trajectory_id: ``[P]`` int64, the training trajectory that the prompt was cut from, or -1
+            where it is not in the training data.
+
+    Examples:
+        >>> prompts = TensorDict({"mask": torch.ones(3, 4, dtype=torch.bool)}, batch_size=[3, 4])
+        >>> bank = TrajectoryPromptBank(
+        ...     prompts, task_id=torch.tensor([7, 7, 9]), trajectory_id=torch.tensor([0, 1, 2])
+        ... )
+        >>> bank.rows_of(7).tolist(), len(bank)
+        ([0, 1], 3)
+    """
+
+    prompts: TensorDictBase
+    task_id: torch.Tensor
+    trajectory_id: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.task_id)
+
+    @property
+    def length(self) -> int:
+        """L, the number of steps of a prompt."""
+        return self.prompts.shape[1]
+
+    def rows_of(self, task_id: int) -> torch.Tensor:
+        """Rows of the prompts of one task, ``[n]`` int64."""
+        return (self.task_id == task_id).nonzero().squeeze(-1)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: TrajectoryDataset,
+        length: int,
+        *,
+        max_per_task: int | None = None,
+        trained_on: bool = True,
+    ) -> TrajectoryPromptBank:
+        """Cut the successful trajectories of ``dataset`` into prompts.
+
+        Args:
+            dataset: training data, or a support set.
+            length: L.
+            max_per_task: keep the first so many of each task; ``None`` keeps all.
+            trained_on: whether the trajectories are in the training data, so that a transition must
+                be kept from seeing its own trajectory as prompt.
+
+        Raises:
+            PromptError: if ``length`` is below 2 or a task has no successful trajectory.
+        """
+        if length < 2:
+            raise PromptError(f"prompt length is {length}: a trajectory prompt needs at least 2")
+        rows: list[int] = []
+        success = dataset.trajectory_success
+        for task_id in dataset.trajectory_task.unique():
+            of_task = ((dataset.trajectory_task == task_id) & success).nonzero().squeeze(-1)
+            if not len(of_task):
+                name = dataset.manifest.task_table[int(task_id)]
+                raise PromptError(
+                    f"{name}: no successful trajectory to show as prompt; collect more episodes"
+                )
+            rows += of_task[:max_per_task].tolist()
+        prompts = torch.stack([cut_trajectory(dataset.trajectory(row), length) for row in rows])
+        identity = torch.tensor(rows) if trained_on else torch.full((len(rows),), -1)
+        return cls(prompts, dataset.trajectory_task[rows], identity)
+
+    @classmethod
+    def concatenate(cls, banks: Sequence[TrajectoryPromptBank]) -> TrajectoryPromptBank:
+        """One bank of several with equal prompt lengths, rows in the order given."""
+        return cls(
+            torch.cat([bank.prompts for bank in banks]),
+            torch.cat([bank.task_id for bank in banks]),
+            torch.cat([bank.trajectory_id for bank in banks]),
+        )

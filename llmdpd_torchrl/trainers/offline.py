@@ -1,0 +1,235 @@
+"""Offline training on TorchRL's Trainer: a replay source in the collector's place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import nn
+from torchrl.data import ReplayBuffer
+from torchrl.objectives import LossModule
+from torchrl.record.loggers import Logger
+from torchrl.trainers import Trainer
+from torchrl.trainers.trainers import OptimizationStepper
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+
+__all__ = ["OfflineOptimizationStepper", "OfflineTrainer", "ReplaySource"]
+
+
+class ReplaySource:
+    """Stands where an online trainer has its collector: an endless source of "frames".
+
+    A frame is one update; the batch of an update is drawn by the trainer's ``process_optim_batch``
+    hook. Each item is a placeholder of ``updates`` frames.
+
+    Args:
+        updates: frames an item.
+    """
+
+    init_random_frames = 0
+    requested_frames_per_batch = None
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        while True:
+            yield TensorDict({}, batch_size=[self.updates])
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Nothing is drawn here."""
+        return seed
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to stop."""
+
+    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
+        """No policy acts while training offline."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class OfflineOptimizationStepper(OptimizationStepper):
+    """One Adam over actor, critics and prompt encoder, with gradients clipped per network.
+
+    The losses are ``loss_actor`` and ``loss_qvalue``; they are summed and differentiated once, so
+    that the shared prompt encoder is run forwards and backwards once.
+
+    Args:
+        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`.
+        learning_rate: of Adam.
+        total_updates: over which the learning rate falls to zero along a half cosine; ``None``
+            keeps it constant.
+        max_grad_norm: per network; ``None`` does not clip.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        *,
+        learning_rate: float = 3e-4,
+        total_updates: int | None = None,
+        max_grad_norm: float | None = 10.0,
+    ) -> None:
+        if learning_rate <= 0:
+            raise ConfigError(f"learning_rate is {learning_rate}: it must be above 0")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ConfigError(f"max_grad_norm is {max_grad_norm}: it must be above 0, or null")
+        self.groups = self._parameter_groups(loss_module)
+        # A tensor as learning rate keeps the scheduler from recompiling or synchronising.
+        self.optimizer = torch.optim.Adam(
+            [{"params": parameters, "name": name} for name, parameters in self.groups.items()],
+            lr=learning_rate,
+            fused=True,
+        )
+        self.max_grad_norm = max_grad_norm
+        self.scheduler = (
+            None
+            if total_updates is None
+            else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_updates)
+        )
+
+    @staticmethod
+    def _parameter_groups(loss_module: LossModule) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by network; a parameter belongs to the first network that has it."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in loss_module.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(name.partition("_params")[0], []).append(parameter)
+        return groups
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        """Update all networks once and return detached scalars."""
+        losses = trainer.compute_loss(sub_batch)
+        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
+        result = losses.detach()
+        for name, parameters in self.groups.items():
+            # Also measures the norm where nothing is clipped.
+            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+            result[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(parameters, limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of optimizer and schedule."""
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+class OfflineTrainer(Trainer):
+    """TorchRL's trainer for a fixed dataset: ``total_updates`` updates on a replay buffer.
+
+    Frames are updates: ``total_frames``, ``collected_frames``, log and save intervals count them.
+
+    Args:
+        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`.
+        replay_buffer: sampled once per update.
+        total_updates: length of the training.
+        stepper: owns the optimizer; default: :class:`OfflineOptimizationStepper` with a cosine
+            schedule over ``total_updates``.
+        target_updater: default: :class:`~llmdpd_torchrl.trainers.TargetUpdater` of the loss.
+        logger: a TorchRL logger; scalars are the means over the last ``log_every`` updates.
+        log_every: updates between log entries.
+        progress_bar: whether to show one.
+
+    Raises:
+        ConfigError: if a count is below 1.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+        >>> from llmdpd_torchrl.objectives import DiffusionQLLoss
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> data = TensorDict({
+        ...     "observation": torch.randn(32, 3), "action": torch.rand(32, 2),
+        ...     "next": {"observation": torch.randn(32, 3), "reward": torch.randn(32, 1),
+        ...              "terminated": torch.zeros(32, 1, dtype=torch.bool),
+        ...              "done": torch.zeros(32, 1, dtype=torch.bool)},
+        ... }, batch_size=[32])
+        >>> buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(32), batch_size=8)
+        >>> _ = buffer.extend(data)
+        >>> actor = DiffusionActor(2, 3, hidden=(8,), in_keys=["observation"])
+        >>> loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 2, hidden=(8,)))
+        >>> trainer = OfflineTrainer(loss, buffer, total_updates=4, progress_bar=False)
+        >>> trainer.train()
+        >>> trainer.collected_frames
+        4
+    """
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        replay_buffer: ReplayBuffer,
+        *,
+        total_updates: int,
+        stepper: OfflineOptimizationStepper | None = None,
+        target_updater: TargetUpdater | None = None,
+        logger: Logger | None = None,
+        log_every: int = 100,
+        progress_bar: bool = True,
+    ) -> None:
+        if total_updates < 1 or log_every < 1:
+            raise ConfigError(
+                f"total_updates is {total_updates} and log_every {log_every}: both must be >= 1"
+            )
+        # The trainer looks up after this many updates; both intervals end on such a moment.
+        chunk = math.gcd(total_updates, log_every)
+        super().__init__(
+            collector=ReplaySource(chunk),
+            total_frames=total_updates,
+            frame_skip=1,
+            optim_steps_per_batch=chunk,
+            loss_module=loss_module,
+            optimization_stepper=stepper
+            or OfflineOptimizationStepper(loss_module, total_updates=total_updates),
+            logger=logger,
+            progress_bar=progress_bar,
+            log_interval=0,
+            # Off: it would keep every logged value of every update for ever.
+            auto_log_optim_steps=False,
+        )
+        self.target_updater = target_updater or TargetUpdater(loss_module)
+        self.log_every = log_every
+        self._sums: TensorDictBase | None = None
+        self._counted = 0
+        self.register_op("process_optim_batch", lambda _: replay_buffer.sample())
+        self.register_op("post_optim", self.target_updater.step)
+        self.register_op("post_optim_complete_log", self._log_means)
+        self.register_module("target_updater", self.target_updater)
+
+    def _log_means(self, updates: int, means: TensorDictBase) -> Mapping[str, Any] | None:
+        """Average what the trainer averaged over its chunks, and hand it on at the log interval."""
+        self._sums = means if self._sums is None else self._sums + means
+        self._counted += 1
+        if updates % self.log_every and updates != self.total_frames:
+            return None
+        averages = self._sums / self._counted
+        self._sums, self._counted = None, 0
+        scalars = {f"train/{key}": float(value) for key, value in averages.items()}
+        if not all(math.isfinite(value) for value in scalars.values()):
+            broken = next(key for key, value in scalars.items() if not math.isfinite(value))
+            raise FloatingPointError(f"{broken} is not finite at update {updates}")
+        if self.progress_bar:
+            self._pbar_str.update({"bc": scalars["train/bc"], "q": scalars["train/q_value"]})
+        return scalars

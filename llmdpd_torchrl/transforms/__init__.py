@@ -1,0 +1,7 @@
+"""Prompt encoders as TorchRL transforms, for environments and replay buffers alike."""
+
+from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
+from llmdpd_torchrl.transforms.text import TextPromptTransform
+from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
+
+__all__ = ["PromptEmbeddingTransform", "TextPromptTransform", "TrajectoryPromptTransform"]

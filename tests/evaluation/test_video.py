@@ -1,0 +1,274 @@
+"""Videos are real files; frames come from the right environment; a machine without GL says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation import video
+from llmdpd_torchrl.evaluation.video import render_frame, rendering_backend, write_video
+
+needs_gl = pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
+
+
+@pytest.fixture(autouse=True)
+def _own_findings(monkeypatch):
+    """Leave the process as it was: its backend, and what was found out about backends."""
+    monkeypatch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", ""))
+    before = video._renders
+    yield
+    assert video._renders is before
+    before.cache_clear()
+
+
+@pytest.fixture
+def no_gl(monkeypatch):
+    """Make every GL binding of mujoco refuse to load, in the probe process as well."""
+    video._renders.cache_clear()
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "none-such")
+
+
+def make_env(task: str, **settings):
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    settings = {"render_mode": "rgb_array", "camera_name": "corner2", **settings}
+    env = ALL_V3_ENVIRONMENTS[task](width=160, height=120, **settings)
+    env._freeze_rand_vec = False
+    env._set_task_called = True
+    env.reset(seed=0)
+    return env
+
+
+def colours(count: int, height: int, width: int) -> list[np.ndarray]:
+    return [np.full((height, width, 3), 10 + 10 * index, np.uint8) for index in range(count)]
+
+
+# --- which backend ---------------------------------------------------------------------------
+
+
+def test_without_gl_one_line_names_the_packages(no_gl):
+    backend, problem = rendering_backend()
+    assert backend is None
+    assert "MUJOCO_GL" not in os.environ
+    assert "egl and osmesa" in problem
+    for package in ("libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libosmesa6"):
+        assert package in problem
+    assert "\n" not in problem
+
+
+def test_rendering_without_gl_is_a_user_error(no_gl):
+    class Environment:
+        render_mode = "rgb_array"
+
+        @property
+        def unwrapped(self):
+            return self
+
+    with pytest.raises(ConfigError, match="libegl1"):
+        render_frame(Environment())
+
+
+def test_a_backend_the_user_chose_is_the_only_one_tried(no_gl, monkeypatch):
+    tried = []
+    monkeypatch.setenv("MUJOCO_GL", "OSMesa")
+    monkeypatch.setattr(video, "_PROBE", "import os, sys; sys.exit(os.environ['MUJOCO_GL'])")
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda *a, **k: tried.append(k["env"]["MUJOCO_GL"]) or run(*a, **k)
+    )
+    backend, problem = rendering_backend()
+    assert backend is None
+    assert tried == ["osmesa"]
+    assert "MUJOCO_GL=osmesa does not render" in problem
+    assert os.environ["MUJOCO_GL"] == "OSMesa"
+
+
+def test_osmesa_follows_egl_and_is_selected(no_gl, monkeypatch):
+    probe = "import os, sys; sys.exit(os.environ['MUJOCO_GL'] != 'osmesa')"
+    monkeypatch.setattr(video, "_PROBE", probe)
+    assert rendering_backend() == ("osmesa", "")
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_a_library_that_kills_its_process_does_not_kill_ours(no_gl, monkeypatch):
+    monkeypatch.setattr(video, "_PROBE", "import os; os.abort()")
+    assert rendering_backend()[0] is None
+
+
+def test_a_library_that_hangs_is_given_up(no_gl, monkeypatch):
+    monkeypatch.setattr(video, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(video, "_PROBE_SECONDS", 0.2)
+    assert rendering_backend()[0] is None
+
+
+def test_the_finding_is_remembered(no_gl, monkeypatch):
+    assert rendering_backend()[0] is None
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("probed again"))
+    assert rendering_backend()[0] is None
+
+
+def test_rendering_switched_off_is_respected(no_gl, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    backend, problem = rendering_backend()
+    assert backend is None
+    assert "MUJOCO_GL=disable" in problem
+
+
+# --- frames ----------------------------------------------------------------------------------
+
+
+@needs_gl
+def test_corner2_is_the_right_way_up():
+    env = make_env("door-open-v3")
+    frame = render_frame(env)
+    raw = env.render()
+    env.close()
+    assert frame.shape == (120, 160, 3)
+    assert frame.dtype == np.uint8
+    np.testing.assert_array_equal(frame, raw[::-1, ::-1])
+    # The pale floor is below, the grey void beyond it above.
+    assert frame[-20:].mean() > frame[:20].mean() + 20
+
+
+@needs_gl
+def test_a_camera_that_hangs_upright_is_not_turned():
+    env = make_env("door-open-v3", camera_name="topview")
+    frame = render_frame(env)
+    np.testing.assert_array_equal(frame, env.render())
+    env.close()
+
+
+@needs_gl
+def test_environments_that_render_in_turns_keep_their_own_pictures():
+    first, second = make_env("door-open-v3"), make_env("hammer-v3")
+    door, hammer = render_frame(first), render_frame(second)
+    assert np.abs(door.astype(int) - hammer).mean() > 1
+    np.testing.assert_array_equal(render_frame(first), door)
+    np.testing.assert_array_equal(render_frame(second), hammer)
+    first.close()
+    np.testing.assert_array_equal(render_frame(second), hammer)
+    second.close()
+
+
+@needs_gl
+def test_another_render_mode_is_refused():
+    env = make_env("reach-v3", render_mode="depth_array")
+    with pytest.raises(ValueError, match="depth_array"):
+        render_frame(env)
+    env.close()
+
+
+@needs_gl
+def test_no_variable_is_needed_and_an_open_environment_ends_quietly():
+    """The library is found after metaworld is imported, and nothing is printed at exit."""
+    script = (
+        "from metaworld.env_dict import ALL_V3_ENVIRONMENTS as envs\n"
+        "from llmdpd_torchrl.evaluation.video import render_frame\n"
+        "made = [envs['reach-v3'](render_mode='rgb_array', camera_name='corner2',"
+        " width=64, height=48) for _ in range(2)]\n"
+        "for env in made:\n"
+        "    env._set_task_called, env._freeze_rand_vec = True, False\n"
+        "    env.reset(seed=0)\n"
+        "    print(render_frame(env).shape)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split("\n")[:2] == ["(48, 64, 3)"] * 2, done.stderr
+    assert "Exception" not in done.stderr
+    assert "Error" not in done.stderr
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def test_mp4_has_every_frame_even_sizes_and_the_caption(tmp_path):
+    path = tmp_path / "new folder" / "film.mp4"
+    write_video(colours(12, 121, 161), path, fps=12, caption="open the door " * 6)
+    with imageio.get_reader(path) as reader:
+        data = reader.get_meta_data()
+        frames = [np.asarray(frame) for frame in reader]
+    assert data["fps"] == 12
+    assert data["codec"] == "h264"
+    assert data["pix_fmt"].startswith("yuv420p")
+    assert len(frames) == 12
+    height, width, _ = frames[0].shape
+    assert width == 162
+    assert height % 2 == 0
+    strip = frames[5][122:, :160]
+    assert (strip > 240).mean() > 0.5  # white paper
+    assert (strip < 90).mean() > 0.02  # dark letters
+    levels = [frame[:110].mean() for frame in frames]
+    assert levels == pytest.approx([10 + 10 * index for index in range(12)], abs=3)
+
+
+def test_without_a_caption_there_is_no_strip(tmp_path):
+    write_video(colours(3, 48, 64), tmp_path / "film.mp4", fps=5)
+    assert imageio.mimread(tmp_path / "film.mp4")[0].shape == (48, 64, 3)
+
+
+def test_gif_moves_at_its_speed_and_keeps_small_things(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(90, 140, (96, 96, 1)).repeat(3, 2).astype(np.uint8) for _ in range(4)]
+    for index, frame in enumerate(frames):
+        frame[10 * index : 10 * index + 4, 5:9] = (0, 230, 0)
+    write_video(frames, tmp_path / "film.gif", fps=10)
+    with imageio.get_reader(tmp_path / "film.gif") as reader:
+        assert reader.get_meta_data()["duration"] == 100
+        read = [np.asarray(frame)[..., :3].astype(int) for frame in reader]
+    assert len(read) == 4
+    for index, frame in enumerate(read):
+        red, green, _ = frame[10 * index + 1, 6]
+        assert green - red > 120
+
+
+def test_long_words_and_line_ends_are_wrapped_into_the_width():
+    strip = video._caption_strip("x" * 200 + "\nε_θ second", 100)
+    assert strip.shape[1] == 100
+    assert (strip[:, -2:] > 250).all()  # no letter runs out at the right
+    single = video._caption_strip("x", 100)
+    assert strip.shape[0] > 8 * single.shape[0]
+
+
+def test_a_film_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "film.mp4"
+    write_video(colours(3, 48, 64), path, fps=5)
+    before = path.read_bytes()
+
+    def failing(frames, caption):
+        yield frames[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(video, "_with_caption", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(colours(3, 48, 64), path, fps=5)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "name", "message"),
+    [
+        ([], "film.mp4", "at least one frame"),
+        (colours(1, 8, 8), "film.avi", ".mp4 or .gif"),
+        ([*colours(1, 8, 8), *colours(1, 8, 10)], "film.mp4", "frame 1"),
+        ([np.zeros((8, 8, 3))], "film.mp4", "float64"),
+        ([np.zeros((8, 8), np.uint8)], "film.gif", "frame 0"),
+    ],
+)
+def test_frames_that_make_no_film_are_refused(tmp_path, frames, name, message):
+    with pytest.raises(ValueError, match=message):
+        write_video(frames, tmp_path / name, fps=5)
+    assert not list(tmp_path.iterdir())

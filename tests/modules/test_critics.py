@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from llmdpd_torchrl.modules import make_qvalue_networks
+
+
+@pytest.mark.parametrize("prompt_dim", [0, 5])
+def test_keys_and_shapes(prompt_dim):
+    critics = make_qvalue_networks(3, 2, prompt_dim, num=3, hidden=(8,))
+    data = TensorDict(
+        {
+            "observation": torch.randn(4, 3),
+            "action": torch.randn(4, 2),
+            "prompt_embedding": torch.randn(4, 5),
+        },
+        [4],
+    )
+    assert len(critics) == 3
+    for critic in critics:
+        expected = ["observation", "action"] + ["prompt_embedding"] * bool(prompt_dim)
+        assert critic.in_keys == expected
+        assert critic(data)["state_action_value"].shape == (4, 1)
+
+
+def test_each_critic_starts_elsewhere():
+    first, second = make_qvalue_networks(3, 2)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert not torch.equal(one, other)
+
+
+def test_the_observation_module_is_applied_and_copied():
+    widen = nn.Linear(3, 6)
+    first, second = make_qvalue_networks(6, 2, hidden=(8,), observation_module=widen)
+    data = TensorDict({"observation": torch.randn(4, 3), "action": torch.randn(4, 2)}, [4])
+    value = first(data.copy())["state_action_value"]
+    inputs = torch.cat([widen(data["observation"]), data["action"]], -1)
+    torch.testing.assert_close(value, first.module.mlp(inputs))
+    assert first.module.observation_module is not second.module.observation_module

@@ -1,0 +1,189 @@
+"""Pooling, checked by hand on a tiny model; names, limits and their messages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.prompts import (
+    HuggingFaceEncoder,
+    SmolLM2Encoder,
+    TextEncoder,
+    make_text_encoder,
+)
+from llmdpd_torchrl.prompts.encoders import pool
+
+TEXTS = ["open the door", "close the window slowly and then stop now", "robot arm"]
+
+
+def by_hand(folder, text, layer):
+    """Mean over the tokens after the first, of the full model's hidden state, one text alone."""
+    from transformers import AutoModel, AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        full = AutoModel.from_pretrained(folder).eval()
+        states = full(input_ids=ids, output_hidden_states=True).hidden_states
+    total = torch.zeros(states[layer].shape[-1])
+    for position in range(1, ids.shape[1]):
+        total += states[layer][0, position]
+    return total / (ids.shape[1] - 1)
+
+
+def test_pool_skips_the_first_token_and_the_padding():
+    hidden = torch.randn(2, 5, 3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    expected = torch.stack([hidden[0, 1:3].mean(0), hidden[1, 1:].mean(0)])
+    torch.testing.assert_close(pool(hidden, mask), expected)
+    hidden[:, 0] = 1e6  # the sink
+    hidden[0, 3:] = -1e6  # padding
+    torch.testing.assert_close(pool(hidden, mask), expected)
+
+
+@pytest.mark.parametrize(("layer", "read"), [("middle", 2), (1, 1), (3, 3), (4, 4)])
+def test_embedding_equals_the_hand_computation(tiny_folder, layer, read):
+    encoder = HuggingFaceEncoder(tiny_folder, layer=layer, device="cpu")
+    table = encoder.encode(TEXTS)
+    assert table.shape == (3, 16)
+    assert table.dtype == torch.float32
+    for row, text in zip(table, TEXTS, strict=True):
+        torch.testing.assert_close(row, by_hand(tiny_folder, text, read), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batch_and_padding_change_nothing(tiny_folder, batch_size):
+    together = HuggingFaceEncoder(tiny_folder, batch_size=batch_size, device="cpu").encode(TEXTS)
+    alone = [HuggingFaceEncoder(tiny_folder, device="cpu").encode([text])[0] for text in TEXTS]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
+
+
+def test_only_the_lower_layers_are_loaded(tiny_folder):
+    _, model, layer = HuggingFaceEncoder(tiny_folder, device="cpu")._load()
+    assert layer == 2
+    assert len(model.layers) == 3
+
+
+def test_identity_follows_the_weights_and_not_the_path(tiny_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_folder, copy)
+    original = HuggingFaceEncoder(tiny_folder, device="cpu").identity
+    assert HuggingFaceEncoder(copy, device="cpu").identity == original
+    json.dumps(original)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert HuggingFaceEncoder(copy, device="cpu").identity != original
+    changed = [
+        HuggingFaceEncoder(tiny_folder, device="cpu", layer=1),
+        HuggingFaceEncoder(tiny_folder, device="cpu", max_length=99),
+        HuggingFaceEncoder(tiny_folder, device="cpu", dtype=torch.bfloat16),
+    ]
+    assert all(encoder.identity != original for encoder in changed)
+
+
+def test_bfloat16_is_near_float32(tiny_folder):
+    exact = HuggingFaceEncoder(tiny_folder, device="cpu").encode(TEXTS)
+    rough = HuggingFaceEncoder(tiny_folder, device="cpu", dtype=torch.bfloat16).encode(TEXTS)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.05)
+    assert not torch.equal(rough, exact)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ([], "no prompt to embed"),
+        (["open the door", " \n"], "prompt 1 is empty"),
+        (["door"], "single token"),
+        (["the door " * 20], "40 tokens and the limit is 32"),
+    ],
+)
+def test_prompts_that_can_not_be_embedded(tiny_folder, texts, words):
+    encoder = HuggingFaceEncoder(tiny_folder, max_length=32, device="cpu")
+    with pytest.raises(PromptError, match=words):
+        encoder.encode(texts)
+
+
+def test_the_models_own_length_limit_counts_too(tiny_folder):
+    with pytest.raises(PromptError, match="the limit is 64"):
+        HuggingFaceEncoder(tiny_folder, device="cpu").encode(["the door " * 40])
+
+
+def test_one_string_instead_of_a_list_is_a_programming_error(tiny_folder):
+    with pytest.raises(TypeError, match="not one string"):
+        HuggingFaceEncoder(tiny_folder, device="cpu").encode("open the door")
+
+
+@pytest.mark.parametrize("layer", [0, -1, "last"])
+def test_impossible_layer(tiny_folder, layer):
+    with pytest.raises(PromptError, match="layer must be"):
+        HuggingFaceEncoder(tiny_folder, layer=layer)
+
+
+def test_layer_beyond_the_model(tiny_folder):
+    with pytest.raises(PromptError, match=r"layer 5 is out of range: .* has 4 layers"):
+        HuggingFaceEncoder(tiny_folder, layer=5, device="cpu").encode(TEXTS)
+
+
+def test_non_finite_weights_are_reported(tiny_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["embed_tokens.weight"][4] = float("nan")  # "door"
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PromptError, match="non-finite embedding for 'open the door'"):
+        HuggingFaceEncoder(folder, device="cpu").encode(["robot arm", "open the door"])
+
+
+def test_a_cut_off_weights_file_is_reported(tiny_folder, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_folder, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PromptError, match=r"can not load the language model .*cut") as caught:
+        HuggingFaceEncoder(folder, device="cpu").encode(TEXTS)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_memory_is_said_before_loading(tiny_folder, monkeypatch):
+    monkeypatch.setattr("llmdpd_torchrl.prompts.encoders._free_memory", lambda device: 100)
+    with pytest.raises(PromptError, match="GB for its weights and cpu has"):
+        HuggingFaceEncoder(tiny_folder, device="cpu").encode(TEXTS)
+
+
+def test_names(tiny_folder, tmp_path, monkeypatch):
+    assert isinstance(make_text_encoder("smollm2"), SmolLM2Encoder)
+    assert isinstance(make_text_encoder("owner/name"), HuggingFaceEncoder)
+    assert make_text_encoder(tiny_folder).folder == tiny_folder
+    assert isinstance(make_text_encoder(str(tiny_folder)), TextEncoder)
+    for wrong in ("smolm2", "./absent", "a/b/c", ""):
+        with pytest.raises(PromptError, match=f"unknown text encoder '{wrong}': give 'smollm2'"):
+            make_text_encoder(wrong)
+    with pytest.raises(PromptError, match=r"no config\.json"):
+        make_text_encoder(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert make_text_encoder("smollm2").identity == SmolLM2Encoder().identity
+
+
+def test_missing_transformers_names_the_extra(tiny_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(PromptError, match=r'pip install "llmdpd_torchrl\[llm\]"'):
+        HuggingFaceEncoder(tiny_folder, device="cpu").encode(TEXTS)
+
+
+def test_importing_the_package_does_not_import_the_language_model_stack():
+    code = (
+        "import sys, llmdpd_torchrl.prompts as p\n"
+        "e = p.make_text_encoder('smollm2'); e.identity\n"
+        "heavy = {'transformers', 'gguf', 'huggingface_hub', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
