@@ -46,7 +46,7 @@ class Run:
 def read(kind: type[Settings], cfg: Any, where: str, **more: Any) -> Settings:
     """Make a settings dataclass of a config group, with one line for a wrong name or type."""
     values = {**OmegaConf.to_container(cfg, resolve=True), **more}  # type: ignore[dict-item]
-    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         wanted = kinds.get(str(item.type))
         value = values.get(item.name)
@@ -97,13 +97,13 @@ def prepare(cfg: DictConfig) -> Run:
 
 def collection_settings(cfg: DictConfig) -> DictConfig:
     """The part of ``data`` that the data is a function of."""
-    names = ("episodes_per_task", "noise_levels", "seed", "max_steps", "steps_after_success")
+    names = ["episodes_per_task", "noise_levels", "seed", "max_steps", "steps_after_success"]
     return OmegaConf.masked_copy(cfg.data, names)
 
 
 def evaluation_settings(cfg: DictConfig) -> DictConfig:
     """The part of ``evaluation`` that the result is a function of."""
-    names = ("episodes_per_task", "max_steps", "seed", "stochastic")
+    names = ["episodes_per_task", "max_steps", "seed", "stochastic"]
     return OmegaConf.masked_copy(cfg.evaluation, names)
 
 
@@ -182,7 +182,7 @@ def fit(run: Run) -> Any:
     from llmdpd_torchrl.objectives import LLMDPDLoss
     from llmdpd_torchrl.trainers.logging import make_logger
     from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
-    from llmdpd_torchrl.transforms import TextPromptTransform, TrajectoryPromptTransform
+    from llmdpd_torchrl.transforms.pipeline import training_transforms
     from llmdpd_torchrl.workers import available_cores
 
     cfg, dataset, table = run.cfg, run.dataset, run.text_table
@@ -207,28 +207,27 @@ def fit(run: Run) -> Any:
         networks,
         {
             "fingerprint": run.fingerprint,
-            "seen": list(run.split.train),
+            "trained_tasks": list(run.split.train),
+            "trained_task_ids": dataset.trajectory_task.unique().tolist(),
             "task_table": dataset.manifest.task_table,
             "text_encoder": cfg.text_encoder if config.uses_text else None,
             "hide_goal": cfg.data.hide_goal,
         },
     )
-    transforms = []
-    if config.uses_text:
-        transforms.append(TextPromptTransform(table, mode="index"))
-    if config.uses_trajectory:
-        transforms.append(
-            TrajectoryPromptTransform(
-                run.training_bank, mode="index", prompts_per_task=cfg.trajectory_prompt.per_task
-            )
-        )
-    loss_options = OmegaConf.to_container(cfg.loss)
-    gamma = loss_options.pop("gamma")  # type: ignore[union-attr, call-arg]
+    transforms = training_transforms(
+        policy,
+        text_table=table,
+        bank=run.training_bank,
+        prompts_per_task=cfg.trajectory_prompt.per_task,
+        open_probability=cfg.trajectory_prompt.open_probability,
+    )
+    loss_options = dict(cfg.loss)
+    gamma = loss_options.pop("gamma")
     loss = LLMDPDLoss(
         policy.prompt_network(table, run.training_bank),
         networks.actor,
         networks.qvalues,
-        **loss_options,  # type: ignore[arg-type]
+        **loss_options,
     )
     loss.make_value_estimator(gamma=gamma)
     metrics = run.output / "metrics.csv"
@@ -237,7 +236,7 @@ def fit(run: Run) -> Any:
         directory=run.output,
         name=cfg.name,
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
-        **OmegaConf.to_container(cfg.logger),  # type: ignore[arg-type]
+        **cfg.logger,
     )
     OfflineTrainer(
         loss,
@@ -347,10 +346,8 @@ def write_environment(run: Run) -> None:
     from llmdpd_torchrl.files import write_atomic, write_json
     from llmdpd_torchrl.workers import available_cores
 
-    text = OmegaConf.to_yaml(run.cfg, resolve=True)
-    write_atomic(
-        run.output / "config.yaml", lambda path: OmegaConf.save(OmegaConf.create(text), path)
-    )
+    resolved = OmegaConf.create(OmegaConf.to_yaml(run.cfg, resolve=True))
+    write_atomic(run.output / "config.yaml", lambda path: OmegaConf.save(resolved, path))
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         capture_output=True,

@@ -13,7 +13,7 @@ __all__ = ["write_atomic", "write_json"]
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk and rename it to ``path``.
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it.
 
     An interruption at any moment leaves the old file, or none, and never half a file. The temporary
     name keeps the suffix of ``path``, because some writers choose their format by it.

@@ -90,7 +90,7 @@ _counters: Any = None
 
 
 def _start_worker(counters: Any) -> None:
-    """Remember the shared counters, and die with the parent instead of waiting for work for ever."""
+    """Remember the shared counters, and die with the parent instead of waiting for ever."""
     global _counters
     _counters = counters
     parent = multiprocessing.parent_process()

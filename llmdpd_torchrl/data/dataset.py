@@ -107,7 +107,7 @@ class TrajectoryDataset:
             part["trajectory_id"] += episodes
             episodes += len(manifest.tasks[name].episodes)
             parts.append(part)
-        transitions = torch.cat(parts)
+        transitions: TensorDictBase = TensorDict.cat(parts)
         if hide_goal:
             goal = slice(*manifest.observation_layout["fields"]["goal_position"])
             transitions["observation"][:, goal] = 0.0

@@ -118,9 +118,7 @@ class Manifest:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(
-                f"{path}: not valid JSON ({error}); collect the dataset again"
-            ) from None
+            raise DataError(f"{path}: not valid JSON ({error}); collect it again") from None
         if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
             raise DataError(f"{path}: not a manifest of this library (no format {_FORMAT!r})")
         if raw.get("format_version") != FORMAT_VERSION:

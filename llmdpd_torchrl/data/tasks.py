@@ -7,7 +7,7 @@ silently wrong); names live here and in a dataset's manifest.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,63 +62,19 @@ class TaskTable:
         return checked
 
 
-def _metaworld_names() -> Sequence[str]:
-    return [
-        "assembly",
-        "basketball",
-        "bin-picking",
-        "box-close",
-        "button-press",
-        "button-press-topdown",
-        "button-press-topdown-wall",
-        "button-press-wall",
-        "coffee-button",
-        "coffee-pull",
-        "coffee-push",
-        "dial-turn",
-        "disassemble",
-        "door-close",
-        "door-lock",
-        "door-open",
-        "door-unlock",
-        "drawer-close",
-        "drawer-open",
-        "faucet-close",
-        "faucet-open",
-        "hammer",
-        "hand-insert",
-        "handle-press",
-        "handle-press-side",
-        "handle-pull",
-        "handle-pull-side",
-        "lever-pull",
-        "peg-insert-side",
-        "peg-unplug-side",
-        "pick-out-of-hole",
-        "pick-place",
-        "pick-place-wall",
-        "plate-slide",
-        "plate-slide-back",
-        "plate-slide-back-side",
-        "plate-slide-side",
-        "push",
-        "push-back",
-        "push-wall",
-        "reach",
-        "reach-wall",
-        "shelf-place",
-        "soccer",
-        "stick-pull",
-        "stick-push",
-        "sweep",
-        "sweep-into",
-        "window-close",
-        "window-open",
-    ]
+_METAWORLD_NAMES = """
+    assembly basketball bin-picking box-close button-press button-press-topdown
+    button-press-topdown-wall button-press-wall coffee-button coffee-pull coffee-push dial-turn
+    disassemble door-close door-lock door-open door-unlock drawer-close drawer-open faucet-close
+    faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side
+    lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall
+    plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall
+    reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close
+    window-open
+"""
 
-
-METAWORLD_TASKS = TaskTable(tuple(f"{name}-v3" for name in _metaworld_names()))
-"""All 50 Meta-World tasks in alphabetical order: the id of a task is the same in every dataset."""
+METAWORLD_TASKS = TaskTable(tuple(f"{name}-v3" for name in _METAWORLD_NAMES.split()))
+"""All 50 Meta-World tasks, in a fixed order: the id of a task is the same in every dataset."""
 
 METAWORLD_OBSERVATION_LAYOUT: dict[str, Any] = {
     "size": 39,

@@ -16,7 +16,8 @@ __all__ = ["make_expert", "run_expert_episode"]
 
 def make_expert(task: str) -> Any:
     """The scripted policy of ``task``: ``get_action(observation [39]) -> action [4]``."""
-    return ENV_POLICY_MAP[task]()
+    policies: dict[str, Any] = ENV_POLICY_MAP
+    return policies[task]()
 
 
 def run_expert_episode(

@@ -1,8 +1,8 @@
 """Meta-World's raw simulator: construction, seeded goals and resets, without TorchRL.
 
-Meta-World's own ``MT1(...)`` builds 50 goals (1.2 s) for every environment and hides the goal in its
-ML benchmarks. Here a simulator is the bare environment class, and a goal is the vector of random
-numbers (object and goal placement) that the environment would have drawn at a reset.
+Meta-World's own ``MT1(...)`` builds 50 goals (1.2 s) for every environment and hides the goal in
+its ML benchmarks. Here a simulator is the bare environment class, and a goal is the vector of
+random numbers (object and goal placement) that the environment would have drawn at a reset.
 """
 
 from __future__ import annotations

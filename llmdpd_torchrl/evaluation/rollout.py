@@ -16,11 +16,7 @@ from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.transforms import (
-    PromptEmbeddingTransform,
-    TextPromptTransform,
-    TrajectoryPromptTransform,
-)
+from llmdpd_torchrl.transforms.pipeline import environment_transforms
 from llmdpd_torchrl.workers import available_cores, count_episode, run_jobs
 
 __all__ = ["EvaluationSettings", "evaluate", "make_policy_env", "run_episodes"]
@@ -84,7 +80,7 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     names = METAWORLD_TASKS.check(tasks)
-    policy.prompt_network(text_table, bank)  # a missing table is reported before work starts
+    policy.check_tables(text_table, bank)  # a missing table is reported before work starts
     count = min(workers or available_cores(), settings.episodes_per_task)
     # Every worker gets a share of every task's goals, so that all are busy to the end.
     shares = [list(range(w, settings.episodes_per_task, count)) for w in range(count)]
@@ -124,15 +120,8 @@ def make_policy_env(
         stop_on_success=True,
         render=render,
     )
-    transforms = Compose()
-    if policy.config.uses_text and text_table is not None:
-        transforms.append(TextPromptTransform(text_table, mode="index"))
-    if policy.config.uses_trajectory and bank is not None:
-        transforms.append(TrajectoryPromptTransform(bank, mode="index", choice="first"))
-    network = policy.prompt_network(text_table, bank)
-    if network is not None and policy.encoder is not None:
-        transforms.append(PromptEmbeddingTransform(network, policy.encoder.embedding_dim))
-    return TransformedEnv(env, transforms)
+    transforms = environment_transforms(policy, text_table=text_table, bank=bank)
+    return TransformedEnv(env, Compose(*transforms))
 
 
 def run_episodes(

@@ -56,6 +56,7 @@ def make_qvalue_networks(
     action_dim: int,
     prompt_dim: int = 0,
     *,
+    context_dim: int = 0,
     num: int = 2,
     hidden: Sequence[int] = (256, 256, 256),
     activation: str = "mish",
@@ -69,6 +70,8 @@ def make_qvalue_networks(
         prompt_dim (int): width of the prompt embedding; 0 for critics that read no prompt.
 
     Keyword Args:
+        context_dim (int): width of ``prompt_context``, what the prompt says about the state; 0 for
+            critics that do not read it.
         num (int): how many.
         hidden, activation: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
@@ -82,9 +85,11 @@ def make_qvalue_networks(
         [['state_action_value'], ['state_action_value']]
     """
     in_keys: list[NestedKey] = ["observation", "action"]
+    if context_dim:
+        in_keys.append("prompt_context")
     if prompt_dim:
         in_keys.append("prompt_embedding")
-    in_features = observation_dim + action_dim + prompt_dim
+    in_features = observation_dim + action_dim + context_dim + prompt_dim
     return [
         ValueOperator(
             QValueNetwork(in_features, hidden, activation, copy.deepcopy(observation_module)),

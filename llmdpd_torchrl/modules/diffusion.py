@@ -63,8 +63,8 @@ class DiffusionModule(nn.Module):
     reverse ODE carries quantiles to quantiles. A latent of typical length would take a fixed, far
     quantile of the demonstrators' noise in every state, and drive a controller off its goal; a zero
     latent takes the median, but sits on the border between two symmetric modes, where a mean over
-    samples lies too. The fixed latent is a tenth of typical length: next to the median where there is
-    one mode, and on one side where there are two.
+    samples lies too. The fixed latent is a tenth of typical length: next to the median where there
+    is one mode, and on one side where there are two.
 
     Args:
         score_network (nn.Module): maps [*, A + C + 1] to [*, A]; the last column is the step as a

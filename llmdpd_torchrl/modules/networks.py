@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.data import Bounded
 
@@ -18,11 +19,17 @@ from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.diffusion import DiffusionActor
 from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
-__all__ = ["PROMPTS", "NetworkConfig", "Networks", "make_networks"]
+__all__ = ["CONDITIONINGS", "PROMPTS", "NetworkConfig", "Networks", "make_networks"]
 
 PROMPTS = ("both", "text", "trajectory", "none")
 """Which prompts a policy is conditioned on; all but the first are ablations."""
+
+CONDITIONINGS = ("retrieved", "pooled")
+"""How a trajectory prompt reaches the actor: ``retrieved``, step by step as a function of the
+observation, which it sees itself only where the gate is open; or ``pooled``, the paper's, through a
+transformer as a part of the prompt embedding z beside the observation."""
 
 
 @dataclass
@@ -31,10 +38,13 @@ class NetworkConfig:
 
     Args:
         prompt: one of :data:`PROMPTS`.
+        conditioning: one of :data:`CONDITIONINGS`; without a trajectory prompt there is nothing to
+            retrieve, and the actor sees the observation and what embedding there is.
         observation_fields: named index ranges of the observation.
         observation_keep: fields that the networks see.
         observation_differences: pairs of fields whose difference the networks see. What is not in
             one of these lists can not be used to tell the tasks apart: the prompt has to.
+        observation_scales: see :class:`~llmdpd_torchrl.modules.ObservationFeatures`.
         action_dim: A.
         text_dim: D, the width of the frozen text embedding.
         text_features: width of h_ψ's output.
@@ -54,15 +64,17 @@ class NetworkConfig:
     """
 
     prompt: str = "both"
+    conditioning: str = "retrieved"
     observation_fields: Mapping[str, Sequence[int]] = field(
         default_factory=lambda: dict(METAWORLD_OBSERVATION_LAYOUT["fields"])
     )
-    observation_keep: Sequence[str] = ("hand_position", "gripper_opening")
+    observation_keep: Sequence[str] = ("gripper_opening",)
     observation_differences: Sequence[Sequence[str]] = (
         ("object_1_position", "hand_position"),
         ("goal_position", "object_1_position"),
         ("goal_position", "hand_position"),
     )
+    observation_scales: Sequence[float] = (0.02, 0.1)
     action_dim: int = 4
     text_dim: int = 576
     text_features: int = 32
@@ -80,6 +92,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
             raise ConfigError(f"unknown prompt {self.prompt!r}: use one of {', '.join(PROMPTS)}")
+        if self.conditioning not in CONDITIONINGS:
+            raise ConfigError(
+                f"unknown network.conditioning {self.conditioning!r}: use one of "
+                f"{', '.join(CONDITIONINGS)}"
+            )
         for name in ("action_dim", "text_dim", "trajectory_length", "diffusion_steps", "critics"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be at least 1")
@@ -97,6 +114,11 @@ class NetworkConfig:
         return max(end for _, end in self.observation_fields.values())
 
     @property
+    def retrieves(self) -> bool:
+        """Whether the actor reads a trajectory prompt step by step."""
+        return self.conditioning == "retrieved" and self.uses_trajectory
+
+    @property
     def uses_text(self) -> bool:
         """Whether the text prompt is read."""
         return self.prompt in ("both", "text")
@@ -112,7 +134,8 @@ class Networks:
     """What :func:`make_networks` builds.
 
     Attributes:
-        encoder: the trainable prompt encoder, ``None`` with ``prompt="none"``.
+        encoder: the trainable prompt encoder; ``None`` if there is nothing to encode: without
+            prompts, and with a retrieved trajectory alone.
         actor: the diffusion actor.
         qvalues: the critics.
     """
@@ -154,7 +177,10 @@ def make_networks(
     """
     try:
         features = ObservationFeatures(
-            config.observation_fields, config.observation_keep, config.observation_differences
+            config.observation_fields,
+            config.observation_keep,
+            config.observation_differences,
+            scales=config.observation_scales,
         )
     except ValueError as error:
         raise ConfigError(f"network.observation_*: {error}") from None
@@ -167,11 +193,19 @@ def make_networks(
         features.fit(observations)
     encoder = _make_encoder(config, features, text_embeddings)
     embedding_dim = 0 if encoder is None else encoder.embedding_dim
-    in_keys = ["observation"] if encoder is None else ["observation", "prompt_embedding"]
+    context_dim = PromptRetrieval.count(config.action_dim) if config.retrieves else 0
+    in_keys: list[NestedKey] = ["observation"]
+    if config.retrieves:
+        in_keys += [("prompt", "observation_gate"), "prompt_context"]
+    if encoder is not None:
+        in_keys.append("prompt_embedding")
+    condition_dim = features.out_features + embedding_dim
+    if config.retrieves:
+        condition_dim += 1 + context_dim
     actor = DiffusionActor(
         config.action_dim,
-        features.out_features + embedding_dim,
-        conditioner=ObservationConditioner(copy.deepcopy(features)),
+        condition_dim,
+        conditioner=ObservationConditioner(copy.deepcopy(features), gated=config.retrieves),
         hidden=config.hidden,
         activation=config.activation,
         num_steps=config.diffusion_steps,
@@ -183,6 +217,7 @@ def make_networks(
         features.out_features,
         config.action_dim,
         embedding_dim,
+        context_dim=context_dim,
         num=config.critics,
         hidden=config.hidden,
         activation=config.activation,
@@ -194,7 +229,8 @@ def make_networks(
 def _make_encoder(
     config: NetworkConfig, features: ObservationFeatures, text_embeddings: torch.Tensor | None
 ) -> PromptEncoder | None:
-    if config.prompt == "none":
+    pools = config.uses_trajectory and not config.retrieves
+    if not config.uses_text and not pools:
         return None
     text = trajectory = None
     if config.uses_text:
@@ -206,7 +242,7 @@ def _make_encoder(
                 f"{config.text_dim}: set it to the encoder's width"
             )
         text = TextHead(text_embeddings, config.text_features, activation=config.activation)
-    if config.uses_trajectory:
+    if pools:
         options: dict[str, Any] = {
             "features": config.trajectory_features,
             "width": config.trajectory_width,

@@ -1,4 +1,4 @@
-"""What the networks see of an observation: chosen entries, their differences, normalised."""
+"""What the networks see of an observation: chosen fields and their differences, normalised."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ class ObservationFeatures(nn.Module):
         fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
         keep: names of the fields that are passed on.
         differences: pairs of names ``(a, b)`` of equally long fields: a - b is appended.
+        scales: lengths in the observation's units; tanh((a - b) / scale) is appended for each. A
+            hand must be led to a centimetre in a workspace of a metre, and standardised differences
+            hardly tell one centimetre from two.
         clip: standardised values are clipped to ``[-clip, clip]``: entries that hardly vary in
             training must not explode on another task.
 
@@ -48,9 +51,12 @@ class ObservationFeatures(nn.Module):
         keep: Sequence[str],
         differences: Sequence[Sequence[str]] = (),
         *,
+        scales: Sequence[float] = (),
         clip: float = 5.0,
     ) -> None:
         super().__init__()
+        if any(scale <= 0 for scale in scales):
+            raise ValueError(f"scales must be above 0, found {list(scales)}")
         names = [*keep, *(name for pair in differences for name in pair)]
         unknown = sorted(set(names) - set(fields))
         if unknown:
@@ -68,14 +74,15 @@ class ObservationFeatures(nn.Module):
         for name, indices in columns.items():
             # A constant of the configuration, rebuilt from it; not state.
             self.register_buffer(name, torch.tensor(indices, dtype=torch.int64), persistent=False)
-        self.out_features = len(columns["_kept"]) + len(columns["_first"])
-        self.register_buffer("mean", torch.zeros(self.out_features))
-        self.register_buffer("std", torch.ones(self.out_features))
+        self.scales = tuple(scales)
+        standardised = len(columns["_kept"]) + len(columns["_first"])
+        self.out_features = standardised + len(columns["_first"]) * len(self.scales)
+        self.register_buffer("mean", torch.zeros(standardised))
+        self.register_buffer("std", torch.ones(standardised))
 
-    def _select(self, observation: torch.Tensor) -> torch.Tensor:
-        kept = observation[..., self._kept]
+    def _select(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         differences = observation[..., self._first] - observation[..., self._second]
-        return torch.cat([kept, differences], dim=-1)
+        return torch.cat([observation[..., self._kept], differences], dim=-1), differences
 
     @torch.no_grad()
     def fit(self, observation: torch.Tensor, *, minimum_std: float = 0.01) -> ObservationFeatures:
@@ -86,30 +93,39 @@ class ObservationFeatures(nn.Module):
             minimum_std: floor of the standard deviation, in the observation's units (1 cm): smaller
                 variation is noise.
         """
-        features = self._select(observation)
+        features, _ = self._select(observation)
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0).clamp_min(minimum_std))
         return self
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """Features of ``observation``, ``[*, out_features]``."""
-        features = (self._select(observation) - self.mean) / self.std
-        return features.clamp(-self.clip, self.clip)
+        features, differences = self._select(observation)
+        features = ((features - self.mean) / self.std).clamp(-self.clip, self.clip)
+        fine = [torch.tanh(differences / scale) for scale in self.scales]
+        return torch.cat([features, *fine], dim=-1)
 
 
 class ObservationConditioner(nn.Module):
-    """The actor's condition: features of the observation, then the prompt embedding as it is.
+    """The actor's condition: features of the observation, then the other conditions as they are.
 
     Args:
         observation_module: maps observations to features.
+        gated: whether the second input is a gate [*, 1] in {0, 1} that multiplies the features and
+            is itself part of the condition.
 
-    Shapes: ``[*, O]`` and any number of ``[*, C_i]`` to ``[*, out_features + sum C_i]``.
+    Shapes: ``[*, O]``, with ``gated`` ``[*, 1]``, and any number of ``[*, C_i]``, to
+    ``[*, out_features (+ 1) + sum C_i]``.
     """
 
-    def __init__(self, observation_module: nn.Module) -> None:
+    def __init__(self, observation_module: nn.Module, *, gated: bool = False) -> None:
         super().__init__()
         self.observation_module = observation_module
+        self.gated = gated
 
     def forward(self, observation: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """Concatenate features and the other conditions."""
-        return torch.cat([self.observation_module(observation), *others], dim=-1)
+        features = self.observation_module(observation)
+        if self.gated:
+            features = features * others[0]
+        return torch.cat([features, *others], dim=-1)

@@ -32,8 +32,8 @@ class LLMDPDPolicy:
         config: the networks' structure.
         actor: the diffusion actor.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
-        info: anything JSON can hold that belongs to the policy: task table, seen and unseen tasks,
-            text-encoder name, training settings.
+        info: anything JSON can hold that belongs to the policy. ``trained_task_ids``, a list, is
+            read where the actor retrieves.
 
     Examples:
         >>> import tempfile
@@ -68,8 +68,19 @@ class LLMDPDPolicy:
         self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
     ) -> PromptNetwork | None:
         """The encoder on tables of prompts; those that the policy does not read are left out."""
+        self.check_tables(text_table, bank)
         if self.encoder is None:
             return None
+        return PromptNetwork(
+            self.encoder,
+            text_table=None if self.encoder.text is None else text_table,
+            bank=None if self.encoder.trajectory is None else bank,
+        )
+
+    def check_tables(
+        self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
+    ) -> None:
+        """Raise :class:`ConfigError` if a table of prompts that the policy reads is missing."""
         if self.config.uses_text and text_table is None:
             raise ConfigError("this policy reads text prompts: give a text_table")
         if self.config.uses_trajectory and bank is None:
@@ -79,11 +90,6 @@ class LLMDPDPolicy:
                 f"the prompts have {bank.length} steps, this policy was trained with "
                 f"{self.config.trajectory_length}: cut them to that length"
             )
-        return PromptNetwork(
-            self.encoder,
-            text_table=text_table if self.config.uses_text else None,
-            bank=bank if self.config.uses_trajectory else None,
-        )
 
     def _modules(self) -> torch.nn.ModuleDict:
         return Networks(self.encoder, self.actor, []).policy_modules()

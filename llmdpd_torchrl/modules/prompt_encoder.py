@@ -51,6 +51,7 @@ class TextHead(nn.Module):
         self.register_buffer("mean", mean)
         # One training task has no spread around its own mean.
         self.register_buffer("rms", rms if rms > 0 else torch.ones_like(rms))
+        self.features = features
         self.network = nn.Sequential(
             nn.Linear(training_embeddings.shape[-1], hidden),
             make_activation(activation),
@@ -92,6 +93,7 @@ class TrajectoryEncoder(nn.Module):
         activation: str = "mish",
     ) -> None:
         super().__init__()
+        self.features = features
         self.observation_module = observation_module
         observation_features = int(observation_module.out_features)  # type: ignore[arg-type]
         self.token = nn.Linear(observation_features + action_dim + 1, width)
@@ -148,9 +150,8 @@ class PromptEncoder(nn.Module):
     @property
     def embedding_dim(self) -> int:
         """d_z, the width of z."""
-        heads = [part for part in (self.text, self.trajectory) if part is not None]
-        last = [part.network[-1] if isinstance(part, TextHead) else part.head[-1] for part in heads]
-        return sum(int(layer.out_features) for layer in last)  # type: ignore[arg-type]
+        parts = [part for part in (self.text, self.trajectory) if part is not None]
+        return sum(part.features for part in parts)
 
     def forward(
         self, text: torch.Tensor | None = None, trajectory: TensorDictBase | None = None

@@ -1,7 +1,15 @@
 """Prompt encoders as TorchRL transforms, for environments and replay buffers alike."""
 
+from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
+from llmdpd_torchrl.transforms.gate import ObservationGateTransform
 from llmdpd_torchrl.transforms.text import TextPromptTransform
 from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
 
-__all__ = ["PromptEmbeddingTransform", "TextPromptTransform", "TrajectoryPromptTransform"]
+__all__ = [
+    "ObservationGateTransform",
+    "PromptContextTransform",
+    "PromptEmbeddingTransform",
+    "TextPromptTransform",
+    "TrajectoryPromptTransform",
+]

@@ -1,4 +1,4 @@
-"""What the prompt transforms share: a value written at reset, carried along, written at sampling."""
+"""What the prompt transforms share: a value written at reset, carried on, written at sampling."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class PromptTransform(Transform):
     def _reset(
         self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        reset = None if tensordict is None else tensordict.get("_reset", None)
+        if tensordict is None:
+            tensordict = tensordict_reset.empty()
+        reset = tensordict.get("_reset", None)
         for key, value in self._prompt(tensordict_reset, sampling=False).items():
             previous = None if reset is None else tensordict.get(key, None)
             if previous is not None:

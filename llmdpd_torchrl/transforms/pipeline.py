@@ -1,0 +1,95 @@
+"""The transforms that a policy needs, for a replay buffer and for an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torchrl.envs.transforms import Transform
+
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.transforms.context import PromptContextTransform
+from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
+from llmdpd_torchrl.transforms.gate import ObservationGateTransform
+from llmdpd_torchrl.transforms.text import TextPromptTransform
+from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
+
+__all__ = ["environment_transforms", "training_transforms"]
+
+
+def training_transforms(
+    policy: LLMDPDPolicy,
+    *,
+    text_table: torch.Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    prompts_per_task: int = 2,
+    open_probability: float = 0.5,
+) -> list[Transform]:
+    """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
+
+    Args:
+        policy: what it reads decides what is written.
+        text_table: ``[T, D]``, see :class:`TextPromptTransform`.
+        bank: prompts cut from the training data.
+        prompts_per_task: see :class:`TrajectoryPromptTransform`.
+        open_probability: see :class:`ObservationGateTransform`.
+    """
+    return _transforms(
+        policy,
+        text_table,
+        bank,
+        prompts_per_task=prompts_per_task,
+        open_probability=open_probability,
+    )
+
+
+def environment_transforms(
+    policy: LLMDPDPolicy,
+    *,
+    text_table: torch.Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    choice: str = "first",
+) -> list[Transform]:
+    """Transforms of an environment: the same, and the prompt embedding, once per episode.
+
+    Args:
+        policy: what it reads decides what is written.
+        text_table: ``[T, D]``, see :class:`TextPromptTransform`.
+        bank: prompts of every task that is going to be met.
+        choice: see :class:`TrajectoryPromptTransform`.
+    """
+    transforms = _transforms(policy, text_table, bank, choice=choice)
+    network = policy.prompt_network(text_table, bank)
+    if network is not None and policy.encoder is not None:
+        transforms.append(PromptEmbeddingTransform(network, policy.encoder.embedding_dim))
+    return transforms
+
+
+def _transforms(
+    policy: LLMDPDPolicy,
+    text_table: torch.Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    *,
+    prompts_per_task: int = 2,
+    open_probability: float = 0.5,
+    choice: str = "first",
+) -> list[Transform]:
+    config = policy.config
+    transforms: list[Transform] = []
+    policy.check_tables(text_table, bank)
+    if config.uses_text and text_table is not None:
+        transforms.append(TextPromptTransform(text_table, mode="index"))
+    if config.uses_trajectory and bank is not None:
+        transforms.append(
+            TrajectoryPromptTransform(
+                bank, mode="index", prompts_per_task=prompts_per_task, choice=choice
+            )
+        )
+        if config.retrieves:
+            retrieval = PromptRetrieval(bank, config.observation_fields)
+            trained: Sequence[int] = policy.info["trained_task_ids"]
+            transforms.append(PromptContextTransform(retrieval))
+            transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
+    return transforms

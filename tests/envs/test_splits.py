@@ -1,0 +1,37 @@
+import pytest
+from metaworld.env_dict import ML10_V3, ML45_V3
+
+from llmdpd_torchrl.envs import SPLITS, make_split
+from llmdpd_torchrl.errors import ConfigError
+
+
+@pytest.mark.parametrize(("name", "official"), [("ml10", ML10_V3), ("ml45", ML45_V3)])
+def test_named_splits_are_metaworlds(name, official):
+    assert set(SPLITS[name].train) == set(official["train"])
+    assert set(SPLITS[name].held_out) == set(official["test"])
+
+
+def test_a_list_replaces_one_side_of_a_named_split():
+    split = make_split("ml10", held_out=["lever-pull-v3"])
+    assert split.train == SPLITS["ml10"].train
+    assert split.held_out == ("lever-pull-v3",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "ml11"}, "unknown task split 'ml11': use one of ml10, ml45"),
+        (
+            {"name": "x", "train": ["reach-v3"], "held_out": ["reach-v3"]},
+            "held-out task 'reach-v3'",
+        ),
+        ({"name": "ml10", "train": ["lever-pull-v3"]}, "held-out task 'lever-pull-v3'"),
+        ({"name": "x", "train": ["reach"]}, "unknown task 'reach'"),
+        ({"name": "x", "train": ["reach-v3", "reach-v3"]}, "occurs twice"),
+        ({"name": "x", "train": []}, "no training task"),
+    ],
+)
+def test_wrong_lists_end_in_one_line(arguments, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_split(**arguments)
+    assert "\n" not in str(caught.value)
