@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def train(run: Run) -> None:
 def fit(run: Run) -> Any:
     """Build networks, loss and trainer from TorchRL's and our parts, and run them."""
     import torch
+    from torchrl.envs.transforms import RewardScaling
 
     from llmdpd_torchrl.modules.networks import NetworkConfig, make_networks
     from llmdpd_torchrl.modules.policy import LLMDPDPolicy
@@ -223,6 +225,8 @@ def fit(run: Run) -> Any:
     )
     loss_options = dict(cfg.loss)
     gamma = loss_options.pop("gamma")
+    scale = loss_options.pop("reward_scale")
+    transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
     loss = LLMDPDLoss(
         policy.prompt_network(table, run.training_bank),
         networks.actor,
@@ -371,6 +375,7 @@ def write_environment(run: Run) -> None:
 def main(cfg: DictConfig) -> None:
     """Run all stages."""
     started = time.monotonic()
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
         run = prepare(cfg)
         write_environment(run)

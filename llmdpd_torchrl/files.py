@@ -1,7 +1,8 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files that are either whole or not there, folders that one process at a time changes, hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -9,7 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_atomic", "write_json"]
+from filelock import FileLock
+
+__all__ = ["file_sha256", "folder_lock", "write_atomic", "write_json"]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """A context manager that waits for, then holds, the lock of an existing folder.
+
+    The operating system releases the lock when a process dies, so nothing is ever left locked.
+    """
+    return FileLock(folder / ".lock")
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:

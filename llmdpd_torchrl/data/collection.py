@@ -22,7 +22,7 @@ from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TA
 from llmdpd_torchrl.envs.experts import make_expert, run_expert_episode
 from llmdpd_torchrl.envs.simulator import goal_seed, make_simulator
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.files import folder_lock, write_atomic
 from llmdpd_torchrl.workers import count_episode, run_jobs
 
 __all__ = ["CollectionSettings", "collect_metaworld", "collect_task"]
@@ -111,6 +111,17 @@ def collect_metaworld(
     settings = settings or CollectionSettings()
     names = METAWORLD_TASKS.check(tasks)
     _prepare_folder(folder)
+    with folder_lock(folder):
+        return _collect_locked(folder, names, settings, workers, progress)
+
+
+def _collect_locked(
+    folder: Path,
+    names: Sequence[str],
+    settings: CollectionSettings,
+    workers: int | None,
+    progress: bool,
+) -> Manifest:
     for path in folder.glob(".*.tmp*"):  # left by a killed process, never by a finished one
         path.unlink(missing_ok=True)
     paths = {name: folder / f"{name}.safetensors" for name in METAWORLD_TASKS.names}

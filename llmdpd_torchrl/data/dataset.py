@@ -13,8 +13,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs.transforms import Transform
 
-from llmdpd_torchrl.data.manifest import Manifest, file_hash
+from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.files import file_sha256
 
 __all__ = ["TrajectoryDataset"]
 
@@ -154,7 +155,7 @@ def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> Tenso
     """One task file as a TensorDict of transitions, with ``trajectory_id`` counted from 0."""
     if not path.is_file():
         raise DataError(f"{path}: missing, although the manifest lists it; collect again to add it")
-    if verify and file_hash(path) != manifest.tasks[name].sha256:
+    if verify and file_sha256(path) != manifest.tasks[name].sha256:
         raise DataError(
             f"{path}: damaged or cut short (its SHA-256 is not the manifest's); delete it and "
             "collect again"

@@ -16,9 +16,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from llmdpd_torchrl.errors import DataError
-from llmdpd_torchrl.files import write_json
+from llmdpd_torchrl.files import file_sha256, write_json
 
-__all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "TaskRecord", "file_hash", "task_record"]
+__all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "TaskRecord", "task_record"]
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -159,15 +159,6 @@ class Manifest:
         return manifest
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
     """Make the record of one task file from its header, after checking that the file is sound.
 
@@ -207,7 +198,7 @@ def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
     count = max(len(episodes), 1)
     return TaskRecord(
         file=path.name,
-        sha256=file_hash(path),
+        sha256=file_sha256(path),
         transitions=transitions,
         success_rate=sum(episode["success"] for episode in episodes) / count,
         mean_return=sum(episode["return"] for episode in episodes) / count,

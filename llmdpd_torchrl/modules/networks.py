@@ -54,6 +54,7 @@ class NetworkConfig:
         trajectory_layers: its layers.
         trajectory_heads: its attention heads.
         hidden: widths of the hidden layers of denoiser and critics.
+        critic_hidden: of the critics, where they shall differ.
         activation: of all MLPs.
         diffusion_steps: K.
         schedule: of the noise.
@@ -88,6 +89,7 @@ class NetworkConfig:
     diffusion_steps: int = 5
     schedule: str = "vp"
     critics: int = 2
+    critic_hidden: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
@@ -219,7 +221,7 @@ def make_networks(
         embedding_dim,
         context_dim=context_dim,
         num=config.critics,
-        hidden=config.hidden,
+        hidden=config.hidden if config.critic_hidden is None else config.critic_hidden,
         activation=config.activation,
         observation_module=features,
     )

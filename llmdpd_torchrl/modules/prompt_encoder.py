@@ -116,13 +116,11 @@ class TrajectoryEncoder(nn.Module):
         mask: torch.Tensor,
     ) -> torch.Tensor:
         """Features of a trajectory."""
-        shape = mask.shape[:-1]
+        shape, length = mask.shape[:-1], mask.shape[-1]
+        mask = mask.reshape(-1, length)
         # Meta-World's rewards lie in [0, 10].
         inputs = torch.cat([self.observation_module(observation), action, reward / 10.0], dim=-1)
-        tokens = self.token(inputs).flatten(0, -3) if len(shape) != 1 else self.token(inputs)
-        if not shape:
-            tokens = tokens.unsqueeze(0)
-        mask = mask.reshape(-1, mask.shape[-1])
+        tokens = self.token(inputs.reshape(-1, length, inputs.shape[-1]))
         tokens = self.transformer(tokens + self.position, src_key_padding_mask=~mask)
         weight = mask.unsqueeze(-1).to(tokens.dtype)
         pooled = (tokens * weight).sum(-2) / weight.sum(-2)

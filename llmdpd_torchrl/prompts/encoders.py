@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.files import file_sha256
 from llmdpd_torchrl.prompts import smollm2
 from llmdpd_torchrl.prompts.hub import explain_loading_error, quiet_transformers, resolve_commit
-from llmdpd_torchrl.prompts.storage import file_sha256
 
 __all__ = ["HuggingFaceEncoder", "SmolLM2Encoder", "TextEncoder", "make_text_encoder", "pool"]
 

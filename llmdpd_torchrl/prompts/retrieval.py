@@ -72,8 +72,8 @@ class PromptRetrieval:
         self._frames = self.frame(bank.prompts["observation"])
         self._weights = self._frames.new_tensor([10.0] * 3 + [5.0] * 3 + [1.0])
         self._actions = bank.prompts["action"]
-        # |w (a - b)|² is expanded, and what depends on the prompt alone computed here: a query is one
-        # matrix-vector product.
+        # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
+        # is one matrix-vector product.
         self._scaled = self._frames * self._weights
         squared = self._scaled.square().sum(-1)
         self._squared = squared.masked_fill(~bank.prompts["mask"], torch.inf)

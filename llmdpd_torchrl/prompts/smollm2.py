@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 
 from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import write_json
-from llmdpd_torchrl.prompts.storage import cache_root, file_sha256, locked_folder
+from llmdpd_torchrl.files import file_sha256, write_json
+from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
 
 __all__ = ["GGUF_SHA256", "LAYER", "REQUIREMENT", "convert_gguf", "smollm2_folder"]
 

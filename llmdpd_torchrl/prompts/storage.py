@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.files import folder_lock
 
-__all__ = ["cache_root", "file_sha256", "locked_folder"]
+__all__ = ["cache_root", "locked_folder"]
 
 
 def cache_root() -> Path:
@@ -38,14 +36,12 @@ def cache_root() -> Path:
 def locked_folder(folder: Path) -> Iterator[Path]:
     """Make ``folder`` and hold its lock, so that one process at a time changes what is in it.
 
-    The operating system releases the lock when a process dies, so nothing is ever left locked.
-
     Raises:
         PromptError: if the folder can not be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = folder_lock(folder)
         lock.acquire()
     except OSError as error:
         raise PromptError(
@@ -56,12 +52,3 @@ def locked_folder(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -218,6 +218,14 @@ class OfflineTrainer(Trainer):
         self.register_op("post_optim_complete_log", self._log_means)
         self.register_module("target_updater", self.target_updater)
 
+    def train(self) -> None:
+        """Run all updates."""
+        try:
+            super().train()
+        finally:
+            if self.progress_bar:
+                self._pbar.close()
+
     def _log_means(self, updates: int, means: TensorDictBase) -> Mapping[str, Any] | None:
         """Average what the trainer averaged over its chunks, and hand it on at the log interval."""
         self._sums = means if self._sums is None else self._sums + means

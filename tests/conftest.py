@@ -1,0 +1,23 @@
+"""A small dataset that is collected once for all tests, and prompts made from it."""
+
+import pytest
+
+from llmdpd_torchrl.data import TrajectoryDataset
+from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """Three successful episodes each of two tasks."""
+    folder = tmp_path_factory.mktemp("dataset")
+    settings = CollectionSettings(episodes_per_task=3, noise_levels=(0.0, 0.1))
+    collect_metaworld(folder, ["reach-v3", "window-open-v3"], settings, progress=False)
+    dataset = TrajectoryDataset.load(folder)
+    assert dataset.trajectory_success.all()
+    return dataset
+
+
+@pytest.fixture
+def bank(dataset):
+    return TrajectoryPromptBank.from_dataset(dataset, 16)

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from tensordict import TensorDict
+
+from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
+from llmdpd_torchrl.modules.observation import ObservationFeatures
+from llmdpd_torchrl.modules.prompt_encoder import (
+    PromptEncoder,
+    PromptNetwork,
+    TextHead,
+    TrajectoryEncoder,
+)
+from llmdpd_torchrl.prompts import text_embedding_table
+
+TABLE = torch.randn(50, 6)
+
+
+def trajectory_encoder(length=16):
+    features = ObservationFeatures(METAWORLD_OBSERVATION_LAYOUT["fields"], ["hand_position"])
+    return TrajectoryEncoder(features, 4, length, features=5, width=8, layers=1, heads=2)
+
+
+def encoder():
+    return PromptEncoder(TextHead(TABLE, 3, 8), trajectory_encoder())
+
+
+def test_text_is_centred_on_the_training_prompts():
+    head = TextHead(TABLE * 10 + 100, 3, 8)
+    seen = []
+    head.network[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    head(TABLE * 10 + 100)
+    torch.testing.assert_close(seen[0].mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    assert seen[0].pow(2).mean().sqrt().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_one_training_prompt_is_not_divided_by_zero():
+    assert TextHead(TABLE[:1], 3, 8)(TABLE).isfinite().all()
+
+
+def test_a_trained_head_tells_opposites_apart():
+    """Opposites lie close in the language model's space; the head must be able to part them."""
+    torch.manual_seed(0)
+    names = ["door-lock-v3", "door-unlock-v3", "window-open-v3", "window-close-v3"]
+    table = text_embedding_table(names)
+    head = TextHead(table, 4)
+    optimizer = torch.optim.Adam(head.parameters(), 1e-2)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(head(table), torch.arange(4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert head(table).argmax(-1).tolist() == [0, 1, 2, 3]
+
+
+def test_padding_changes_nothing(bank):
+    module = trajectory_encoder()
+    prompts = bank.prompts.clone()
+    prompts["mask"][:, 10:] = False
+    spoilt = prompts.clone()
+    spoilt["observation"][:, 10:] = 7.0
+    names = ("observation", "action", "reward", "mask")
+    arguments = [[p[name] for name in names] for p in (prompts, spoilt)]
+    torch.testing.assert_close(module(*arguments[0]), module(*arguments[1]))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_any_batch_shape(bank, shape):
+    rows = torch.randint(len(bank), shape)
+    text = TABLE[torch.randint(50, shape)]
+    z = encoder()(text, bank.prompts[rows])
+    assert z.shape == (*shape, 8)
+
+
+def test_rows_and_prompts_themselves_give_the_same_embedding(bank):
+    module = encoder()
+    indexed, direct = PromptNetwork(module, text_table=TABLE, bank=bank), PromptNetwork(module)
+    task, row = torch.randint(50, (9, 1)), torch.randint(len(bank), (9, 1))
+    one = indexed(TensorDict({"prompt": {"text_index": task, "trajectory_index": row}}, [9]))
+    prompts = {"text": TABLE[task.squeeze(-1)], "trajectory": bank.prompts[row.squeeze(-1)]}
+    other = direct(TensorDict({"prompt": prompts}, [9]))
+    torch.testing.assert_close(one["prompt_embedding"], other["prompt_embedding"])
+
+
+def test_each_distinct_prompt_is_encoded_once(bank):
+    module = encoder()
+    network = PromptNetwork(module, text_table=TABLE, bank=bank)
+    sizes = []
+    module.trajectory.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    index = {"text_index": torch.tensor([[1], [1], [2], [1]]),
+             "trajectory_index": torch.tensor([[0], [0], [0], [3]])}  # fmt: skip
+    network(TensorDict({"prompt": index}, [4]))
+    assert sizes == [3]
+
+
+def test_a_part_can_be_left_out(bank):
+    text = PromptNetwork(PromptEncoder(TextHead(TABLE, 3, 8), None), text_table=TABLE)
+    assert text.in_keys == [("prompt", "text_index")]
+    trajectory = PromptNetwork(PromptEncoder(None, trajectory_encoder()), bank=bank)
+    assert trajectory.in_keys == [("prompt", "trajectory_index")]
+    data = TensorDict({"prompt": {"trajectory_index": torch.tensor([[0], [1]])}}, [2])
+    assert trajectory(data)["prompt_embedding"].shape == (2, 5)
+    with pytest.raises(ValueError, match="a text head, a trajectory encoder, or both"):
+        PromptEncoder(None, None)
+    with pytest.raises(ValueError, match="bank exactly if"):
+        PromptNetwork(encoder(), text_table=TABLE)
+
+
+def test_the_tables_are_no_state_and_move_along(bank):
+    network = PromptNetwork(encoder(), text_table=TABLE, bank=bank)
+    assert not [key for key in network.state_dict() if "table" in key or "bank" in key]
+    network.double()
+    index = {"text_index": torch.tensor([[1]]), "trajectory_index": torch.tensor([[0]])}
+    z = network(TensorDict({"prompt": index}, [1]))["prompt_embedding"]
+    assert z.dtype == torch.float64

@@ -1,0 +1,200 @@
+"""The prompt transforms on environments and replay buffers, after TorchRL's transform checks."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.envs import Compose, SerialEnv, TransformedEnv
+from torchrl.envs.utils import check_env_specs
+
+from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
+from llmdpd_torchrl.envs import MetaWorldEnv
+from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.transforms import (
+    ObservationGateTransform,
+    PromptContextTransform,
+    PromptEmbeddingTransform,
+    TextPromptTransform,
+    TrajectoryPromptTransform,
+)
+
+REACH = METAWORLD_TASKS.index("reach-v3")
+TABLE = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+
+
+def make(name, bank):
+    index = TrajectoryPromptTransform(bank, mode="index")
+    if name == "context":
+        fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
+        return Compose(index, PromptContextTransform(PromptRetrieval(bank, fields)))
+    if name == "embedding":
+        network = TensorDictModule(torch.nn.Linear(6, 3), [("prompt", "text")], ["z"])
+        return Compose(TextPromptTransform(TABLE), PromptEmbeddingTransform(network, 3))
+    return {
+        "text": lambda: TextPromptTransform(TABLE),
+        "text index": lambda: TextPromptTransform(TABLE, mode="index"),
+        "trajectory": lambda: TrajectoryPromptTransform(bank),
+        "trajectory index": lambda: index,
+        "gate": lambda: ObservationGateTransform([REACH]),
+    }[name]()
+
+
+ALL = ["text", "text index", "trajectory", "trajectory index", "gate", "context", "embedding"]
+
+
+def reach():
+    return MetaWorldEnv("reach-v3", num_goals=2, max_steps=6)
+
+
+@pytest.mark.parametrize("name", ALL)
+class TestSpecs:
+    def test_single(self, name, bank):
+        env = TransformedEnv(reach(), make(name, bank))
+        check_env_specs(env)
+        assert len(env.rollout(4)) == 4
+        env.close()
+
+    def test_inside_a_serial_env(self, name, bank):
+        env = SerialEnv(2, lambda: TransformedEnv(reach(), make(name, bank)))
+        check_env_specs(env)
+        env.close()
+
+    def test_around_a_serial_env(self, name, bank):
+        env = TransformedEnv(SerialEnv(2, reach), make(name, bank))
+        check_env_specs(env)
+        env.close()
+
+
+def test_an_episode_keeps_its_prompt_and_the_next_may_have_another(bank):
+    torch.manual_seed(0)
+    env = TransformedEnv(reach(), TrajectoryPromptTransform(bank, mode="index"))
+    seen = set()
+    for _ in range(12):
+        rows = env.rollout(5)["prompt", "trajectory_index"].unique()
+        assert len(rows) == 1
+        seen.add(rows.item())
+    assert seen == set(bank.rows_of(REACH).tolist())
+    first = TransformedEnv(reach(), TrajectoryPromptTransform(bank, mode="index", choice="first"))
+    assert {first.reset()["prompt", "trajectory_index"].item() for _ in range(5)} == {
+        bank.rows_of(REACH)[0].item()
+    }
+
+
+def test_a_partial_reset_leaves_the_others_alone(bank):
+    env = TransformedEnv(SerialEnv(2, reach), TrajectoryPromptTransform(bank, mode="index"))
+    torch.manual_seed(0)
+    state = env.reset()
+    kept = state["prompt", "trajectory_index"][1].item()
+    for _ in range(6):
+        state["_reset"] = torch.tensor([[True], [False]])
+        state = env.reset(state)
+        assert state["prompt", "trajectory_index"][1].item() == kept
+    env.close()
+
+
+def test_text_is_the_tasks_row(dataset):
+    batch = dataset.replay_buffer(32, transforms=[TextPromptTransform(TABLE)], seed=0).sample()
+    assert torch.equal(batch["prompt", "text"], TABLE[batch["task_id"].squeeze(-1)])
+
+
+def test_a_buffers_prompts_are_other_trajectories_of_the_task(dataset, bank):
+    transform = TrajectoryPromptTransform(bank, mode="index", prompts_per_task=2)
+    buffer = dataset.replay_buffer(64, transforms=[transform], seed=0)
+    for _ in range(20):
+        batch = buffer.sample()
+        rows = batch["prompt", "trajectory_index"].squeeze(-1)
+        assert torch.equal(bank.task_id[rows], batch["task_id"].squeeze(-1))
+        assert (bank.trajectory_id[rows] != batch["trajectory_id"].squeeze(-1)).all()
+        for task in batch["task_id"].unique():
+            of_task = rows[batch["task_id"].squeeze(-1) == task]
+            assert len(of_task.unique()) <= 2
+
+
+def test_tensor_mode_writes_what_index_mode_points_at(dataset, bank):
+    batch = dataset.transitions[:8].clone()
+    torch.manual_seed(5)
+    rows = TrajectoryPromptTransform(bank, mode="index")(batch.clone())
+    torch.manual_seed(5)
+    full = TrajectoryPromptTransform(bank)(batch)
+    index = rows["prompt", "trajectory_index"].squeeze(-1)
+    for key, value in bank.prompts[index].items():
+        assert torch.equal(full["prompt", "trajectory", key], value)
+
+
+def test_the_only_trajectory_of_a_task_is_not_shown_to_itself(dataset):
+    bank = TrajectoryPromptBank.from_dataset(dataset, 8, max_per_task=1)
+    own = dataset.trajectory(0)[:4].clone()
+    with pytest.raises(PromptError, match="at least two successful episodes"):
+        TrajectoryPromptTransform(bank, mode="index")(own)
+
+
+def test_a_task_without_prompt_is_refused(bank):
+    batch = TensorDict({"task_id": torch.tensor([[0]]), "trajectory_id": torch.tensor([[0]])}, [1])
+    with pytest.raises(PromptError, match="no trajectory prompt"):
+        TrajectoryPromptTransform(bank)(batch)
+
+
+def test_the_buffer_holds_contexts_of_both_states(dataset, bank):
+    batch = make("context", bank)(dataset.transitions[:8].clone())
+    retrieval = PromptRetrieval(bank, METAWORLD_OBSERVATION_LAYOUT["fields"])
+    row = batch["prompt", "trajectory_index"].squeeze(-1)
+    torch.testing.assert_close(batch["prompt_context"], retrieval(batch["observation"], row))
+    torch.testing.assert_close(
+        batch["next", "prompt_context"], retrieval(batch["next", "observation"], row)
+    )
+
+
+def test_the_gate_is_random_on_a_buffer_and_decided_on_an_env(dataset):
+    transform = ObservationGateTransform([REACH], open_probability=0.25)
+    batch = transform(dataset.transitions.clone())
+    assert batch["prompt", "observation_gate"].mean().item() == pytest.approx(0.25, abs=0.1)
+    known = TransformedEnv(reach(), ObservationGateTransform([REACH]))
+    unknown = TransformedEnv(reach(), ObservationGateTransform([REACH + 1]))
+    assert known.rollout(2)["prompt", "observation_gate"].unique().tolist() == [1.0]
+    assert unknown.rollout(2)["prompt", "observation_gate"].unique().tolist() == [0.0]
+
+
+def test_the_encoder_runs_once_per_episode_without_gradient():
+    calls = []
+
+    class Encoder(torch.nn.Linear):
+        def forward(self, text):
+            calls.append(torch.is_grad_enabled())
+            return super().forward(text)
+
+    network = TensorDictModule(Encoder(6, 3), [("prompt", "text")], ["prompt_embedding"])
+    transform = PromptEmbeddingTransform(network, 3)
+    env = TransformedEnv(reach(), Compose(TextPromptTransform(TABLE), transform))
+    env.reset()
+    calls.clear()
+    rollout = env.rollout(5)
+    assert calls == [False]
+    assert (rollout["prompt_embedding"] == rollout["prompt_embedding"][0]).all()
+    assert not list(transform.parameters())  # neither trained nor saved with the environment
+    assert network.training
+    with pytest.raises(RuntimeError, match="for environments"):
+        transform(TensorDict({"prompt": {"text": TABLE[:2]}}, [2]))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda bank: TextPromptTransform(TABLE, mode="word"),
+        lambda bank: TextPromptTransform(TABLE[0]),
+        lambda bank: TrajectoryPromptTransform(bank, choice="last"),
+        lambda bank: TrajectoryPromptTransform(bank, prompts_per_task=1),
+        lambda bank: ObservationGateTransform([1], open_probability=1.5),
+    ],
+)
+def test_wrong_arguments(build, bank):
+    with pytest.raises(ValueError, match=r"unknown|must be|must have"):
+        build(bank)
+
+
+def test_nothing_frozen_is_saved_with_a_buffer(dataset, bank):
+    transforms = [make(name, bank) for name in ("text", "trajectory index", "gate")]
+    buffer = dataset.replay_buffer(4, transforms=transforms, seed=0)
+    state = buffer.state_dict()["_transforms"]
+    assert not [key for key in state if "table" in key or "_rows" in key]
