@@ -22,9 +22,9 @@ __all__ = ["MetaWorldEnv"]
 class MetaWorldEnv(EnvBase):
     """One Meta-World task with a fixed list of goals, in float32, with ``success`` in the specs.
 
-    Every reset takes the next goal of the list (or the one named by ``goal_index`` in the
-    TensorDict that is given to ``reset``). An episode is truncated after ``max_steps``, or, with
-    ``stop_on_success``, at its first success; Meta-World never terminates.
+    Every reset takes the next goal of the list, or the one chosen by :meth:`choose_goal`. An
+    episode is truncated after ``max_steps``, or, with ``stop_on_success``, at its first success;
+    Meta-World never terminates.
 
     Args:
         task: a Meta-World task name such as ``"reach-v3"``.
@@ -104,8 +104,6 @@ class MetaWorldEnv(EnvBase):
         self._task_tensor = torch.tensor([self.task_id])
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        if tensordict is not None and "goal_index" in tensordict and "_reset" not in tensordict:
-            self._next_goal = int(tensordict["goal_index"])
         self._goal_index = torch.tensor([self._next_goal])
         observation = reset_simulator(self._simulator, goal=self.goals[self._next_goal])
         self._next_goal = (self._next_goal + 1) % len(self.goals)
@@ -143,6 +141,16 @@ class MetaWorldEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         """A reset draws nothing, so that the seed only chooses where the list of goals begins."""
         self._next_goal = (seed or 0) % len(self.goals)
+
+    def choose_goal(self, index: int) -> None:
+        """Let the next reset take goal number ``index`` of the list.
+
+        A method, because a transformed environment hands nothing that is given to ``reset`` on to
+        the environment inside.
+        """
+        if not 0 <= index < len(self.goals):
+            raise IndexError(f"{self.task} has {len(self.goals)} goals, not number {index}")
+        self._next_goal = index
 
     @property
     def simulator(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import torch
-from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 from tqdm.auto import tqdm
 
@@ -59,13 +58,15 @@ def record_episode(
     frames = []
     bar = tqdm(total=settings.max_steps, desc=f"film {task}", unit="step", disable=not progress)
     with bar, torch.no_grad(), set_exploration_type(mode):
-        state = env.reset(TensorDict({"goal_index": torch.tensor([goal_index])}, batch_size=[]))
-        done = False
+        env.base_env.choose_goal(goal_index)
+        state = env.reset()
+        done, steps = False, 0
         while not done:
-            if bar.n % every == 0:
+            if steps % every == 0:
                 frames.append(render_frame(env.base_env.simulator))
             step = env.step(policy.actor(state))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
+            steps += 1
             bar.update()
         frames.append(render_frame(env.base_env.simulator))
     success = bool(state["success"])

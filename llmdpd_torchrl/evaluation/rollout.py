@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.envs.transforms import Compose
 
@@ -155,8 +155,9 @@ def _run_round(
     policy: LLMDPDPolicy, tasks: Sequence[str], envs: Sequence[TransformedEnv], goal: int
 ) -> list[EpisodeResult]:
     """One episode of each task, on its goal number ``goal``."""
-    wish = TensorDict({"goal_index": torch.tensor([goal])}, batch_size=[])
-    current: dict[int, TensorDictBase] = {i: env.reset(wish.clone()) for i, env in enumerate(envs)}
+    for env in envs:
+        env.base_env.choose_goal(goal)
+    current: dict[int, TensorDictBase] = {i: env.reset() for i, env in enumerate(envs)}
     returns = [0.0] * len(envs)
     lengths = [0] * len(envs)
     results = []

@@ -17,7 +17,11 @@ from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.diffusion import DiffusionActor
-from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.observation import (
+    GatedConditioner,
+    ObservationConditioner,
+    ObservationFeatures,
+)
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
@@ -41,9 +45,8 @@ class NetworkConfig:
         conditioning: one of :data:`CONDITIONINGS`; without a trajectory prompt there is nothing to
             retrieve, and the actor sees the observation and what embedding there is.
         observation_fields: named index ranges of the observation.
-        observation_keep: fields that the networks see.
-        observation_differences: pairs of fields whose difference the networks see. What is not in
-            one of these lists can not be used to tell the tasks apart: the prompt has to.
+        observation_keep: fields that the networks see; default: all.
+        observation_differences: pairs of fields whose difference the networks see besides.
         observation_scales: see :class:`~llmdpd_torchrl.modules.ObservationFeatures`.
         action_dim: A.
         text_dim: D, the width of the frozen text embedding.
@@ -69,13 +72,9 @@ class NetworkConfig:
     observation_fields: Mapping[str, Sequence[int]] = field(
         default_factory=lambda: dict(METAWORLD_OBSERVATION_LAYOUT["fields"])
     )
-    observation_keep: Sequence[str] = ("gripper_opening",)
-    observation_differences: Sequence[Sequence[str]] = (
-        ("object_1_position", "hand_position"),
-        ("goal_position", "object_1_position"),
-        ("goal_position", "hand_position"),
-    )
-    observation_scales: Sequence[float] = (0.02, 0.1)
+    observation_keep: Sequence[str] = tuple(METAWORLD_OBSERVATION_LAYOUT["fields"])
+    observation_differences: Sequence[Sequence[str]] = ()
+    observation_scales: Sequence[float] = ()
     action_dim: int = 4
     text_dim: int = 576
     text_features: int = 32
@@ -204,10 +203,11 @@ def make_networks(
     condition_dim = features.out_features + embedding_dim
     if config.retrieves:
         condition_dim += 1 + context_dim
+    conditioner = GatedConditioner if config.retrieves else ObservationConditioner
     actor = DiffusionActor(
         config.action_dim,
         condition_dim,
-        conditioner=ObservationConditioner(copy.deepcopy(features), gated=config.retrieves),
+        conditioner=conditioner(copy.deepcopy(features)),
         hidden=config.hidden,
         activation=config.activation,
         num_steps=config.diffusion_steps,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-__all__ = ["ObservationConditioner", "ObservationFeatures"]
+__all__ = ["GatedConditioner", "ObservationConditioner", "ObservationFeatures"]
 
 
 class ObservationFeatures(nn.Module):
@@ -107,25 +107,36 @@ class ObservationFeatures(nn.Module):
 
 
 class ObservationConditioner(nn.Module):
-    """The actor's condition: features of the observation, then the other conditions as they are.
+    """The actor's condition: features of the observation, and the prompt embedding as it is.
 
     Args:
         observation_module: maps observations to features.
-        gated: whether the second input is a gate [*, 1] in {0, 1} that multiplies the features and
-            is itself part of the condition.
 
-    Shapes: ``[*, O]``, with ``gated`` ``[*, 1]``, and any number of ``[*, C_i]``, to
-    ``[*, out_features (+ 1) + sum C_i]``.
+    Shapes: ``[*, O]`` and any number of ``[*, C_i]`` to ``[*, out_features + sum C_i]``.
     """
 
-    def __init__(self, observation_module: nn.Module, *, gated: bool = False) -> None:
+    def __init__(self, observation_module: nn.Module) -> None:
         super().__init__()
         self.observation_module = observation_module
-        self.gated = gated
+
+    def forward(self, observation: torch.Tensor, *embeddings: torch.Tensor) -> torch.Tensor:
+        """Concatenate features and embeddings."""
+        return torch.cat([self.observation_module(observation), *embeddings], dim=-1)
+
+
+class GatedConditioner(ObservationConditioner):
+    """The condition of an actor that retrieves: what is learnt by heart passes a gate.
+
+    A network recognises its training tasks by their states and their embeddings, and on another
+    task both mislead it. So both pass the gate, which is shut there, and what the prompt's nearest
+    step says does not.
+
+    Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
+    embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i]``.
+    """
 
     def forward(self, observation: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """Concatenate features and the other conditions."""
-        features = self.observation_module(observation)
-        if self.gated:
-            features = features * others[0]
-        return torch.cat([features, *others], dim=-1)
+        """Concatenate gated features, gate, context and gated embeddings."""
+        gate, context, *embeddings = others
+        features = self.observation_module(observation) * gate
+        return torch.cat([features, gate, context, *(e * gate for e in embeddings)], dim=-1)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
 from torchrl.envs import SerialEnv
 from torchrl.envs.utils import check_env_specs
 
@@ -35,7 +34,8 @@ def test_specs_of_a_serial_env():
 
 
 def test_the_observation_is_the_simulators(env):
-    state = env.reset(TensorDict({"goal_index": torch.tensor([1])}))
+    env.choose_goal(1)
+    state = env.reset()
     simulator = make_simulator("push-v3")
     expected = reset_simulator(simulator, goal=env.goals[1])
     np.testing.assert_allclose(state["observation"].numpy(), expected, rtol=1e-6)
@@ -73,7 +73,10 @@ def test_success_truncates_when_asked_to():
 def test_resets_go_through_the_goals_in_turn(env):
     env.set_seed(0)
     assert [env.reset()["goal_index"].item() for _ in range(4)] == [0, 1, 2, 0]
-    assert env.reset(TensorDict({"goal_index": torch.tensor([2])}))["goal_index"].item() == 2
+    env.choose_goal(2)
+    assert env.reset()["goal_index"].item() == 2
+    with pytest.raises(IndexError, match="has 3 goals, not number 3"):
+        env.choose_goal(3)
 
 
 def test_a_rollout_repeats(env):

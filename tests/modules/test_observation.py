@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.observation import GatedConditioner, ObservationFeatures
 
 FIELDS = {"hand": (0, 2), "thing": (2, 4), "grip": (4, 5)}
 
@@ -52,11 +52,15 @@ def test_wrong_fields(keep, differences, message):
         ObservationFeatures(FIELDS, keep, differences)
 
 
-def test_a_shut_gate_hides_the_observation():
-    module = ObservationConditioner(features(), gated=True)
-    context = torch.randn(2, 4)
-    shut, opened = torch.zeros(2, 1), torch.ones(2, 1)
-    one, other = torch.randn(2, 5), torch.randn(2, 5)
-    assert torch.equal(module(one, shut, context), module(other, shut, context))
-    assert not torch.equal(module(one, opened, context), module(other, opened, context))
-    assert module(one, opened, context).shape == (2, 3 + 1 + 4)
+def test_a_shut_gate_hides_all_but_the_context():
+    module = GatedConditioner(features())
+    one, other = ([torch.randn(2, 5), torch.randn(2, 3)] for _ in range(2))
+    context, shut, opened = torch.randn(2, 4), torch.zeros(2, 1), torch.ones(2, 1)
+
+    def condition(state, gate, context=context):
+        return module(state[0], gate, context, state[1])
+
+    assert torch.equal(condition(one, shut), condition(other, shut))
+    assert not torch.equal(condition(one, opened), condition(other, opened))
+    assert not torch.equal(condition(one, shut), condition(one, shut, context + 1))
+    assert condition(one, opened).shape == (2, 3 + 1 + 4 + 3)

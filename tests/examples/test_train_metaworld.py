@@ -1,0 +1,179 @@
+"""The main job as a person runs it: a command, its artefacts, its messages."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "train_metaworld.py"
+
+
+def run(folder, *overrides, **environment):
+    command = [sys.executable, str(SCRIPT), *overrides]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run(folder, "preset=smoke")
+
+
+def test_all_artefacts_are_there(finished):
+    folder, process = finished
+    assert process.returncode == 0, process.stderr
+    output = folder / "outputs" / "smoke-both-seed0"
+    expected = {"config.yaml", "environment.json", "metrics.csv", "results.json", "results.md"}
+    expected |= {"success.png", "learning_curves.png", "checkpoint"}
+    found = {path.name for path in output.iterdir()}
+    assert expected <= found
+    videos = [name for name in found if name.endswith(".mp4")]
+    assert videos == ["door-close-v3.mp4"] or "video: no pictures" in process.stdout
+    results = json.loads((output / "results.json").read_text())
+    assert len(results["episodes"]) == 6
+    assert results["summary"]["seen"]["episodes"] == 4
+    assert json.loads((output / "environment.json").read_text())["versions"]["torchrl"]
+    with open(output / "metrics.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["20", "40", "60"]
+    assert "preset_name: smoke" in (output / "config.yaml").read_text()
+    assert (output / "success.png").stat().st_size > 5000
+    for text in ("seen tasks", "unseen tasks", "artefacts: outputs/smoke-both-seed0"):
+        assert text in process.stdout
+    for bar in ("collect", "evaluate"):
+        assert bar in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_the_checkpoint_loads_with_nothing_else(finished):
+    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+
+    folder, _ = finished
+    policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "smoke-both-seed0" / "checkpoint")
+    assert policy.info["trained_tasks"] == ["reach-v3", "window-open-v3"]
+
+
+def test_a_second_run_reuses_every_stage(finished):
+    folder, _ = finished
+    process = run(folder, "preset=smoke", "video.tasks=[]")
+    assert process.returncode == 0, process.stderr
+    assert "train: reusing" in process.stdout
+    assert "evaluate: reusing" in process.stdout
+    assert "collect" not in process.stderr
+
+
+@pytest.mark.parametrize("prompt", ["none", "text", "trajectory"])
+def test_ablations_are_one_setting(finished, prompt):
+    folder, _ = finished
+    process = run(folder, "preset=smoke", f"prompt={prompt}", "video.tasks=[]", "progress=false")
+    assert process.returncode == 0, process.stderr
+    assert (folder / "outputs" / f"smoke-{prompt}-seed0" / "results.json").exists()
+
+
+def test_wandb_without_network(finished):
+    folder, _ = finished
+    process = run(
+        folder, "preset=smoke", "name=w", "logger=wandb", "logger.wandb_mode=offline",
+        "video.tasks=[]", "progress=false", WANDB_SILENT="true",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
+
+
+def test_no_gl_library_costs_only_the_video(finished):
+    folder, _ = finished
+    process = run(folder, "preset=smoke", "name=nogl", "progress=false", MUJOCO_GL="nonsense")
+    assert process.returncode == 0, process.stderr
+    lines = [line for line in process.stdout.splitlines() if line.startswith("video: ")]
+    assert len(lines) == 1
+    assert "libegl1" in lines[0]
+    assert not list((folder / "outputs" / "nogl").glob("*.mp4"))
+
+
+def test_help_and_configuration_read_well():
+    help_text = run(ROOT, "--help").stdout
+    assert help_text.startswith("Train LLM-Driven Policy Diffusion")
+    for word in ("quick", "ml45", "smoke", "prompt=none", "trainer:"):
+        assert word in help_text
+    configuration = run(ROOT, "--cfg", "job").stdout
+    assert "preset_name: quick" in configuration
+    assert "total_updates" in configuration
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks.train=[reech-v3]"], "unknown task 'reech-v3': did you mean"),
+        (["tasks.train=[reach-v3,door-close-v3]"], "held-out task 'door-close-v3' is in the train"),
+        (["tasks.split=nothing", "tasks.train=null"], "unknown task split 'nothing'"),
+        (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
+        (["prompt=all"], "unknown prompt 'all'"),
+        (["output_dir=/dev/null/x"], "can not make the output folder /dev/null/x"),
+        (["data.folder=/dev/null/x"], "can not make the data folder /dev/null/x"),
+        (["data.episodes_per_task=0"], "episodes_per_task is 0"),
+        (["data.episodes_per_task=many"], "data.episodes_per_task is 'many'"),
+        (["network.hidden=[]"], "network.hidden is []"),
+        (["+network.depth=3"], "network: "),
+        (["trainer.total_updates=0"], "trainer.total_updates is 0"),
+        (["loss.guidance=guess"], "unknown guidance 'guess'"),
+        (["+loss.typo=1"], "loss: "),
+        (["logger.kind=paper"], 'logger "paper" is unknown'),
+        (["evaluation.max_steps=900"], "max_steps is 900"),
+        (["force=[collect]"], "force is ['collect']"),
+        (["video.tasks=[nothing-v3]"], "unknown task 'nothing-v3'"),
+        (["optim.learning_rate=-1"], "learning_rate is -1"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(finished, tmp_path, overrides, message):
+    folder, _ = finished
+    data = f"data.folder={folder / 'data_cache' / 'smoke'}"
+    process = run(tmp_path, "preset=smoke", "progress=false", data, *overrides)
+    assert process.returncode == 2, process.stdout + process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("policy.json"))
+
+
+def damage_truncate(folder):
+    path = folder / "train" / "reach-v3.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return r"reach-v3\.safetensors: damaged or cut short"
+
+
+def damage_layout(folder):
+    path = folder / "train" / "manifest.json"
+    path.write_text(path.read_text().replace('"size": 39', '"size": 38'))
+    return r"observation has shape \(\d+, 39\), the manifest says \(\d+, 38\)"
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_layout])
+def test_damaged_data_ends_in_one_clear_line(finished, tmp_path, damage):
+    import shutil
+
+    source, _ = finished
+    folder = tmp_path / "data"
+    shutil.copytree(source / "data_cache" / "smoke", folder)
+    message = damage(folder)
+    command = [sys.executable, "-c", "import sys; from llmdpd_torchrl.data import *; from llmdpd_torchrl.errors import UserError\ntry: TrajectoryDataset.load(sys.argv[1])\nexcept UserError as e: sys.exit(str(e))", str(folder / "train")]  # fmt: skip  # noqa: E501
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode != 0
+    assert re.search(message, process.stderr)
+    if damage is damage_truncate:  # a changed manifest is made anew by the collection stage
+        process = run(tmp_path, "preset=smoke", f"data.folder={folder}", "progress=false")
+        assert process.returncode == 2
+        assert re.search("error: .*" + message, process.stderr)
+        assert process.stderr.count("\n") == 1
