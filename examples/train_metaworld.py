@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -41,7 +42,8 @@ class Run:
     training_bank: Any = None
     evaluation_bank: Any = None
     policy: Any = None
-    times: dict[str, float] = dataclasses.field(default_factory=dict)
+    trained: bool = False
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def read(kind: type[Settings], cfg: Any, where: str, **more: Any) -> Settings:
@@ -69,6 +71,7 @@ def prepare(cfg: DictConfig) -> Run:
     from llmdpd_torchrl.envs.splits import make_split
     from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
     from llmdpd_torchrl.modules.networks import NetworkConfig
+    from llmdpd_torchrl.objectives import LLMDPDLoss
     from llmdpd_torchrl.prompts import make_text_encoder
 
     split = make_split(cfg.tasks.split, train=cfg.tasks.train, held_out=cfg.tasks.held_out)
@@ -81,6 +84,16 @@ def prepare(cfg: DictConfig) -> Run:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least 1")
+    known = inspect.signature(LLMDPDLoss.__init__).parameters
+    unknown = sorted(set(cfg.loss) - set(known) - {"gamma", "reward_scale"})
+    if unknown:
+        raise ConfigError(f"loss: there is no setting {unknown[0]!r}; see LLMDPDLoss")
+    for task in cfg.video.tasks or ():
+        if task not in split.tasks:
+            raise ConfigError(
+                f"video.tasks: unknown task {task!r} in split {split.name!r}: choose some of "
+                f"{', '.join(split.tasks)}"
+            )
     if cfg.prompt in ("both", "text"):
         make_text_encoder(cfg.text_encoder)
     output = Path(cfg.output_dir)
@@ -172,6 +185,7 @@ def train(run: Run) -> None:
         print(f"train: {folder} is of other settings or data and is replaced")
     run.policy = fit(run)
     run.policy.save_pretrained(folder)
+    run.trained = True
 
 
 def fit(run: Run) -> Any:
@@ -297,7 +311,6 @@ def evaluate(run: Run) -> None:
         "seed": cfg.seed,
         "split": dataclasses.asdict(split) | {"table": None},
         "data_hash": run.dataset.manifest.data_hash,
-        "stage_seconds": run.times,
         "episodes": [dataclasses.asdict(episode) for episode in episodes],
     }
     report.write_results_json(path, summary, extra)
@@ -374,6 +387,8 @@ def write_environment(run: Run) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train_metaworld")
 def main(cfg: DictConfig) -> None:
     """Run all stages."""
+    from llmdpd_torchrl.files import write_json
+
     started = time.monotonic()
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
@@ -382,11 +397,13 @@ def main(cfg: DictConfig) -> None:
         for stage in (embed, collect, train, evaluate, film):
             begun = time.monotonic()
             stage(run)
-            run.times[stage.__name__] = round(time.monotonic() - begun, 1)
+            run.seconds[stage.__name__] = round(time.monotonic() - begun, 1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.times.items())
+    if run.trained:  # the times of a run that reused its stages say nothing
+        write_json(run.output / "timings.json", {"stage_seconds": run.seconds})
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes ({spent})")
     print(f"artefacts: {run.output}")
 

@@ -1,4 +1,4 @@
-"""Networks: noise schedules, denoiser, diffusion actor and critics."""
+"""Networks: diffusion actor, critics, prompt encoder, and the policy that is saved of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from llmdpd_torchrl.modules.diffusion import (
     DiffusionActor,
     DiffusionModule,
 )
+from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.modules.observation import ObservationFeatures
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.modules.prompt_encoder import (
+    PromptEncoder,
+    PromptNetwork,
+    TextHead,
+    TrajectoryEncoder,
+)
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
 
 __all__ = [
@@ -20,13 +29,22 @@ __all__ = [
     "SAMPLERS",
     "DiffusionActor",
     "DiffusionModule",
+    "LLMDPDPolicy",
     "MLPDenoiser",
     "Mish",
+    "NetworkConfig",
+    "Networks",
     "NoiseSchedule",
+    "ObservationFeatures",
+    "PromptEncoder",
+    "PromptNetwork",
     "QValueNetwork",
     "SinusoidalTimeEmbedding",
+    "TextHead",
+    "TrajectoryEncoder",
     "make_activation",
     "make_mlp",
+    "make_networks",
     "make_qvalue_networks",
     "mish",
 ]

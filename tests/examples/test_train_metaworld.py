@@ -92,9 +92,20 @@ def test_wandb_without_network(finished):
     assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
 
 
-def test_no_gl_library_costs_only_the_video(finished):
+def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     folder, _ = finished
-    process = run(folder, "preset=smoke", "name=nogl", "progress=false", MUJOCO_GL="nonsense")
+    broken = tmp_path / "OpenGL"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('no GL library on this machine')")
+    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), "preset=smoke", "name=nogl", "progress=false"],
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert process.returncode == 0, process.stderr
     lines = [line for line in process.stdout.splitlines() if line.startswith("video: ")]
     assert len(lines) == 1

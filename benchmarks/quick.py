@@ -1,0 +1,75 @@
+"""The ``quick`` preset with prompts and without: ``results/quick.json``.
+
+Runs ``examples/train_metaworld.py`` once an arm, one after another, keeps each arm's
+``results.json`` in ``results/quick/``, and takes the figures from those files.
+
+    python benchmarks/quick.py                 # runs what is missing in outputs/ and rewrites
+    python benchmarks/quick.py --check         # compares the committed files with the figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, check_figures, write_figures
+
+ROOT = Path(__file__).parents[1]
+ARMS: dict[str, tuple[str, ...]] = {
+    "quick-both-seed0": (),
+    "quick-none-seed0": ("prompt=none",),
+}
+
+
+def run_arm(name: str, overrides: tuple[str, ...]) -> None:
+    """Run one arm and keep its result."""
+    command = [sys.executable, "examples/train_metaworld.py", *overrides]
+    subprocess.run(command, cwd=ROOT, check=True)
+    keep = RESULTS / "quick"
+    keep.mkdir(parents=True, exist_ok=True)
+    for file in ("results", "timings"):
+        shutil.copy(ROOT / "outputs" / name / f"{file}.json", keep / f"{name}-{file}.json")
+
+
+def read(name: str, file: str = "results") -> dict[str, Any]:
+    """A kept file of an arm."""
+    return json.loads((RESULTS / "quick" / f"{name}-{file}.json").read_text())
+
+
+def figures() -> dict[str, float]:
+    """All figures, from the kept files."""
+    means = {}
+    for arm in ARMS:
+        summary = read(arm)["summary"]
+        means[arm] = summary["seen"]["success_rate"], summary["unseen"]["success_rate"]
+    seconds = sum(read("quick-both-seed0", "timings")["stage_seconds"].values())
+    return {
+        "seen_success": means["quick-both-seed0"][0],
+        "seen_success_no_prompt": means["quick-none-seed0"][0],
+        "unseen_success": means["quick-both-seed0"][1],
+        "unseen_success_no_prompt": means["quick-none-seed0"][1],
+        "wall_minutes": seconds / 60,
+    }
+
+
+def main() -> int:
+    """Run what is missing and write the figures, or check them against the kept files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="recompute from the kept files")
+    options = parser.parse_args()
+    if options.check:
+        return check_figures("quick", figures(), tolerance=1e-9)
+    for name, overrides in ARMS.items():
+        run_arm(name, overrides)
+    raw = {name: f"quick/{name}-results.json" for name in ARMS}
+    write_figures("quick", figures(), raw, "python benchmarks/quick.py")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
