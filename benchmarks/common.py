@@ -6,12 +6,12 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmdpd_torchrl.evaluation.report import git_revision
 from llmdpd_torchrl.files import write_json
 from llmdpd_torchrl.workers import available_cores
 
@@ -22,18 +22,11 @@ def write_figures(name: str, figures: Mapping[str, float], raw: Any, command: st
     """Write ``results/NAME.json`` and beside it the raw measurements, and print the figures."""
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{name}_raw.json", raw)
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
     write_json(
         RESULTS / f"{name}.json",
         {
             "command": command,
-            "commit": git.stdout.strip(),
+            "commit": git_revision(),
             "machine": {
                 "cores": available_cores(),
                 "processor": platform.machine(),

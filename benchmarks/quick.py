@@ -19,7 +19,11 @@ from typing import Any
 
 from common import RESULTS, check_figures, write_figures
 
+from llmdpd_torchrl.evaluation.plots import plot_success_bars
+from llmdpd_torchrl.evaluation.statistics import ResultsSummary
+
 ROOT = Path(__file__).parents[1]
+MARKERS = ("<!-- written by benchmarks/quick.py -->", "<!-- end -->")
 ARMS: dict[str, tuple[str, ...]] = {
     "quick-both-seed0": (),
     "quick-none-seed0": ("prompt=none",),
@@ -57,6 +61,29 @@ def figures() -> dict[str, float]:
     }
 
 
+def write_pages() -> None:
+    """Rewrite the README's table and the plot beside it from the kept files."""
+    (ROOT / "docs").mkdir(exist_ok=True)
+    summaries = {arm: ResultsSummary.from_dict(read(arm)["summary"]) for arm in ARMS}
+    plot_success_bars(
+        summaries["quick-both-seed0"],
+        ROOT / "docs" / "quick_success.png",
+        title="preset quick, text and one trajectory as prompts",
+    )
+    lines = ["| success, % (95 % interval) | text and trajectory | no prompt |", "|---|---:|---:|"]
+    for group in ("seen", "unseen"):
+        means = [getattr(summary, group) for summary in summaries.values()]
+        cells = [
+            f"{100 * m.success_rate:.0f} ({100 * m.low:.0f}-{100 * m.high:.0f})" for m in means
+        ]
+        lines.append(f"| {means[0].tasks} {group} tasks | {' | '.join(cells)} |")
+    readme = ROOT / "README.md"
+    head, _, rest = readme.read_text().partition(MARKERS[0])
+    _, _, tail = rest.partition(MARKERS[1])
+    table = "\n".join(lines)
+    readme.write_text(f"{head}{MARKERS[0]}\n{table}\n{MARKERS[1]}{tail}")
+
+
 def main() -> int:
     """Run what is missing and write the figures, or check them against the kept files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -68,6 +95,7 @@ def main() -> int:
         run_arm(name, overrides)
     raw = {name: f"quick/{name}-results.json" for name in ARMS}
     write_figures("quick", figures(), raw, "python benchmarks/quick.py")
+    write_pages()
     return 0
 
 

@@ -11,8 +11,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,6 +68,7 @@ def prepare(cfg: DictConfig) -> Run:
     from llmdpd_torchrl.data.collection import CollectionSettings
     from llmdpd_torchrl.envs.splits import make_split
     from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
+    from llmdpd_torchrl.files import make_writable_folder
     from llmdpd_torchrl.modules.networks import NetworkConfig
     from llmdpd_torchrl.objectives import LLMDPDLoss
     from llmdpd_torchrl.prompts import make_text_encoder
@@ -96,16 +95,7 @@ def prepare(cfg: DictConfig) -> Run:
             )
     if cfg.prompt in ("both", "text"):
         make_text_encoder(cfg.text_encoder)
-    output = Path(cfg.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"can not make the output folder {output} ({error.strerror}); set output_dir to one "
-            "that you may write"
-        ) from None
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise ConfigError(f"the output folder {output} is not writable; set output_dir to another")
+    output = make_writable_folder(cfg.output_dir, "output", "output_dir")
     return Run(cfg, output, split)
 
 
@@ -359,25 +349,18 @@ def film(run: Run) -> None:
 
 def write_environment(run: Run) -> None:
     """The resolved configuration and a report of what it ran on."""
-    from llmdpd_torchrl.evaluation.report import versions
+    from llmdpd_torchrl.evaluation.report import git_revision, versions
     from llmdpd_torchrl.files import write_atomic, write_json
     from llmdpd_torchrl.workers import available_cores
 
     resolved = OmegaConf.create(OmegaConf.to_yaml(run.cfg, resolve=True))
     write_atomic(run.output / "config.yaml", lambda path: OmegaConf.save(resolved, path))
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
     write_json(
         run.output / "environment.json",
         {
             "versions": versions(),
             "seed": run.cfg.seed,
-            "git_revision": git.stdout.strip() or None,
+            "git_revision": git_revision(),
             "cores": available_cores(),
             "command": sys.argv,
         },

@@ -12,7 +12,60 @@ from typing import Any
 
 from filelock import FileLock
 
-__all__ = ["file_sha256", "folder_lock", "write_atomic", "write_json"]
+from llmdpd_torchrl.errors import ConfigError, DataError
+
+__all__ = [
+    "file_sha256",
+    "folder_lock",
+    "make_writable_folder",
+    "read_document",
+    "write_atomic",
+    "write_json",
+]
+
+
+def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str) -> Path:
+    """Make ``folder`` if need be, and check that files can be made in it.
+
+    Args:
+        folder: to be made.
+        what: what it is called in a message.
+        setting: the setting that names it.
+
+    Raises:
+        ConfigError: if it can not be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can not make the {what} folder {folder} ({error.strerror}); set {setting} to one "
+            "that you may write"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"the {what} folder {folder} is not writable; set {setting} to another")
+    return folder
+
+
+def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Read a JSON file that says what it is: its ``format`` and ``format_version``.
+
+    Raises:
+        DataError: if it is not JSON, of another kind, or of another version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); make it anew") from None
+    if not isinstance(document, dict) or document.get("format") != kind:
+        raise DataError(f"{path}: not a file of format {kind!r}")
+    if document.get("format_version") != version:
+        raise DataError(
+            f"{path}: format_version is {document.get('format_version')!r}, this release reads "
+            f"{version}; make it anew, or use the release that wrote it"
+        )
+    return document
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TA
 from llmdpd_torchrl.envs.experts import make_expert, run_expert_episode
 from llmdpd_torchrl.envs.simulator import goal_seed, make_simulator
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.files import folder_lock, write_atomic
+from llmdpd_torchrl.files import folder_lock, make_writable_folder, write_atomic
 from llmdpd_torchrl.workers import count_episode, run_jobs
 
 __all__ = ["CollectionSettings", "collect_metaworld", "collect_task"]
@@ -110,7 +109,9 @@ def collect_metaworld(
     folder = Path(folder)
     settings = settings or CollectionSettings()
     names = METAWORLD_TASKS.check(tasks)
-    _prepare_folder(folder)
+    make_writable_folder(folder, "data", "data.folder")
+    if (folder / MANIFEST_NAME).exists():
+        Manifest.read(folder)  # refuse to write into something that is not a dataset of ours
     with folder_lock(folder):
         return _collect_locked(folder, names, settings, workers, progress)
 
@@ -197,18 +198,3 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> None:
     # equal bytes.
     header = json.dumps({"settings": settings.to_dict(), "episodes": episodes}, sort_keys=True)
     write_atomic(path, lambda temporary: save_file(arrays, temporary, {"collection": header}))
-
-
-def _prepare_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"can not make the data folder {folder} ({error.strerror}); set data.folder to one "
-            "that you may write"
-        ) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"the data folder {folder} is not writable; set data.folder to another")
-    foreign = folder / MANIFEST_NAME
-    if foreign.exists():
-        Manifest.read(folder)  # refuse to write into something that is not a dataset of ours

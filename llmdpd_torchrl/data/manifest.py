@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from llmdpd_torchrl.errors import DataError
-from llmdpd_torchrl.files import file_sha256, write_json
+from llmdpd_torchrl.files import file_sha256, read_document, write_json
 
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "TaskRecord", "task_record"]
 
@@ -115,17 +115,7 @@ class Manifest:
                 f"no dataset in {folder}: {MANIFEST_NAME} is missing; collect one first "
                 "(`python -m llmdpd_torchrl.data collect --help`) or correct the path"
             )
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); collect it again") from None
-        if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
-            raise DataError(f"{path}: not a manifest of this library (no format {_FORMAT!r})")
-        if raw.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format_version is {raw.get('format_version')!r}, this release reads "
-                f"{FORMAT_VERSION}; collect the dataset again"
-            )
+        raw = read_document(path, _FORMAT, FORMAT_VERSION)
         return cls._from_raw(raw, path)
 
     @classmethod

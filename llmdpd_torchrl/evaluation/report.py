@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,14 @@ from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
 from llmdpd_torchrl.files import write_atomic, write_json
 
-__all__ = ["print_table", "read_results_json", "versions", "write_markdown", "write_results_json"]
+__all__ = [
+    "git_revision",
+    "print_table",
+    "read_results_json",
+    "versions",
+    "write_markdown",
+    "write_results_json",
+]
 
 _COLUMNS = ("task", "success %", "n", "95 % interval", "mean length")
 _PACKAGES = (
@@ -113,6 +121,21 @@ def read_results_json(path: str | os.PathLike[str]) -> tuple[ResultsSummary, dic
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return summary, content
+
+
+def git_revision() -> str | None:
+    """Return the commit of the working tree this package lies in, ``None`` outside of one."""
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=False,
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return git.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llmdpd_torchrl.errors import ConfigError, DataError
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.files import read_document, write_atomic, write_json
 from llmdpd_torchrl.modules.diffusion import DiffusionActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
@@ -124,17 +123,7 @@ class LLMDPDPolicy:
         path = Path(folder) / "policy.json"
         if not path.is_file():
             raise DataError(f"no policy in {folder}: policy.json is missing; train one first")
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); save the policy again") from None
-        if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise DataError(f"{path}: not a policy of this library")
-        if description.get("format_version") != _FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format_version {description.get('format_version')!r} is not "
-                f"{_FORMAT_VERSION}; use the release that wrote it"
-            )
+        description = read_document(path, _FORMAT, _FORMAT_VERSION)
         try:
             config = NetworkConfig(**description["network"])
         except (KeyError, TypeError) as error:

@@ -114,7 +114,7 @@ def test_numbers_that_are_not_finite(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(format="other"), "not a manifest"),
+        (lambda raw: raw.update(format="other"), "not a file of format"),
         (lambda raw: raw.update(format_version=99), "format_version is 99"),
         (lambda raw: raw.update(tasks=[]), "'tasks' must be a dict"),
         (lambda raw: raw.pop("settings"), "'settings' must be a dict"),

@@ -81,10 +81,10 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(DataError, match="unheard"):
         LLMDPDPolicy.from_pretrained(tmp_path)
     damage_json(tmp_path, format_version=99)
-    with pytest.raises(DataError, match="format_version 99"):
+    with pytest.raises(DataError, match="format_version is 99"):
         LLMDPDPolicy.from_pretrained(tmp_path)
     damage_json(tmp_path, format="else")
-    with pytest.raises(DataError, match="not a policy"):
+    with pytest.raises(DataError, match="not a file of format"):
         LLMDPDPolicy.from_pretrained(tmp_path)
     (tmp_path / "policy.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
