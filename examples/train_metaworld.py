@@ -373,9 +373,10 @@ def main(cfg: DictConfig) -> None:
     from llmdpd_torchrl.files import write_json
 
     started = time.monotonic()
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
         run = prepare(cfg)
+        # Not before: importing torchrl, which the preparation does, sets the level itself.
+        logging.getLogger("torchrl").setLevel(logging.WARNING)
         write_environment(run)
         for stage in (embed, collect, train, evaluate, film):
             begun = time.monotonic()

@@ -245,7 +245,7 @@ class PromptNetwork(TensorDictModuleBase):
         trajectory = None if self._bank is None else self._bank[rows[-1]]
         return self.encoder(text, trajectory)[inverse]
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Move the tables with the weights, without changing the type of integers and masks."""
         super()._apply(fn, recurse)
         if self._text_table is not None:

@@ -1,4 +1,4 @@
-"""Whether the actor may look at the state itself, or has to go by its prompt."""
+"""Whether the actor may go by what it learnt by heart, or has to go by its demonstration."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class ObservationGateTransform(PromptTransform):
 
     A policy that always sees the state memorises its training tasks by it and ignores the
     demonstration on a task it was never trained on. So in training the gate is shut at random, and
-    the policy learns to act with and without the state; at evaluation it is open exactly on the
-    tasks whose states the policy knows.
+    the policy learns to act with and without the state and the embedding of its task (see
+    :class:`~llmdpd_torchrl.modules.observation.GatedConditioner`); at evaluation it is open exactly
+    on the trained tasks.
 
     Args:
         trained_tasks: ids of the tasks that are trained on.
