@@ -21,6 +21,7 @@ __all__ = [
     "read_document",
     "write_atomic",
     "write_json",
+    "write_text",
 ]
 
 
@@ -122,9 +123,13 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented, key-ordered JSON with :func:`write_atomic`."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8 with :func:`write_atomic`."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomic(path, write)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.files import write_json, write_text
 
 __all__ = [
     "git_revision",
@@ -78,7 +78,7 @@ def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> Non
     for note in _notes(summary):
         lines += ["", note]
     text = "\n".join(lines) + "\n"
-    write_atomic(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, text)
 
 
 def write_results_json(
@@ -186,7 +186,3 @@ def _notes(summary: ResultsSummary) -> Iterator[str]:
     if errors:
         verb = "episodes broke off and count" if errors > 1 else "episode broke off and counts"
         yield f"{errors} {verb} as not solved; the mean length leaves them out."
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
-from torch import nn
 from torchrl.data import Bounded
 
 from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT
@@ -144,13 +143,6 @@ class Networks:
     encoder: PromptEncoder | None
     actor: DiffusionActor
     qvalues: list[TensorDictModule]
-
-    def policy_modules(self) -> nn.ModuleDict:
-        """Actor and encoder under fixed names: what acting needs, and a saved policy holds."""
-        modules: dict[str, nn.Module] = {"actor": self.actor}
-        if self.encoder is not None:
-            modules["encoder"] = self.encoder
-        return nn.ModuleDict(modules)
 
 
 def make_networks(

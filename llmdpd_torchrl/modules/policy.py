@@ -91,7 +91,11 @@ class LLMDPDPolicy:
             )
 
     def _modules(self) -> torch.nn.ModuleDict:
-        return Networks(self.encoder, self.actor, []).policy_modules()
+        """What acting needs, and a saved policy holds, under fixed names."""
+        modules: dict[str, torch.nn.Module] = {"actor": self.actor}
+        if self.encoder is not None:
+            modules["encoder"] = self.encoder
+        return torch.nn.ModuleDict(modules)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``policy.safetensors``, then ``policy.json``, each whole or not at all."""
