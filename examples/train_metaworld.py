@@ -35,6 +35,7 @@ class Run:
     output: Path
     split: Any
     fingerprint: str = ""
+    support_hash: str | None = None
     dataset: Any = None
     text_table: Any = None
     training_bank: Any = None
@@ -147,6 +148,7 @@ def collect(run: Run) -> None:
         demonstrations = TrajectoryDataset.load(
             folder / "support", split.held_out, hide_goal=cfg.data.hide_goal
         )
+        run.support_hash = demonstrations.manifest.data_hash
         bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
         run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
     identity = OmegaConf.to_container(
@@ -277,7 +279,11 @@ def evaluate(run: Run) -> None:
         "evaluation",
         hide_goal=cfg.data.hide_goal,
     )
-    about = {"fingerprint": run.fingerprint, "evaluation": dataclasses.asdict(settings)}
+    about = {
+        "fingerprint": run.fingerprint,
+        "support_hash": run.support_hash,  # other demonstrations, another result
+        "evaluation": dataclasses.asdict(settings),
+    }
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
         if all(before.get(key) == value for key, value in about.items()):
