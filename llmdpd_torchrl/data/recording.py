@@ -1,0 +1,210 @@
+"""What every reader of recorded episodes hands on: checked arrays, one row a transition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd_torchrl.errors import DataError
+
+__all__ = ["Recording", "as_flags", "as_numbers"]
+
+#: What a value may lie outside of the action range and still be the rounding of one inside.
+_ROUNDING = 1e-4
+
+
+@dataclass
+class Recording:
+    """Whole episodes, one after another, from one file or one dataset.
+
+    The arrays are checked and cast when the recording is made: observations, actions and rewards
+    become float32, flags bool. An episode ends at every row that is terminated or truncated, and
+    the last row ends one: if it says nothing, it is truncated, for its episode was cut off there.
+
+    Args:
+        name: what tasks of this recording are called.
+        source: where it comes from, for messages.
+        observation: ``[N, O]``.
+        next_observation: ``[N, O]``, the true successors; only that of a terminated row is never
+            used and may be anything finite.
+        action: ``[N, A]``.
+        reward: ``[N]``.
+        terminated: ``[N]``.
+        truncated: ``[N]``.
+        success: ``[N]``, whether each step meets the task's criterion, if the source has one.
+        task_ids: ``[N]``, which of ``task_names`` each row belongs to; default: the first.
+        task_names: default: ``name`` alone, or, with ``task_ids``, ``name/0``, ``name/1``, ...
+        infos: further columns ``[N, ...]`` by name.
+        attributes: what the source says of itself; JSON can hold it.
+        fields: half-open index ranges of the observation by name; default: one called ``state``.
+        action_range: what the source's actions lie in; it is mapped to [-1, 1].
+
+    Raises:
+        DataError: if there is no row, a shape or dtype is wrong, an entry is not finite, or an
+            action lies outside of ``action_range``.
+
+    Examples:
+        >>> recording = Recording(
+        ...     name="line",
+        ...     source="memory",
+        ...     observation=np.zeros((3, 2)),
+        ...     next_observation=np.zeros((3, 2)),
+        ...     action=np.zeros((3, 1)),
+        ...     reward=np.ones(3),
+        ...     terminated=[True, False, False],
+        ...     truncated=[False, False, False],
+        ... )
+        >>> recording.ends.tolist(), recording.truncated.tolist()
+        ([0, 2], [False, False, True])
+    """
+
+    name: str
+    source: str
+    observation: NDArray[Any]
+    next_observation: NDArray[Any]
+    action: NDArray[Any]
+    reward: NDArray[Any]
+    terminated: NDArray[Any]
+    truncated: NDArray[Any]
+    success: NDArray[Any] | None = None
+    task_ids: NDArray[Any] | None = None
+    task_names: Sequence[str] = ()
+    infos: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, tuple[int, int]] | None = None
+    action_range: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for key, rank in (("observation", 2), ("next_observation", 2), ("action", 2)):
+            setattr(self, key, as_numbers(getattr(self, key), self.source, key, rank))
+        self.reward = as_numbers(self.reward, self.source, "reward", 1)
+        self.terminated = as_flags(self.terminated, self.source, "terminated")
+        self.truncated = as_flags(self.truncated, self.source, "truncated")
+        rows = len(self.observation)
+        if rows == 0:
+            raise DataError(f"{self.source}: holds no transition; use a file with data")
+        if self.next_observation.shape != self.observation.shape:
+            raise DataError(
+                f"{self.source}: next_observation has shape {self.next_observation.shape}, "
+                f"observation {self.observation.shape}; they must be equal"
+            )
+        for key in ("action", "reward", "terminated", "truncated", "success", "task_ids"):
+            column = getattr(self, key)
+            if column is not None and len(column) != rows:
+                raise DataError(
+                    f"{self.source}: {key} has {len(column)} rows, observation {rows}; every array "
+                    "needs one row a transition"
+                )
+        self.infos = {key: np.asarray(column) for key, column in self.infos.items()}
+        for key, column in self.infos.items():
+            if column.shape[:1] != (rows,):
+                raise DataError(
+                    f"{self.source}: infos/{key} has shape {column.shape}, not {rows} rows"
+                )
+        if self.success is not None:
+            self.success = as_flags(self.success, self.source, "success")
+        self._scale_actions()
+        self.truncated = self.truncated.copy()
+        self.truncated[-1] |= not self.terminated[-1]
+        self._name_tasks()
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Row of the last transition of each episode, ``[E]``."""
+        return np.flatnonzero(self.terminated | self.truncated)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Transitions of each episode, ``[E]``."""
+        return np.diff(self.ends, prepend=-1)
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Sum of the rewards of each episode, ``[E]``."""
+        starts = self.ends - self.lengths + 1
+        return np.add.reduceat(self.reward.astype(np.float64), starts)
+
+    def _name_tasks(self) -> None:
+        """Fill in what was not given of task ids and names, and check that they fit."""
+        if self.task_ids is None:
+            self.task_names = self.task_names or (self.name,)
+            self.task_ids = np.zeros(len(self.observation), dtype=np.int64)
+        ids = np.asarray(self.task_ids).reshape(len(self.observation), -1)
+        if ids.dtype.kind not in "iu" or ids.shape[1] != 1 or ids.min() < 0:
+            raise DataError(
+                f"{self.source}: task ids must be whole numbers from 0, [rows], found {ids.dtype}"
+            )
+        self.task_ids = ids[:, 0].astype(np.int64)
+        count = int(self.task_ids.max()) + 1
+        self.task_names = self.task_names or [f"{self.name}/{i}" for i in range(count)]
+        if len(self.task_names) < count:
+            raise DataError(
+                f"{self.source}: has task id {count - 1}, but {len(self.task_names)} task names"
+            )
+        if (np.diff(self.task_ids) != 0)[~(self.terminated | self.truncated)[:-1]].any():
+            raise DataError(f"{self.source}: the task id changes within an episode")
+
+    def _scale_actions(self) -> None:
+        low, high = self.action_range
+        if not low < high:
+            raise DataError(f"{self.source}: action_range is {self.action_range}: low must be less")
+        worst = float(np.abs(self.action - (low + high) / 2).max(initial=0.0))
+        if worst > (high - low) / 2 * (1 + _ROUNDING):
+            raise DataError(
+                f"{self.source}: action reaches from {self.action.min():.4g} to "
+                f"{self.action.max():.4g}, outside of [{low:g}, {high:g}]; give the "
+                "environment's own range as action_range"
+            )
+        if (low, high) != (-1.0, 1.0):
+            self.action = (self.action - (low + high) / 2) / ((high - low) / 2)
+        self.action = self.action.clip(-1.0, 1.0)
+
+
+def as_numbers(array: Any, source: str, key: str, rank: int) -> NDArray[np.float32]:
+    """Check and cast a column of numbers.
+
+    Args:
+        array: ``[N]`` or ``[N, 1]`` for rank 1, ``[N, size]`` for rank 2.
+        source: where it comes from, for messages.
+        key: its name, for messages.
+        rank: 1 or 2.
+
+    Raises:
+        DataError: if it is not of numbers, has another shape, or an entry is not finite.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{source}: {key} is of type {array.dtype}, it must hold numbers")
+    if array.ndim == rank + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != rank:
+        wanted = "[rows, size]" if rank == 2 else "[rows]"
+        raise DataError(f"{source}: {key} has shape {array.shape}, it must be {wanted}")
+    array = array.astype(np.float32)
+    finite = np.isfinite(array).all(tuple(range(1, rank)))
+    if not finite.all():
+        raise DataError(
+            f"{source}: {key} is not finite in {(~finite).sum()} of {len(array)} rows, first in "
+            f"row {int(np.argmin(finite))}; take these episodes out"
+        )
+    return array
+
+
+def as_flags(array: Any, source: str, key: str) -> NDArray[np.bool_]:
+    """Check and cast a column of flags, ``[N]`` or ``[N, 1]``, of any numeric type.
+
+    Raises:
+        DataError: if it has another shape or an entry is neither 0 nor 1.
+    """
+    array = np.asarray(array)
+    if array.ndim == 2 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 1:
+        raise DataError(f"{source}: {key} has shape {array.shape}, it must be [rows]")
+    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        raise DataError(f"{source}: {key} must hold flags, 0 or 1, of type bool ({array.dtype})")
+    return array.astype(np.bool_)

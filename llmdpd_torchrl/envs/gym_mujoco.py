@@ -1,0 +1,211 @@
+"""Gymnasium's MuJoCo locomotion tasks as TorchRL environments."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from llmdpd_torchrl.errors import ConfigError
+
+__all__ = ["GYM_MUJOCO_TASKS", "Dynamics", "GymMujocoEnv", "HalfCheetahVelocityEnv"]
+
+#: Version 4 has the rewards and models of D4RL's data; version 5 changes Walker2d's friction and
+#: the reward of Hopper's last step.
+GYM_MUJOCO_TASKS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """Factors on the physics of a model, 1 being the original's.
+
+    Args:
+        gravity: on gravity.
+        mass: on the masses and inertias of all bodies.
+        damping: on the damping of all joints.
+        friction: on the friction coefficients of all geoms.
+
+    Raises:
+        ConfigError: if a factor is not positive.
+    """
+
+    gravity: float = 1.0
+    mass: float = 1.0
+    damping: float = 1.0
+    friction: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"dynamics.{name} is {value}: it must be a factor above 0")
+
+    def apply(self, model: Any, data: Any) -> None:
+        """Edit a live ``mujoco.MjModel`` in place; the next reset starts from the edited model."""
+        if self == Dynamics():
+            return  # recomputing the model's constants would change their last digits
+        model.opt.gravity[:] *= self.gravity
+        model.body_mass[:] *= self.mass
+        model.body_inertia[:] *= self.mass
+        model.dof_damping[:] *= self.damping
+        model.geom_friction[:] *= self.friction
+        # Subtree masses and inverse weights, which the solver reads, follow from these.
+        mujoco.mj_setConst(model, data)
+
+
+class GymMujocoEnv(EnvBase):
+    """HalfCheetah, Hopper or Walker2d, version 4, in float32.
+
+    The first reset after :meth:`set_seed` starts the stream of initial states anew. Terminated and
+    truncated are Gymnasium's: a fall, and the time limit.
+
+    Args:
+        task: one of :data:`GYM_MUJOCO_TASKS`.
+        seed: of the initial states.
+        task_id: what ``task_id`` says, for data and policies of several tasks.
+        dynamics: changes of the physics.
+        max_steps: time limit; the default is D4RL's, 1000.
+        render: width and height in pixels, if the simulator is going to be rendered.
+        device: of the tensors.
+
+    Keys: ``observation`` [O] and ``action`` [A] float32, actions in [-1, 1], ``task_id`` [1] int64,
+    and under ``"next"`` ``reward`` [1], ``terminated``, ``truncated``, ``done`` [1] bool.
+
+    Raises:
+        ConfigError: if the task is unknown or ``max_steps`` is below 1.
+
+    Examples:
+        >>> env = GymMujocoEnv("Hopper-v4", seed=1, dynamics=Dynamics(gravity=0.5))
+        >>> rollout = env.rollout(5)
+        >>> rollout["observation"].shape, rollout["action"].shape
+        (torch.Size([5, 11]), torch.Size([5, 3]))
+        >>> env.close()
+    """
+
+    batch_locked = True
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        seed: int = 0,
+        task_id: int = 0,
+        dynamics: Dynamics | None = None,
+        max_steps: int = 1000,
+        render: tuple[int, int] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(device=device, batch_size=torch.Size([]))
+        if task not in GYM_MUJOCO_TASKS:
+            raise ConfigError(f"unknown task {task!r}: use one of {', '.join(GYM_MUJOCO_TASKS)}")
+        if max_steps < 1:
+            raise ConfigError(f"max_steps is {max_steps}: it must be at least 1")
+        self.task = task
+        self.task_id = task_id
+        self.dynamics = dynamics or Dynamics()
+        options: dict[str, Any] = {"max_episode_steps": max_steps}
+        if render is not None:
+            options |= {"render_mode": "rgb_array", "width": render[0], "height": render[1]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that there is a version 5
+            self._simulator = gymnasium.make(task, **options)
+        unwrapped: Any = self._simulator.unwrapped
+        self.dynamics.apply(unwrapped.model, unwrapped.data)
+        self._seed_of_next_reset: int | None = seed
+        self.observation_spec = Composite(
+            observation=Unbounded(self._simulator.observation_space.shape, dtype=torch.float32),
+            task_id=Unbounded((1,), dtype=torch.int64),
+            device=self.device,
+        )
+        shape = self._simulator.action_space.shape
+        self.action_spec = Bounded(-1.0, 1.0, shape, dtype=torch.float32, device=self.device)
+        self.reward_spec = Unbounded((1,), dtype=torch.float32, device=self.device)
+        self.full_done_spec = Composite(
+            {key: Binary(1, (1,), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
+            device=self.device,
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        observation, _ = self._simulator.reset(seed=self._seed_of_next_reset)
+        self._seed_of_next_reset = None
+        return self._tensordict(observation)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict["action"].numpy(force=True)
+        observation, reward, terminated, truncated, info = self._simulator.step(action)
+        result = self._tensordict(observation)
+        reward = self._reward(action, float(reward), info)
+        result["reward"] = torch.tensor([reward], dtype=torch.float32)
+        result["terminated"] = torch.tensor([bool(terminated)])
+        result["truncated"] = torch.tensor([bool(truncated)])
+        result["done"] = result["terminated"] | result["truncated"]
+        return result
+
+    def _reward(self, action: NDArray[np.float32], reward: float, info: dict[str, Any]) -> float:
+        """The reward of a step, from the simulator's own."""
+        return reward
+
+    def _tensordict(self, observation: NDArray[np.float64]) -> TensorDict:
+        return TensorDict(
+            {
+                "observation": torch.from_numpy(observation.astype(np.float32)),
+                "task_id": torch.tensor([self.task_id]),
+            },
+            batch_size=[],
+            device=self.device,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed_of_next_reset = seed
+
+    @property
+    def simulator(self) -> Any:
+        """The Gymnasium environment inside."""
+        return self._simulator
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free the simulator."""
+        if not self.is_closed:
+            self._simulator.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
+class HalfCheetahVelocityEnv(GymMujocoEnv):
+    """HalfCheetah that is to run at a speed it is not told: a family of tasks.
+
+    The reward is -|v - target| - 0.05 |action|², v being the mean forward speed over the step, as
+    in PEARL (Rakelly et al. 2019), and episodes have 200 steps. The target is not in the
+    observation: only a prompt can say it.
+
+    Args:
+        target_velocity: in m/s.
+        max_steps: time limit.
+        **options: of :class:`GymMujocoEnv`.
+
+    Raises:
+        ConfigError: if the target is not finite, or as there.
+
+    Examples:
+        >>> env = HalfCheetahVelocityEnv(2.0)
+        >>> bool((env.rollout(3)["next", "reward"] <= 0).all())
+        True
+        >>> env.close()
+    """
+
+    def __init__(self, target_velocity: float, *, max_steps: int = 200, **options: Any) -> None:
+        if not np.isfinite(target_velocity):
+            raise ConfigError(f"target_velocity is {target_velocity}: give a speed in m/s")
+        super().__init__("HalfCheetah-v4", max_steps=max_steps, **options)
+        self.target_velocity = target_velocity
+
+    def _reward(self, action: NDArray[np.float32], reward: float, info: dict[str, Any]) -> float:
+        effort = float(np.square(action.astype(np.float64)).sum())
+        return -abs(float(info["x_velocity"]) - self.target_velocity) - 0.05 * effort
