@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from llmdpd_torchrl.modules.activations import ACTIVATIONS, Mish, make_activation, mish
+from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
-from llmdpd_torchrl.modules.diffusion import (
-    PREDICTIONS,
-    SAMPLERS,
-    DiffusionActor,
-    DiffusionModule,
-)
+from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.observation import ObservationFeatures
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
@@ -20,13 +16,16 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TextHead,
     TrajectoryEncoder,
 )
+from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
+from llmdpd_torchrl.modules.selection import SELECTIONS, QSelectedActor
 
 __all__ = [
     "ACTIVATIONS",
     "NOISE_SCHEDULES",
     "PREDICTIONS",
     "SAMPLERS",
+    "SELECTIONS",
     "DiffusionActor",
     "DiffusionModule",
     "LLMDPDPolicy",
@@ -38,7 +37,10 @@ __all__ = [
     "ObservationFeatures",
     "PromptEncoder",
     "PromptNetwork",
+    "QSelectedActor",
     "QValueNetwork",
+    "ReverseStep",
+    "Sampler",
     "SinusoidalTimeEmbedding",
     "TextHead",
     "TrajectoryEncoder",

@@ -11,6 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.denoiser import make_mlp
 
 __all__ = ["QValueNetwork", "make_qvalue_networks"]
@@ -41,13 +42,24 @@ class QValueNetwork(nn.Module):
         observation_module: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.in_features = in_features
         self.observation_module = observation_module
         self.mlp = make_mlp(in_features, hidden, 1, activation)
 
     def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
-        """Return the values, [*, 1]."""
+        """Return the values, [*, 1].
+
+        Raises:
+            ConfigError: if the inputs are not ``in_features`` wide together.
+        """
         if self.observation_module is not None:
             observation = self.observation_module(observation)
+        widths = [value.shape[-1] for value in (observation, *others)]
+        if sum(widths) != self.in_features:
+            raise ConfigError(
+                f"the critic was built for inputs of width {self.in_features}, but gets "
+                f"{' + '.join(map(str, widths))} = {sum(widths)}: make its dimensions the data's"
+            )
         return self.mlp(torch.cat([observation, *others], dim=-1))
 
 
@@ -76,6 +88,9 @@ def make_qvalue_networks(
         hidden, activation: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
 
+    Raises:
+        ConfigError: if ``num`` is below 1.
+
     Returns:
         modules from ``observation``, ``action`` (and ``prompt_embedding``) to
         ``state_action_value`` [*, 1].
@@ -84,6 +99,8 @@ def make_qvalue_networks(
         >>> [critic.out_keys for critic in make_qvalue_networks(39, 4, 16)]
         [['state_action_value'], ['state_action_value']]
     """
+    if num < 1:
+        raise ConfigError(f"{num} critics asked for: at least one is needed")
     in_keys: list[NestedKey] = ["observation", "action"]
     if context_dim:
         in_keys.append("prompt_context")

@@ -1,51 +1,41 @@
-"""The diffusion policy: how an action is noised, and how one is made out of noise."""
+"""The diffusion over one action: how it is noised, and how one is made out of noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
-from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.data import Bounded, Composite, TensorSpec
-from torchrl.modules import SafeModule
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.modules.denoiser import MLPDenoiser
+from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.modules.samplers import reverse_process
 from llmdpd_torchrl.modules.schedules import NoiseSchedule
 
-__all__ = ["PREDICTIONS", "SAMPLERS", "DiffusionActor", "DiffusionModule"]
+__all__ = ["PREDICTIONS", "DiffusionModule", "is_deterministic"]
 
 #: Length of the deterministic latent, in units of a typical draw's.
 _LATENT_SCALE = 0.1
-#: What the score network's output means.
-PREDICTIONS = ("epsilon", "x0")
+#: What the score network's output means: the noise, the clean action, or the velocity
+#: sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) action (Salimans & Ho 2022).
+PREDICTIONS = ("epsilon", "x0", "v")
 
 
-def _ddpm(noisy: Tensor, clean: Tensor, now: float, then: float) -> tuple[Tensor, float]:
-    """Posterior q(x_then | x_now, x_0) of Ho et al. (2020), equation 7, for any stride."""
-    alpha = now / then
-    mean = math.sqrt(then) * (1 - alpha) / (1 - now) * clean
-    mean = mean + math.sqrt(alpha) * (1 - then) / (1 - now) * noisy
-    return mean, math.sqrt((1 - alpha) * (1 - then) / (1 - now))
+def is_deterministic() -> bool:
+    """Whether an interaction type other than ``RANDOM`` is set, by whatever name.
 
+    A diffusion has neither mean, mode nor median in closed form; all of them ask for the one
+    deterministic action.
 
-def _ddim(noisy: Tensor, clean: Tensor, now: float, then: float) -> tuple[Tensor, float]:
-    """Song et al. (2021), equation 12 with eta = 0; the noise is read off the clipped x0."""
-    noise = (noisy - math.sqrt(now) * clean) / math.sqrt(1 - now)
-    return math.sqrt(then) * clean + math.sqrt(1 - then) * noise, 0.0
-
-
-#: Names that configurations may use, and the reverse step each takes: from (x_now, x_0, alpha_bar
-#: now, alpha_bar then) to the mean and standard deviation of x_then.
-SAMPLERS: Mapping[str, Callable[[Tensor, Tensor, float, float], tuple[Tensor, float]]] = {
-    "ddpm": _ddpm,
-    "ddim": _ddim,
-}
+    Examples:
+        >>> from torchrl.envs.utils import ExplorationType, set_exploration_type
+        >>> with set_exploration_type(ExplorationType.MODE):
+        ...     is_deterministic()
+        True
+    """
+    return interaction_type() not in (None, InteractionType.RANDOM)
 
 
 class DiffusionModule(nn.Module):
@@ -68,7 +58,8 @@ class DiffusionModule(nn.Module):
 
     Args:
         score_network (nn.Module): maps [*, A + C + 1] to [*, A]; the last column is the step as a
-            float in [0, K).
+            float in [0, K). If it has a ``precondition`` method like :class:`MLPDenoiser`'s,
+            sampling uses that.
         action_dim (int): A.
 
     Keyword Args:
@@ -77,14 +68,15 @@ class DiffusionModule(nn.Module):
         num_steps (int): K.
         schedule (str): one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
         prediction (str): one of :data:`PREDICTIONS`.
-        sampler (str): one of :data:`SAMPLERS`, used by stochastic sampling.
+        sampler (str): one of :data:`~llmdpd_torchrl.modules.SAMPLERS`, used by stochastic sampling.
         sampling_steps (int, optional): reverse steps of a sample, at most K (the default).
         action_bounds (tuple of float): range that clean actions are clipped to.
 
     Raises:
-        ConfigError: on an unknown name or an impossible number of steps.
+        ConfigError: on an unknown name, an impossible number of steps or an empty action range.
 
     Examples:
+        >>> from llmdpd_torchrl.modules import MLPDenoiser
         >>> module = DiffusionModule(MLPDenoiser(2, 3), action_dim=2)
         >>> observation = torch.randn(8, 3)
         >>> module(observation).shape
@@ -116,6 +108,14 @@ class DiffusionModule(nn.Module):
             raise ConfigError(
                 f"unknown prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}"
             )
+        if action_dim < 1:
+            raise ConfigError(f"action_dim is {action_dim}: an action has at least one entry")
+        low, high = action_bounds
+        if not -math.inf < low < high < math.inf:
+            raise ConfigError(
+                f"the action range [{low}, {high}] is empty or infinite, but clean actions are "
+                "clipped to it: give finite bounds"
+            )
         self.score_network = score_network
         self.conditioner = conditioner
         self.action_dim = action_dim
@@ -125,18 +125,29 @@ class DiffusionModule(nn.Module):
         self.sampler = sampler
         self.sampling_steps = num_steps if sampling_steps is None else sampling_steps
         self.action_bounds = action_bounds
-        self._reverse_step(sampler)
-        self._reverse_path(self.sampling_steps)
+        # Refuse here, not at the first sample, what can not be done.
+        reverse_process(sampler, self.schedule.alpha_bar, self.sampling_steps)
         latent = torch.randn(action_dim, generator=torch.Generator().manual_seed(0))
         # In the state_dict: a loaded policy repeats the actions of the saved one on any machine.
         latent *= _LATENT_SCALE * action_dim**0.5 / latent.norm()
         self.register_buffer("deterministic_latent", latent)
 
     def condition(self, *inputs: Tensor) -> Tensor:
-        """Make one condition vector [*, C] of the conditioning inputs."""
+        """Make one condition vector [*, C] of the conditioning inputs.
+
+        Raises:
+            DataError: if the inputs to be concatenated differ in their batch shape.
+        """
         if self.conditioner is not None:
             return self.conditioner(*inputs)
-        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        if len(inputs) == 1:
+            return inputs[0]
+        if any(value.shape[:-1] != inputs[0].shape[:-1] for value in inputs):
+            raise DataError(
+                f"conditioning inputs of shapes {', '.join(str(list(v.shape)) for v in inputs)}: "
+                "all but the last dimension must be equal, expand the smaller ones"
+            )
+        return torch.cat(inputs, dim=-1)
 
     def add_noise(self, action: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         r"""Draw from q(a_k | a): sqrt(alpha_bar_k) a + sqrt(1 - alpha_bar_k) noise.
@@ -147,22 +158,49 @@ class DiffusionModule(nn.Module):
 
         Returns:
             the noisy actions and the noise, both [*, A].
+
+        Raises:
+            DataError: if the shapes are not these.
         """
+        if action.shape[-1] != self.action_dim or step.shape != action.shape[:-1]:
+            raise DataError(
+                f"actions of shape {list(action.shape)} and steps of shape {list(step.shape)}: "
+                f"actions must be [*, {self.action_dim}] and steps [*]"
+            )
         noise = torch.randn_like(action)
-        signal, noise_level = self._levels(step, action.dtype)
-        return signal * action + noise_level * noise, noise
+        signal, noise_level = self._levels(step)
+        return (signal * action + noise_level * noise).to(action.dtype), noise
 
     def denoise(self, noisy: Tensor, condition: Tensor, step: Tensor | int) -> Tensor:
-        """Run the score network on noisy actions [*, A] at step [*], or at one step for all."""
+        """Run the score network on noisy actions [*, A] at step [*], or at one step for all.
+
+        The network reads the step beside the actions and so in their dtype: in bfloat16, steps
+        above 256 are rounded.
+
+        Raises:
+            ConfigError: if its output is not [*, A].
+        """
         if isinstance(step, int):
             column = noisy.new_full((*noisy.shape[:-1], 1), step)
         else:
             column = step.to(noisy.dtype).unsqueeze(-1)
-        return self.score_network(torch.cat([noisy, condition, column], dim=-1))
+        output = self.score_network(torch.cat([noisy, condition, column], dim=-1))
+        return self._check_output(output, noisy)
 
-    def target(self, action: Tensor, noise: Tensor) -> Tensor:
-        """What the score network is trained to output: the noise, or the clean action."""
-        return noise if self.prediction == "epsilon" else action
+    def target(self, action: Tensor, noise: Tensor, step: Tensor | int) -> Tensor:
+        """What the score network is trained to output, [*, A]: see :data:`PREDICTIONS`.
+
+        Args:
+            action (Tensor): clean actions [*, A].
+            noise (Tensor): what :meth:`add_noise` added to them, [*, A].
+            step (Tensor or int): int64 [*], or one step for all rows.
+        """
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "x0":
+            return action
+        signal, noise_level = self._levels(step)
+        return (signal * noise - noise_level * action).to(action.dtype)
 
     def predict_clean(self, noisy: Tensor, step: Tensor | int, output: Tensor) -> Tensor:
         """Turn the score network's output into the clean action, clipped to the action range.
@@ -174,63 +212,81 @@ class DiffusionModule(nn.Module):
         """
         low, high = self.action_bounds
         if self.prediction == "x0":
-            return output.clamp(low, high)
-        signal, noise_level = self._levels(step, noisy.dtype)
-        return ((noisy - noise_level * output) / signal).clamp(low, high)
+            return output.to(noisy.dtype).clamp(low, high)
+        signal, noise_level = self._levels(step)
+        if self.prediction == "v":
+            clean = signal * noisy - noise_level * output
+        else:
+            clean = (noisy - noise_level * output) / signal
+        return clean.to(noisy.dtype).clamp(low, high)
 
     def sample(
         self,
         condition: Tensor,
         *,
+        sample_shape: Sequence[int] = (),
         deterministic: bool = False,
+        latent: Tensor | None = None,
         generator: torch.Generator | None = None,
         sampler: str | None = None,
         num_steps: int | None = None,
     ) -> Tensor:
-        """Draw one action per row; differentiable through every reverse step.
+        """Draw actions; differentiable through every reverse step.
 
         Args:
             condition (Tensor): [*, C].
 
         Keyword Args:
+            sample_shape (sequence of int): draws per row, in front of the row's own dimensions as
+                in :mod:`torch.distributions`. Defaults to a single draw.
             deterministic (bool): DDIM from the fixed latent; draws no random number.
+            latent (Tensor, optional): where the reverse process starts, of a shape that expands to
+                [*sample_shape, *, A]. Defaults to noise, or to the fixed latent.
             generator (torch.Generator, optional): source of the noise. Defaults to the global one.
-            sampler (str, optional): one of :data:`SAMPLERS`. Defaults to the module's.
+            sampler (str, optional): one of :data:`~llmdpd_torchrl.modules.SAMPLERS`. Defaults to
+                the module's.
             num_steps (int, optional): reverse steps, at most K. Defaults to ``sampling_steps``.
 
         Returns:
-            actions [*, A] within the action range.
+            actions [*sample_shape, *, A] within the action range.
+
+        Raises:
+            ConfigError: on an unknown sampler, an impossible number of steps, or a condition of
+                another width than the score network's.
         """
-        reverse_step = self._reverse_step("ddim" if deterministic else sampler or self.sampler)
-        path = self._reverse_path(self.sampling_steps if num_steps is None else num_steps)
-        shape = (*condition.shape[:-1], self.action_dim)
-        dtype, device = condition.dtype, condition.device
+        path, steps = reverse_process(
+            "ddim" if deterministic else sampler or self.sampler,
+            self.schedule.alpha_bar,
+            self.sampling_steps if num_steps is None else num_steps,
+        )
+        rows = (*sample_shape, *condition.shape[:-1])
+        if latent is None and not deterministic:
+            action = torch.randn(
+                (*rows, self.action_dim),
+                generator=generator,
+                dtype=condition.dtype,
+                device=condition.device,
+            )
+        else:
+            latent = self.deterministic_latent if latent is None else latent
+            action = latent.to(condition).expand(*rows, self.action_dim)
+        outputs = self._denoiser(condition, rows, path)
+        previous = None
+        for position, reverse_step in enumerate(steps):
+            clean = self.predict_clean(action, path[position], outputs(action, position))
+            action = reverse_step(action, clean, previous, generator)
+            previous = clean
+        return self.predict_clean(action, path[-1], outputs(action, len(steps)))
 
-        def randn() -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=dtype, device=device)
-
-        latent = self.deterministic_latent.to(condition)
-        action = latent.expand(shape) if deterministic else randn()
-        alpha_bar = self.schedule.alpha_bar
-        for position, step in enumerate(path):
-            output = self.denoise(action, condition, step)
-            clean = self.predict_clean(action, step, output)
-            if position + 1 == len(path):
-                break
-            then = alpha_bar[path[position + 1]]
-            action, std = reverse_step(action, clean, alpha_bar[step], then)
-            if std > 0:
-                action = action + std * randn()
-        return clean
-
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Condition on the inputs and sample, as :func:`~tensordict.nn.interaction_type` says.
 
         ``RANDOM``, or no interaction type at all, draws from the policy; any other gives the
         deterministic action.
         """
-        deterministic = interaction_type() not in (None, InteractionType.RANDOM)
-        return self.sample(self.condition(*inputs), deterministic=deterministic)
+        return self.sample(
+            self.condition(*inputs), deterministic=is_deterministic(), generator=generator
+        )
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
@@ -239,116 +295,32 @@ class DiffusionModule(nn.Module):
             f"sampler={self.sampler!r}, sampling_steps={self.sampling_steps}"
         )
 
-    def _levels(self, step: Tensor | int, dtype: torch.dtype) -> tuple[Any, Any]:
+    def _levels(self, step: Tensor | int) -> tuple[Tensor, Tensor] | tuple[float, float]:
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar): floats for one step, [*, 1] for many."""
         if isinstance(step, int):
             alpha_bar = self.schedule.alpha_bar[step]
             return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
         signal = self.schedule.sqrt_alphas_cumprod[step].unsqueeze(-1)
-        noise_level = self.schedule.sqrt_one_minus_alphas_cumprod[step].unsqueeze(-1)
-        return signal.to(dtype), noise_level.to(dtype)
+        return signal, self.schedule.sqrt_one_minus_alphas_cumprod[step].unsqueeze(-1)
+
+    def _denoiser(
+        self, condition: Tensor, rows: Sequence[int], path: Sequence[int]
+    ) -> Callable[[Tensor, int], Tensor]:
+        """The score network under one condition: from noisy actions and a place in the path."""
+        precondition = getattr(self.score_network, "precondition", None)
+        if precondition is None:
+            condition = condition.expand(*rows, condition.shape[-1])
+            return lambda noisy, position: self.denoise(noisy, condition, path[position])
+        layers = precondition(condition, path)
+        return lambda noisy, position: self._check_output(
+            self.score_network(noisy, layers[position]), noisy
+        )
 
     @staticmethod
-    def _reverse_step(name: str) -> Callable[[Tensor, Tensor, float, float], tuple[Tensor, float]]:
-        if name not in SAMPLERS:
-            raise ConfigError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-        return SAMPLERS[name]
-
-    def _reverse_path(self, num_steps: int) -> list[int]:
-        """The steps a sample visits, noisiest first, evenly spread, always with the noisiest."""
-        if not 1 <= num_steps <= self.num_steps:
+    def _check_output(output: Tensor, noisy: Tensor) -> Tensor:
+        if output.shape != noisy.shape:
             raise ConfigError(
-                f"{num_steps} reverse steps asked of a diffusion of {self.num_steps}: choose 1 to "
-                f"{self.num_steps}"
+                f"the score network made {list(output.shape)} of noisy actions "
+                f"{list(noisy.shape)}: it must output one value per entry of the action"
             )
-        last = self.num_steps - 1
-        return [round(last * (1 - i / max(num_steps - 1, 1))) for i in range(num_steps)]
-
-
-class DiffusionActor(SafeModule):
-    """A diffusion policy as a TensorDict module: observation and prompt embedding in, action out.
-
-    Args:
-        action_dim (int): A.
-        condition_dim (int, optional): C, the summed widths of the ``in_keys`` (or the conditioner's
-            output width). Needed only for the default network.
-
-    Keyword Args:
-        score_network (nn.Module, optional): [*, A + C + 1] to [*, A]. Defaults to an
-            :class:`MLPDenoiser`.
-        conditioner (nn.Module, optional): maps the tensors of ``in_keys`` to [*, C]. Defaults to
-            their concatenation.
-        hidden, activation, time_dim: of the default network, see :class:`MLPDenoiser`.
-        num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
-        in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.
-        out_keys (sequence of NestedKey): defaults to ``["action"]``.
-        spec (TensorSpec, optional): the action's spec. A bounded one sets the range that clean
-            actions are clipped to; without one it is [-1, 1].
-        safe (bool): project actions onto ``spec``.
-
-    Raises:
-        ConfigError: if the spec is bounded differently per dimension.
-        ValueError: if neither ``condition_dim`` nor ``score_network`` is given.
-
-    Examples:
-        >>> from tensordict import TensorDict
-        >>> actor = DiffusionActor(action_dim=4, condition_dim=39 + 16)
-        >>> data = TensorDict(
-        ...     {"observation": torch.randn(2, 39), "prompt_embedding": torch.randn(2, 16)}, [2]
-        ... )
-        >>> actor(data)["action"].shape
-        torch.Size([2, 4])
-    """
-
-    module: DiffusionModule
-
-    def __init__(
-        self,
-        action_dim: int,
-        condition_dim: int | None = None,
-        *,
-        score_network: nn.Module | None = None,
-        conditioner: nn.Module | None = None,
-        hidden: Sequence[int] = (256, 256, 256),
-        activation: str = "mish",
-        time_dim: int = 16,
-        num_steps: int = 5,
-        schedule: str = "vp",
-        prediction: str = "epsilon",
-        sampler: str = "ddpm",
-        sampling_steps: int | None = None,
-        in_keys: Sequence[NestedKey] = ("observation", "prompt_embedding"),
-        out_keys: Sequence[NestedKey] = ("action",),
-        spec: TensorSpec | None = None,
-        safe: bool = False,
-    ) -> None:
-        if score_network is None:
-            if condition_dim is None:
-                raise ValueError("give condition_dim (for the default network) or a score_network")
-            score_network = MLPDenoiser(action_dim, condition_dim, hidden, activation, time_dim)
-        module = DiffusionModule(
-            score_network,
-            action_dim,
-            conditioner=conditioner,
-            num_steps=num_steps,
-            schedule=schedule,
-            prediction=prediction,
-            sampler=sampler,
-            sampling_steps=sampling_steps,
-            action_bounds=_action_bounds(spec, out_keys[0]),
-        )
-        super().__init__(module, list(in_keys), list(out_keys), spec=spec, safe=safe)
-
-
-def _action_bounds(spec: TensorSpec | None, key: NestedKey) -> tuple[float, float]:
-    if isinstance(spec, Composite):
-        spec = spec[key]
-    if not isinstance(spec, Bounded):
-        return -1.0, 1.0
-    low, high = spec.space.low, spec.space.high
-    if (low != low.flatten()[0]).any() or (high != high.flatten()[0]).any():
-        raise ConfigError(
-            "the action spec has different bounds per dimension, but noise has one scale for all: "
-            "rescale actions to [-1, 1] with torchrl's ActionScaling transform"
-        )
-    return float(low.flatten()[0]), float(high.flatten()[0])
+        return output

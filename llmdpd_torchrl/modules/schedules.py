@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmdpd_torchrl.errors import ConfigError
 
-__all__ = ["NOISE_SCHEDULES", "NoiseSchedule"]
+__all__ = ["NOISE_SCHEDULES", "ExactTables", "NoiseSchedule"]
 
 
 def _vp(num_steps: int) -> Tensor:
@@ -46,7 +46,40 @@ NOISE_SCHEDULES: Mapping[str, Callable[[int], Tensor]] = {
 }
 
 
-class NoiseSchedule(nn.Module):
+class ExactTables(nn.Module):
+    """Constants as buffers that no cast of the module rounds.
+
+    They are given in float64 and held in float32, or in float64 after ``.double()``; a cast to a
+    half precision leaves them float32. Being constants, they are not part of the ``state_dict``.
+
+    Args:
+        tables (mapping of str to Tensor): float64 tensors by the buffers' names.
+
+    Examples:
+        >>> tables = ExactTables({"third": torch.tensor([1 / 3], dtype=torch.float64)})
+        >>> tables.half().third.dtype, tables.double().third.item() == 1 / 3
+        (torch.float32, True)
+    """
+
+    def __init__(self, tables: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        # Python floats: out of reach of every cast and move.
+        self._exact = {name: table.tolist() for name, table in tables.items()}
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactTables:
+        super()._apply(fn, recurse=recurse)
+        # A cast rounds what it is given; start again from the exact values.
+        for name, exact in self._exact.items():
+            cast = getattr(self, name)
+            dtype = torch.promote_types(cast.dtype, torch.float32)
+            if cast.device.type != "meta":
+                setattr(self, name, torch.tensor(exact, dtype=dtype, device=cast.device))
+        return self
+
+
+class NoiseSchedule(ExactTables):
     r"""The constants of a K-step diffusion, indexed by step k = 0 (cleanest) ... K - 1 (noisiest).
 
     The default ``"vp"`` is
@@ -55,9 +88,8 @@ class NoiseSchedule(nn.Module):
               - \tfrac12 (\beta_{max} - \beta_{min}) \tfrac{2k - 1}{K^2}\right),
               \quad k = 1..K, \; \beta_{min} = 0.1, \; \beta_{max} = 10.
 
-    The buffers are computed in float64 and stored in float32, or in float64 after ``.double()``;
-    casting the module to a half precision leaves them float32, since 1 - alpha_bar would lose the
-    first steps. They are constants, so they are not part of the ``state_dict``.
+    The buffers stay float32 when the module is cast to a half precision, where 1 - alpha_bar would
+    lose the first steps; see :class:`ExactTables`.
 
     Args:
         num_steps (int): K, at least 1.
@@ -87,46 +119,35 @@ class NoiseSchedule(nn.Module):
     posterior_variance: Tensor
 
     def __init__(self, num_steps: int, schedule: str = "vp") -> None:
-        super().__init__()
         if schedule not in NOISE_SCHEDULES:
             raise ConfigError(
                 f"unknown noise schedule {schedule!r}: choose one of {', '.join(NOISE_SCHEDULES)}"
             )
-        if num_steps < 1:
-            raise ConfigError(f"a diffusion needs at least one step, got num_steps={num_steps}")
-        self.num_steps = num_steps
-        self.schedule = schedule
-        tables = self._tables()
-        #: alpha_bar as Python floats, for arithmetic whose step is known when the code is written:
-        #: exact on any device and under any cast of the module.
-        self.alpha_bar: tuple[float, ...] = tuple(tables["alphas_cumprod"].tolist())
-        for name, table in tables.items():
-            self.register_buffer(name, table.float(), persistent=False)
-
-    def _tables(self) -> dict[str, Tensor]:
-        betas = NOISE_SCHEDULES[self.schedule](self.num_steps)
+        if num_steps < 1 or num_steps != int(num_steps):
+            raise ConfigError(
+                f"a diffusion needs a whole number of steps, at least one: got "
+                f"num_steps={num_steps}"
+            )
+        betas = NOISE_SCHEDULES[schedule](num_steps)
         alphas = 1.0 - betas
         alphas_cumprod = alphas.cumprod(0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-        return {
-            "betas": betas,
-            "alphas": alphas,
-            "alphas_cumprod": alphas_cumprod,
-            "alphas_cumprod_prev": previous,
-            "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1.0 - alphas_cumprod).sqrt(),
-            "posterior_variance": betas * (1.0 - previous) / (1.0 - alphas_cumprod),
-        }
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoiseSchedule:
-        super()._apply(fn, recurse=recurse)
-        # A cast rounds what it is given; start again from float64.
-        for name, table in self._tables().items():
-            cast = getattr(self, name)
-            dtype = torch.promote_types(cast.dtype, torch.float32)
-            if cast.device.type != "meta":
-                setattr(self, name, table.to(device=cast.device, dtype=dtype))
-        return self
+        super().__init__(
+            {
+                "betas": betas,
+                "alphas": alphas,
+                "alphas_cumprod": alphas_cumprod,
+                "alphas_cumprod_prev": previous,
+                "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+                "sqrt_one_minus_alphas_cumprod": (1.0 - alphas_cumprod).sqrt(),
+                "posterior_variance": betas * (1.0 - previous) / (1.0 - alphas_cumprod),
+            }
+        )
+        self.num_steps = num_steps
+        self.schedule = schedule
+        #: alpha_bar as Python floats, for arithmetic whose step is known when the code is written:
+        #: exact on any device and under any cast of the module.
+        self.alpha_bar: tuple[float, ...] = tuple(alphas_cumprod.tolist())
 
     def extra_repr(self) -> str:
         """Show K and the name."""

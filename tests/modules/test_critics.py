@@ -5,6 +5,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import make_qvalue_networks
 
 
@@ -40,3 +41,18 @@ def test_the_observation_module_is_applied_and_copied():
     inputs = torch.cat([widen(data["observation"]), data["action"]], -1)
     torch.testing.assert_close(value, first.module.mlp(inputs))
     assert first.module.observation_module is not second.module.observation_module
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_any_batch_shape(batch):
+    (critic,) = make_qvalue_networks(3, 2, num=1, hidden=(8,))
+    data = {"observation": torch.randn(*batch, 3), "action": torch.randn(*batch, 2)}
+    assert critic(TensorDict(data, batch))["state_action_value"].shape == (*batch, 1)
+
+
+def test_mistakes_are_named():
+    (critic,) = make_qvalue_networks(3, 2, num=1, hidden=(8,))
+    with pytest.raises(ConfigError, match=r"width 5, but gets 3 \+ 4 = 7"):
+        critic.module(torch.randn(1, 3), torch.randn(1, 4))
+    with pytest.raises(ConfigError, match="0 critics"):
+        make_qvalue_networks(3, 2, num=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import Mish, MLPDenoiser, SinusoidalTimeEmbedding
 
 
@@ -18,7 +19,7 @@ def test_time_embedding_is_the_stated_formula():
 
 @pytest.mark.parametrize("dim", [2, 7])
 def test_time_embedding_refuses_a_width_it_can_not_fill(dim):
-    with pytest.raises(ValueError, match="even and at least 4"):
+    with pytest.raises(ConfigError, match="even and at least 4"):
         SinusoidalTimeEmbedding(dim)
 
 
@@ -43,5 +44,29 @@ def test_the_step_matters():
 
 
 def test_a_condition_of_the_wrong_width_is_named():
-    with pytest.raises(ValueError, match="width 3, but gets 4: set condition_dim"):
+    with pytest.raises(ConfigError, match="width 3, but gets 4: set condition_dim"):
         MLPDenoiser(2, 3)(torch.randn(1, 7))
+    with pytest.raises(ConfigError, match="width 3, but gets 4: set condition_dim"):
+        MLPDenoiser(2, 3).precondition(torch.randn(1, 4), [0])
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 8)])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
+def test_preconditioning_is_the_same_function(hidden, batch):
+    denoiser = MLPDenoiser(2, 3, hidden=hidden, time_dim=4).double()
+    noisy, condition = torch.randn(7, *batch, 2).double(), torch.randn(*batch, 3).double()
+    steps = [999, 3, 0]
+    for step, layer in zip(steps, denoiser.precondition(condition, steps), strict=True):
+        column = torch.full((7, *batch, 1), float(step), dtype=torch.float64)
+        whole = torch.cat([noisy, condition.expand(7, *batch, 3), column], -1)
+        torch.testing.assert_close(denoiser(noisy, layer), denoiser(whole))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_late_steps_stay_apart_in_half_precision(dtype):
+    denoiser = MLPDenoiser(2, 3).to(dtype)
+    frequencies = denoiser.time_embedding[0].frequencies
+    assert frequencies.dtype == torch.float32
+    layers = denoiser.precondition(torch.zeros(3, dtype=dtype), [998, 999])
+    assert layers[0].bias.dtype == dtype
+    assert not torch.equal(layers[0].bias, layers[1].bias)

@@ -1,22 +1,35 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensordict import TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
-from torchrl.data import Bounded
+from torchrl.collectors import Collector
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.testing.mocking_classes import ContinuousActionVecMockEnv
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.modules import SAMPLERS, DiffusionActor, DiffusionModule, MLPDenoiser
+from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.modules import (
+    NOISE_SCHEDULES,
+    PREDICTIONS,
+    SAMPLERS,
+    DiffusionActor,
+    DiffusionModule,
+    MLPDenoiser,
+)
 
 MEAN, STD = 0.2, 0.15
 
 
 class GaussianDenoiser(nn.Module):
-    """E[noise | noisy action] when clean actions are N(MEAN, STD^2), in closed form."""
+    """The best prediction where clean actions are N(MEAN, STD^2), in closed form."""
 
     def __init__(self, prediction: str = "epsilon") -> None:
         super().__init__()
@@ -29,7 +42,10 @@ class GaussianDenoiser(nn.Module):
         clean = MEAN + now.sqrt() * STD**2 / (now * STD**2 + 1 - now) * (noisy - now.sqrt() * MEAN)
         if self.prediction == "x0":
             return clean
-        return (noisy - now.sqrt() * clean) / (1 - now).sqrt()
+        noise = (noisy - now.sqrt() * clean) / (1 - now).sqrt()
+        if self.prediction == "epsilon":
+            return noise
+        return now.sqrt() * noise - (1 - now).sqrt() * clean
 
 
 def gaussian_module(num_steps: int, **kwargs) -> DiffusionModule:
@@ -47,31 +63,43 @@ def small_module(**kwargs) -> DiffusionModule:
 
 
 def propagate(num_steps: int, sampler: str) -> tuple[float, float]:
-    """Mean and standard deviation that the sampler should reach: its steps are linear here."""
+    """Mean and standard deviation that the sampler should reach: its steps are linear here.
+
+    x and x0 are followed as (slope, offset) in the latent and in each step's own noise.
+    """
     betas = [
         1 - math.exp(-0.1 / num_steps - 4.95 * (2 * k - 1) / num_steps**2)
         for k in range(1, num_steps + 1)
     ]
     alpha_bar = [math.prod(1 - b for b in betas[: k + 1]) for k in range(num_steps)]
+    log_snr = [0.5 * math.log(a / (1 - a)) for a in alpha_bar]
     mean, variance = 0.0, 1.0
+    slope, clean_before = 1.0, None  # of the deterministic samplers
     for k in reversed(range(num_steps)):
         now, then = alpha_bar[k], alpha_bar[k - 1] if k else 1.0
         gain = math.sqrt(now) * STD**2 / (now * STD**2 + 1 - now)
-        offset = MEAN - gain * math.sqrt(now) * MEAN
+        clean = gain * slope, MEAN + gain * (mean - math.sqrt(now) * MEAN)
         if sampler == "ddpm":
             on_clean = math.sqrt(then) * betas[k] / (1 - now)
             on_noisy = math.sqrt(1 - betas[k]) * (1 - then) / (1 - now)
-            noise = betas[k] * (1 - then) / (1 - now)
+            variance = (on_clean * gain + on_noisy) ** 2 * variance
+            variance += betas[k] * (1 - then) / (1 - now)
         else:
             ratio = math.sqrt((1 - then) / (1 - now))
             on_clean, on_noisy = math.sqrt(then) - ratio * math.sqrt(now), ratio
-            noise = 0.0
-        slope = on_clean * gain + on_noisy
-        mean, variance = slope * mean + on_clean * offset, slope**2 * variance + noise
+            if sampler == "dpmpp_2m" and 0 < k < num_steps - 1:
+                r = (log_snr[k] - log_snr[k + 1]) / (log_snr[k - 1] - log_snr[k])
+                guess = [c + (c - b) / (2 * r) for c, b in zip(clean, clean_before, strict=True)]
+                clean_before, clean = clean, guess
+            else:
+                clean_before = clean
+            slope = on_noisy * slope + on_clean * clean[0]
+            variance = slope**2
+        mean = on_noisy * mean + on_clean * clean[1]
     return mean, math.sqrt(variance)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "x0"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("num_steps", [1, 5, 50])
 def test_the_exact_denoiser_gives_the_closed_form_gaussian(num_steps, sampler, prediction):
@@ -87,6 +115,144 @@ def test_the_exact_denoiser_gives_the_closed_form_gaussian(num_steps, sampler, p
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_with_many_steps_that_gaussian_is_the_data(sampler):
     assert propagate(2000, sampler) == pytest.approx((MEAN, STD), rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", list(NOISE_SCHEDULES))
+def test_the_second_order_comes_closer_to_the_ode_in_as_many_steps(schedule):
+    module = gaussian_module(1000, schedule=schedule)
+    signals = [math.sqrt(module.schedule.alpha_bar[k]) for k in (999, 0)]
+    spreads = [math.sqrt(s**2 * STD**2 + 1 - s**2) for s in signals]
+    condition = torch.zeros(1, 1, dtype=torch.float64)
+    latent = torch.full((1, 1), 1.3, dtype=torch.float64)
+    # The ODE carries quantiles to quantiles; its end is denoised once more.
+    end = signals[1] * MEAN + (latent - signals[0] * MEAN) / spreads[0] * spreads[1]
+    exact = module.predict_clean(end, 0, module.denoise(end, condition, 0)).item()
+    for num_steps in (10, 20, 50):
+        first, second = (
+            module.sample(condition, latent=latent, sampler=name, num_steps=num_steps).item()
+            for name in ("ddim", "dpmpp_2m")
+        )
+        assert abs(second - exact) < 0.2 * abs(first - exact)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.lists(st.integers(0, 3), max_size=3).map(tuple),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    steps=st.sampled_from([1, 2, 5, 20, 1000]),
+    stride=st.integers(1, 6),
+    schedule=st.sampled_from(list(NOISE_SCHEDULES)),
+    sampler=st.sampled_from(list(SAMPLERS)),
+    prediction=st.sampled_from(PREDICTIONS),
+    sample_shape=st.sampled_from([(), (2,), (2, 1)]),
+)
+def test_samples_have_the_conditions_shape_and_dtype_and_lie_in_range(
+    batch, dtype, steps, stride, schedule, sampler, prediction, sample_shape
+):
+    module = small_module(
+        num_steps=steps,
+        sampling_steps=min(stride, steps),
+        schedule=schedule,
+        sampler=sampler,
+        prediction=prediction,
+    ).to(dtype)
+    condition = torch.randn(*batch, 3).to(dtype)
+    action = module.sample(condition, sample_shape=sample_shape)
+    assert action.shape == (*sample_shape, *batch, 2)
+    assert action.dtype == dtype
+    assert (action.abs() <= 1).all()  # and so not nan
+    step = torch.randint(steps, batch)
+    noisy, noise = module.add_noise(torch.rand(*batch, 2).to(dtype), step)
+    output = module.denoise(noisy, condition, step)
+    clean = module.predict_clean(noisy, step, output)
+    assert noisy.dtype == output.dtype == clean.dtype == dtype
+    assert module.target(clean, noise, step).dtype == dtype
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("sampling_steps", [1, 2, 7, 1000])
+def test_a_thousand_steps_at_any_stride(sampler, sampling_steps):
+    module = small_module(num_steps=1000, sampling_steps=sampling_steps, sampler=sampler)
+    assert (module.sample(torch.randn(2, 3)).abs() <= 1).all()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_autocast_keeps_the_sample_in_the_conditions_dtype(prediction):
+    module = small_module(prediction=prediction, sampler="ddim")
+    condition = torch.randn(8, 3)
+    exact = module.sample(condition, deterministic=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        action = module.sample(condition, deterministic=True)
+    assert action.dtype == torch.float32
+    torch.testing.assert_close(action, exact, rtol=0, atol=0.1)
+
+
+def test_many_draws_of_one_row_are_those_of_the_row_repeated():
+    module = small_module()
+    condition = torch.randn(4, 3)
+    one, other = (
+        module.sample(
+            given_condition, sample_shape=shape, generator=torch.Generator().manual_seed(3)
+        )
+        for given_condition, shape in ((condition, (6,)), (condition.expand(6, 4, 3), ()))
+    )
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_preconditioning_changes_no_sample_and_no_gradient(sampler):
+    class Plain(nn.Module):
+        """The same denoiser, of which the module sees no more than that it is callable."""
+
+        def __init__(self, denoiser):
+            super().__init__()
+            self.denoiser = denoiser
+
+        def forward(self, inputs):
+            return self.denoiser(inputs)
+
+    module = small_module(sampler=sampler).double()
+    plain = copy.deepcopy(module)
+    plain.score_network = Plain(plain.score_network)
+    condition = torch.randn(4, 3, dtype=torch.float64)
+    results = []
+    for each in (module, plain):
+        leaf = condition.clone().requires_grad_()
+        action = each.sample(leaf, sample_shape=(3,), generator=torch.Generator().manual_seed(0))
+        wanted = [leaf, *each.score_network.parameters()]
+        results.append((action, *torch.autograd.grad(action.square().sum(), wanted)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_one_graph_without_a_break(sampler):
+    module = small_module(sampler=sampler)
+    compiled = torch.compile(module.sample, backend="eager", fullgraph=True)
+    condition = torch.randn(32, 3, requires_grad=True)
+    results = []
+    for sample in (compiled, module.sample):
+        torch.manual_seed(7)
+        action = sample(condition)
+        results.append((action, *torch.autograd.grad(action.square().sum(), condition)))
+    torch.testing.assert_close(*results)
+    assert results[0][1].abs().sum() > 0
+
+
+def test_training_and_acting_compile_without_a_break():
+    def train(module, action, condition, step):
+        noisy, noise = module.add_noise(action, step)
+        output = module.denoise(noisy, condition, step)
+        clean = module.predict_clean(noisy, step, output)
+        return (output - module.target(action, noise, step)).square().mean() + clean.mean()
+
+    module = small_module(prediction="v")
+    compiled = torch.compile(train, backend="eager", fullgraph=True)
+    compiled(module, torch.rand(4, 2), torch.randn(4, 3), torch.randint(5, (4,))).backward()
+    with set_interaction_type(InteractionType.DETERMINISTIC):
+        observation = torch.randn(4, 3)
+        acting = torch.compile(module, backend="eager", fullgraph=True)
+        torch.testing.assert_close(acting(observation), module(observation))
 
 
 def test_add_noise_has_the_stated_moments():
@@ -113,31 +279,51 @@ def test_predict_clean_inverts_add_noise_and_clips():
     assert module.predict_clean(noisy + 100, step, noise).max() == 1.0
 
 
-def test_predicting_clean_actions_trains_on_clean_actions():
-    action, noise = torch.randn(2, 2), torch.randn(2, 2)
-    assert small_module(prediction="x0").target(action, noise) is action
-    assert small_module().target(action, noise) is noise
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", list(NOISE_SCHEDULES))
+def test_a_perfect_output_gives_the_clean_action_back_whatever_it_means(prediction, schedule):
+    module = small_module(prediction=prediction, schedule=schedule, num_steps=20).double()
+    action = torch.rand(64, 2, dtype=torch.float64) * 2 - 1
+    step = torch.randint(20, (64,))
+    noisy, noise = module.add_noise(action, step)
+    output = module.target(action, noise, step)
+    torch.testing.assert_close(module.predict_clean(noisy, step, output), action)
+    for k in (0, 7, 19):
+        rows = step == k
+        torch.testing.assert_close(module.target(action, noise, k)[rows], output[rows])
+
+
+def test_targets_are_noise_action_and_velocity():
+    action, noise, step = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0, 4])
+    assert small_module(prediction="x0").target(action, noise, step) is action
+    module = small_module()
+    assert module.target(action, noise, step) is noise
+    now = module.schedule.alphas_cumprod[step][:, None]
+    torch.testing.assert_close(
+        small_module(prediction="v").target(action, noise, step),
+        now.sqrt() * noise - (1 - now).sqrt() * action,
+    )
 
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_samples_lie_in_range_and_carry_gradients_through_every_step(sampler):
     module = small_module(sampler=sampler)
-    steps = []
-    module.score_network.register_forward_hook(
-        lambda _, inputs, output: steps.append((inputs[0][0, -1].item(), output))
-    )
+    outputs = []
+    module.score_network.register_forward_hook(lambda _, __, output: outputs.append(output))
     condition = torch.randn(32, 3, requires_grad=True)
     action = module.sample(condition)
     assert action.abs().max() <= 1
-    assert [step for step, _ in steps] == [4, 3, 2, 1, 0]
-    grads = torch.autograd.grad(action.sum(), [condition, *(output for _, output in steps)])
+    assert len(outputs) == 5
+    grads = torch.autograd.grad(action.sum(), [condition, *outputs])
     assert all(grad.abs().sum() > 0 for grad in grads)
 
 
 @pytest.mark.parametrize(("steps", "path"), [(1, [4]), (2, [4, 0]), (3, [4, 2, 0])])
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_fewer_steps_skip_evenly(steps, path, sampler):
-    module = small_module(sampling_steps=steps, sampler=sampler)
+    module = DiffusionModule(
+        nn.Linear(2 + 3 + 1, 2), action_dim=2, sampling_steps=steps, sampler=sampler
+    )
     seen = []
     module.score_network.register_forward_hook(
         lambda _, inputs, __: seen.append(inputs[0][0, -1].item())
@@ -235,9 +421,62 @@ class TestActor:
         action = actor(TensorDict({"observation": torch.randn(64, 3)}, [64]))["action"]
         assert actor.spec["action"].is_in(action)
         assert action.abs().max().item() == pytest.approx(0.1)
-        uneven = Bounded(-torch.ones(2), torch.tensor([1.0, 2.0]))
-        with pytest.raises(ConfigError, match="ActionScaling"):
-            DiffusionActor(2, 3, spec=uneven)
+
+    @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+    def test_any_batch_shape_and_several_conditions(self, batch):
+        keys = ["observation", ("prompt", "gate"), "prompt_embedding"]
+        actor = DiffusionActor(2, 3 + 1 + 5, in_keys=keys, hidden=(16,))
+        data = TensorDict(
+            {
+                "observation": torch.randn(*batch, 3),
+                ("prompt", "gate"): torch.ones(*batch, 1),
+                "prompt_embedding": torch.randn(*batch, 5),
+            },
+            batch,
+        )
+        assert actor(data)["action"].shape == (*batch, 2)
+
+    def test_the_exploration_type_decides(self):
+        actor = DiffusionActor(2, 3, in_keys=["observation"], hidden=(16,))
+        data = TensorDict({"observation": torch.randn(8, 3)}, [8])
+
+        def act(kind):
+            with set_exploration_type(kind):
+                return actor(data.copy())["action"]
+
+        steady = act(ExplorationType.DETERMINISTIC)
+        for kind in (ExplorationType.MEAN, ExplorationType.MODE):
+            assert torch.equal(act(kind), steady)
+        assert not torch.equal(act(ExplorationType.RANDOM), act(ExplorationType.RANDOM))
+
+    def test_a_generator_reaches_the_draws(self):
+        actor = DiffusionActor(2, 3, in_keys=["observation"], hidden=(16,))
+        data = TensorDict({"observation": torch.randn(8, 3)}, [8])
+        one, other = (
+            actor(data.copy(), generator=torch.Generator().manual_seed(2))["action"]
+            for _ in range(2)
+        )
+        assert torch.equal(one, other)
+
+    def test_it_acts_in_an_environment_and_a_collector(self):
+        env = ContinuousActionVecMockEnv()
+        features, actions = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+        actor = DiffusionActor(
+            actions, features, in_keys=["observation"], hidden=(8,), spec=env.action_spec
+        )
+        assert env.action_spec.is_in(env.rollout(3, actor)["action"])
+        collector = Collector(
+            ContinuousActionVecMockEnv,
+            actor,
+            frames_per_batch=6,
+            total_frames=6,
+            auto_register_policy_transforms=False,
+        )
+        try:
+            (batch,) = list(collector)
+        finally:
+            collector.shutdown()
+        assert batch["action"].shape == (6, actions)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_dtype_moves(self, dtype):
@@ -259,13 +498,46 @@ class TestActor:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"sampler": "dpm"}, "'dpm'.*ddpm, ddim"),
-        ({"prediction": "v"}, "'v'.*epsilon, x0"),
+        ({"sampler": "dpm"}, "'dpm'.*ddpm, ddim, dpmpp_2m"),
+        ({"prediction": "eps"}, "'eps'.*epsilon, x0, v"),
         ({"schedule": "vpp"}, "'vpp'.*vp, linear, cosine"),
         ({"sampling_steps": 6}, "6 reverse steps asked of a diffusion of 5"),
         ({"sampling_steps": 0}, "0 reverse steps"),
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"action_bounds": (1.0, 1.0)}, r"\[1.0, 1.0\] is empty"),
+        ({"action_bounds": (-math.inf, 1.0)}, "infinite"),
     ],
 )
 def test_mistakes_are_named_when_built(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         small_module(**kwargs)
+
+
+def test_mistakes_in_shapes_are_named_with_the_shapes():
+    module = small_module()
+    with pytest.raises(ConfigError, match="width 3, but gets 4: set condition_dim"):
+        module(torch.randn(2, 4))
+    with pytest.raises(DataError, match=r"\[2, 1\], \[5, 2\]: all but the last"):
+        module(torch.randn(2, 1), torch.randn(5, 2))
+    with pytest.raises(DataError, match=r"steps of shape \[4, 1\]: actions must be \[\*, 2\]"):
+        module.add_noise(torch.randn(4, 2), torch.zeros(4, 1, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"actions of shape \[4, 3\]"):
+        module.add_noise(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
+    narrow = DiffusionModule(nn.Linear(2 + 3 + 1, 1), action_dim=2)
+    with pytest.raises(ConfigError, match=r"made \[4, 1\] of noisy actions \[4, 2\]"):
+        narrow(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (Unbounded((2,)), "Unbounded"),
+        (Bounded(-1.0, 1.0, (3,)), r"shape \[3\], but action_dim is 2"),
+        (Bounded(-math.inf, math.inf, (2,)), "infinite"),
+        (Composite(move=Bounded(-1.0, 1.0, (2,))), "no entry 'action'"),
+        (Bounded(-torch.ones(2), torch.tensor([1.0, 2.0])), "ActionScaling"),
+    ],
+)
+def test_a_spec_that_sets_no_range_is_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        DiffusionActor(2, 3, spec=spec)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import NOISE_SCHEDULES, NoiseSchedule
@@ -25,7 +28,7 @@ def test_vp_is_the_stated_formula():
 
 
 @pytest.mark.parametrize("name", list(NOISE_SCHEDULES))
-@pytest.mark.parametrize("steps", [1, 5, 100])
+@pytest.mark.parametrize("steps", [1, 2, 5, 100, 1000])
 def test_tables_agree_with_one_another(name, steps):
     schedule = NoiseSchedule(steps, name).double()
     betas = schedule.betas.numpy()
@@ -43,6 +46,17 @@ def test_tables_agree_with_one_another(name, steps):
         schedule.posterior_variance.numpy(), betas * (1 - previous) / (1 - alpha_bar)
     )
     np.testing.assert_allclose(schedule.alpha_bar, alpha_bar)
+
+
+@given(name=st.sampled_from(list(NOISE_SCHEDULES)), steps=st.integers(1, 1000))
+def test_every_number_of_steps_gives_a_valid_schedule(name, steps):
+    schedule = NoiseSchedule(steps, name)
+    assert ((schedule.betas > 0) & (schedule.betas < 1)).all()
+    assert all(now > after > 0 for now, after in pairwise((1.0, *schedule.alpha_bar)))
+    assert (schedule.alphas_cumprod.diff() < 0).all()  # in float32 as well
+    assert (schedule.sqrt_one_minus_alphas_cumprod > 0).all()
+    assert (schedule.posterior_variance >= 0).all()
+    assert schedule.posterior_variance[0] == 0
 
 
 def test_linear_is_torchrls():
@@ -73,3 +87,5 @@ def test_mistakes_name_the_choices():
         NoiseSchedule(5, "quadratic")
     with pytest.raises(ConfigError, match="num_steps=0"):
         NoiseSchedule(0)
+    with pytest.raises(ConfigError, match=r"whole number of steps.*num_steps=2\.5"):
+        NoiseSchedule(2.5)

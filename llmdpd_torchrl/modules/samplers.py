@@ -1,0 +1,196 @@
+"""Reverse steps: how a sample goes from one noise level to the next, cleaner one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmdpd_torchrl.errors import ConfigError
+
+__all__ = ["SAMPLERS", "ReverseStep", "Sampler", "reverse_process"]
+
+
+class ReverseStep(NamedTuple):
+    """One reverse step as a linear combination: all that distinguishes the samplers.
+
+    Of the noisy action x_now, the denoiser's clean action x0, that of the step before, and fresh
+    Gaussian noise it makes
+
+    x_then = ``noisy`` * x_now + ``clean`` * x0 + ``previous`` * x0_before + ``std`` * noise.
+
+    The coefficients are Python floats: they cost no tensor and no device round trip, no cast rounds
+    them, and nothing is remembered between calls.
+
+    Examples:
+        >>> step = ReverseStep(noisy=0.5, clean=2.0)
+        >>> step(torch.ones(3), torch.ones(3))
+        tensor([2.5000, 2.5000, 2.5000])
+    """
+
+    noisy: float
+    clean: float
+    previous: float = 0.0
+    std: float = 0.0
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        clean: Tensor,
+        previous: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Take the step.
+
+        Args:
+            noisy (Tensor): x_now, [*, A].
+            clean (Tensor): x0 predicted from it, [*, A].
+            previous (Tensor, optional): x0 predicted one step before; read by multistep samplers.
+            generator (torch.Generator, optional): of the noise, where the step adds some.
+
+        Returns:
+            x_then, [*, A].
+
+        Raises:
+            ValueError: if the step reads ``previous`` and there is none.
+        """
+        moved = torch.add(self.noisy * noisy, clean, alpha=self.clean)
+        if self.previous != 0.0:
+            if previous is None:
+                raise ValueError("a multistep sampler needs the clean action of the step before")
+            moved = torch.add(moved, previous, alpha=self.previous)
+        if self.std > 0.0:
+            noise = torch.randn(
+                moved.shape, generator=generator, dtype=moved.dtype, device=moved.device
+            )
+            moved = torch.add(moved, noise, alpha=self.std)
+        return moved
+
+
+class Sampler(NamedTuple):
+    """A way to run the reverse process.
+
+    Attributes:
+        path: from alpha_bar of all K diffusion steps, cleanest first, and a number N to the N steps
+            to visit, noisiest first.
+        step: from alpha_bar one visited step before (``None`` at the first), now and then to the
+            reverse step from now to then.
+    """
+
+    path: Callable[[Sequence[float], int], list[int]]
+    step: Callable[[float | None, float, float], ReverseStep]
+
+
+def _even_path(alpha_bar: Sequence[float], num_steps: int) -> list[int]:
+    last = len(alpha_bar) - 1
+    return [round(last * (1 - i / max(num_steps - 1, 1))) for i in range(num_steps)]
+
+
+def _log_snr_path(alpha_bar: Sequence[float], num_steps: int) -> list[int]:
+    """Even in log-SNR, as nearly as K discrete steps allow.
+
+    An extrapolation holds as far as it looks back. On an even path the log-SNR leaps at the clean
+    end, and second order comes out worse than first.
+    """
+    log_snr = [_half_log_snr(level) for level in alpha_bar]
+    stride = (log_snr[0] - log_snr[-1]) / max(num_steps - 1, 1)
+    path: list[int] = []
+    step = len(alpha_bar)
+    for i in range(num_steps):
+        target = log_snr[-1] + i * stride
+        step -= 1
+        # Down to the step nearest to the target, but leave one for each that is still to come.
+        while step > num_steps - 1 - i and log_snr[step] + log_snr[step - 1] < 2 * target:
+            step -= 1
+        path.append(step)
+    return path
+
+
+def _ddpm(before: float | None, now: float, then: float) -> ReverseStep:
+    """Posterior q(x_then | x_now, x_0) of Ho et al. (2020), equation 7, for any stride."""
+    alpha = now / then
+    return ReverseStep(
+        noisy=math.sqrt(alpha) * (1 - then) / (1 - now),
+        clean=math.sqrt(then) * (1 - alpha) / (1 - now),
+        std=math.sqrt((1 - alpha) * (1 - then) / (1 - now)),
+    )
+
+
+def _ddim(before: float | None, now: float, then: float) -> ReverseStep:
+    """Song et al. (2021), equation 12 with eta = 0; the noise is read off the clipped x0."""
+    ratio = math.sqrt((1 - then) / (1 - now))
+    return ReverseStep(noisy=ratio, clean=math.sqrt(then) - ratio * math.sqrt(now))
+
+
+def _dpmpp_2m(before: float | None, now: float, then: float) -> ReverseStep:
+    """DPM-Solver++(2M), Lu et al. (2022), algorithm 2: x0 extrapolated linearly in the log-SNR.
+
+    Its first-order step is DDIM's, taken where there is no step before.
+    """
+    first_order = _ddim(before, now, then)
+    if before is None:
+        return first_order
+    stride_before = _half_log_snr(now) - _half_log_snr(before)
+    stride = _half_log_snr(then) - _half_log_snr(now)
+    extrapolation = stride / (2 * stride_before)
+    return ReverseStep(
+        noisy=first_order.noisy,
+        clean=first_order.clean * (1 + extrapolation),
+        previous=-first_order.clean * extrapolation,
+    )
+
+
+def _half_log_snr(alpha_bar: float) -> float:
+    """lambda = log(signal / noise) of the papers."""
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
+
+
+#: Names that configurations may use. Each visits the steps that its authors do: evenly spread, or
+#: even in log-SNR.
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddpm": Sampler(_even_path, _ddpm),
+    "ddim": Sampler(_even_path, _ddim),
+    "dpmpp_2m": Sampler(_log_snr_path, _dpmpp_2m),
+}
+
+
+def reverse_process(
+    sampler: str, alpha_bar: Sequence[float], num_steps: int
+) -> tuple[list[int], list[ReverseStep]]:
+    """The diffusion steps that a sample visits, and the reverse steps between them.
+
+    Args:
+        sampler (str): one of :data:`SAMPLERS`.
+        alpha_bar (sequence of float): of all K diffusion steps, cleanest first.
+        num_steps (int): N, how many to visit, 1 to K.
+
+    Returns:
+        N diffusion steps, from the noisiest to the cleanest, and N - 1 reverse steps. Where the
+        path ends the sample is the clean action itself: to go from there to no noise at all is what
+        DDPM and DDIM do, and DPM-Solver++ if its last step is of first order, as its authors advise
+        for few steps.
+
+    Raises:
+        ConfigError: if the name is unknown or the number impossible.
+
+    Examples:
+        >>> path, steps = reverse_process("ddim", [0.9, 0.7, 0.5, 0.3, 0.1], num_steps=3)
+        >>> path, [round(step.noisy, 3) for step in steps]
+        ([4, 2, 0], [0.745, 0.447])
+    """
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    if not 1 <= num_steps <= len(alpha_bar):
+        raise ConfigError(
+            f"{num_steps} reverse steps asked of a diffusion of {len(alpha_bar)}: choose 1 to "
+            f"{len(alpha_bar)}"
+        )
+    path = SAMPLERS[sampler].path(alpha_bar, num_steps)
+    levels = [alpha_bar[step] for step in path]
+    make = SAMPLERS[sampler].step
+    return path, [
+        make(levels[i - 1] if i else None, levels[i], levels[i + 1]) for i in range(num_steps - 1)
+    ]

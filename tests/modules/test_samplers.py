@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
+from llmdpd_torchrl.modules.samplers import ReverseStep, reverse_process
+
+MEAN, STD = 0.2, 0.15
+LEVELS = [0.01, 0.2, 0.5, 0.9]
+
+
+def reverse_steps(sampler: str, alpha_bar: list[float]) -> list[ReverseStep]:
+    """The reverse steps between levels that are all visited, noisiest first."""
+    path, steps = reverse_process(sampler, alpha_bar[::-1], len(alpha_bar))
+    assert path == list(range(len(alpha_bar)))[::-1]
+    return steps
+
+
+def exact_clean(noisy: float, alpha_bar: float) -> float:
+    """E[x0 | noisy] when clean actions are N(MEAN, STD^2)."""
+    signal = math.sqrt(alpha_bar)
+    gain = signal * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
+    return MEAN + gain * (noisy - signal * MEAN)
+
+
+def on_the_ode(quantile: float, alpha_bar: float) -> float:
+    """The reverse ODE carries quantiles to quantiles."""
+    spread = math.sqrt(alpha_bar * STD**2 + 1 - alpha_bar)
+    return math.sqrt(alpha_bar) * MEAN + quantile * spread
+
+
+def ode_error(sampler: str, num_steps: int) -> float:
+    """How far it strays between two noise levels in steps that are even in log-SNR."""
+    first, last = -2.5, 1.5
+    log_snr = [first + (last - first) * i / num_steps for i in range(num_steps + 1)]
+    alpha_bar = [1 / (1 + math.exp(-2 * value)) for value in log_snr]
+    x, previous = on_the_ode(1.3, alpha_bar[0]), 0.0
+    for step, now in zip(reverse_steps(sampler, alpha_bar), alpha_bar, strict=False):
+        clean = exact_clean(x, now)
+        x = step.noisy * x + step.clean * clean + step.previous * previous
+        previous = clean
+    return abs(x - on_the_ode(1.3, alpha_bar[-1]))
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize("num_steps", [20, 40, 80])
+def test_the_ode_is_solved_to_the_stated_order(sampler, order, num_steps):
+    ratio = ode_error(sampler, num_steps) / ode_error(sampler, 2 * num_steps)
+    assert ratio == pytest.approx(2**order, rel=0.03)
+
+
+def test_with_few_steps_the_second_order_is_closer():
+    for num_steps in (5, 10, 20):
+        assert ode_error("dpmpp_2m", num_steps) < 0.6 * ode_error("ddim", num_steps)
+
+
+#: Apart by a thousandth at least: a second-order step divides by the distance between levels.
+levels = st.sets(st.integers(1, 999), min_size=2, max_size=6).map(
+    lambda chosen: [level / 1000 for level in sorted(chosen)]
+)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@given(alpha_bar=levels)
+def test_a_known_clean_action_keeps_the_noise_level(sampler, alpha_bar):
+    """Were x0 known, x_then would be distributed as noising x0 to that level makes it."""
+    steps = reverse_steps(sampler, alpha_bar)
+    for step, (now, then) in zip(steps, pairwise(alpha_bar), strict=True):
+        mean = step.noisy * math.sqrt(now) + step.clean + step.previous
+        variance = step.noisy**2 * (1 - now) + step.std**2
+        assert mean == pytest.approx(math.sqrt(then), rel=1e-6)
+        assert variance == pytest.approx(1 - then, rel=1e-6)
+
+
+def test_ddpm_has_the_posteriors_moments():
+    schedule = NoiseSchedule(5).double()
+    descending = list(reversed(schedule.alpha_bar))
+    for k, step in zip((4, 3, 2, 1), reverse_steps("ddpm", descending), strict=True):
+        beta, now, then = (
+            table[k].item()
+            for table in (schedule.betas, schedule.alphas_cumprod, schedule.alphas_cumprod_prev)
+        )
+        assert step.std**2 == pytest.approx(schedule.posterior_variance[k].item())
+        assert step.clean == pytest.approx(math.sqrt(then) * beta / (1 - now))
+        assert step.noisy == pytest.approx(math.sqrt(1 - beta) * (1 - then) / (1 - now))
+
+
+def test_dpmpp_2m_is_the_papers_algorithm():
+    lam = [math.log(math.sqrt(a / (1 - a))) for a in LEVELS]
+    torch.manual_seed(0)
+    x, clean, previous = torch.randn(3, 7, dtype=torch.float64)
+    steps = reverse_steps("dpmpp_2m", LEVELS)
+    assert steps[0] == reverse_steps("ddim", LEVELS)[0]  # there is nothing to extrapolate from
+    for i in (1, 2):
+        h, h_before = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
+        r = h_before / h
+        estimate = (1 + 1 / (2 * r)) * clean - 1 / (2 * r) * previous
+        now, then = LEVELS[i], LEVELS[i + 1]
+        expected = math.sqrt((1 - then) / (1 - now)) * x
+        expected = expected - math.sqrt(then) * (math.exp(-h) - 1) * estimate
+        torch.testing.assert_close(steps[i](x, clean, previous), expected)
+
+
+def test_only_ddpm_draws_and_only_2m_looks_back():
+    for sampler in SAMPLERS:
+        steps = reverse_steps(sampler, LEVELS)
+        assert all((step.std > 0) == (sampler == "ddpm") for step in steps)
+        assert all((step.previous != 0) == (sampler == "dpmpp_2m") for step in steps[1:])
+        assert steps[0].previous == 0
+    with pytest.raises(ValueError, match="step before"):
+        reverse_steps("dpmpp_2m", LEVELS)[1](torch.zeros(1), torch.zeros(1))
+
+
+def test_the_noise_is_the_generators():
+    step = reverse_steps("ddpm", LEVELS)[0]
+    x = torch.zeros(5, 2)
+    draws = [step(x, x, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*draws)
+    expected = torch.randn(5, 2, generator=torch.Generator().manual_seed(3)) * step.std
+    torch.testing.assert_close(draws[0], expected)
+
+
+cases = st.integers(1, 1000).flatmap(lambda k: st.tuples(st.just(k), st.integers(1, k)))
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@settings(max_examples=50, deadline=None)
+@given(case=cases, schedule=st.sampled_from(list(NOISE_SCHEDULES)))
+def test_a_path_visits_distinct_steps_from_the_noisiest_down(sampler, case, schedule):
+    num_steps, sampling_steps = case
+    alpha_bar = NoiseSchedule(num_steps, schedule).alpha_bar
+    path, steps = reverse_process(sampler, alpha_bar, sampling_steps)
+    assert len(path) == len(steps) + 1 == sampling_steps
+    assert path[0] == num_steps - 1
+    assert all(now > then for now, then in pairwise(path))
+    assert all(math.isfinite(value) for step in steps for value in step)
+    if sampling_steps > 1:
+        assert path[-1] == 0
+    if sampling_steps > 1 and sampler != "dpmpp_2m":
+        gaps = [now - then for now, then in pairwise(path)]
+        assert max(gaps) - min(gaps) <= 1
+
+
+def test_the_second_order_path_is_even_in_log_snr():
+    alpha_bar = NoiseSchedule(1000).alpha_bar
+    path, _ = reverse_process("dpmpp_2m", alpha_bar, 9)
+    log_snr = [0.5 * math.log(alpha_bar[k] / (1 - alpha_bar[k])) for k in path]
+    stride = (log_snr[-1] - log_snr[0]) / 8
+    for now, then in pairwise(log_snr):
+        assert then - now == pytest.approx(stride, rel=0.15)
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 6])
+def test_an_impossible_number_of_steps_is_named(num_steps):
+    with pytest.raises(ConfigError, match=rf"{num_steps} reverse steps asked .* choose 1 to 5"):
+        reverse_process("ddim", NoiseSchedule(5).alpha_bar, num_steps)
+
+
+def test_an_unknown_sampler_lists_the_known():
+    with pytest.raises(ConfigError, match=r"'euler'.*ddpm, ddim, dpmpp_2m"):
+        reverse_process("euler", LEVELS[::-1], 2)
