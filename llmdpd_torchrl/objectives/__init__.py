@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
+from llmdpd_torchrl.objectives.diffusion_ql import DiffusionQLLoss
 from llmdpd_torchrl.objectives.llmdpd import (
     GUIDANCE_MODES,
     PROMPT_GRADIENTS,
     Q_NORMALIZATIONS,
-    DiffusionQLLoss,
     LLMDPDLoss,
 )
 from llmdpd_torchrl.objectives.process import DiffusionProcess, diffusion_process
@@ -18,5 +19,6 @@ __all__ = [
     "DiffusionProcess",
     "DiffusionQLLoss",
     "LLMDPDLoss",
+    "PromptedActorCriticLoss",
     "diffusion_process",
 ]

@@ -1,36 +1,20 @@
-"""The objective of LLM-Driven Policy Diffusion; Diffusion-QL is its prompt-free case."""
+"""The objective of LLM-Driven Policy Diffusion."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, dispatch
-from tensordict.utils import NestedKey, expand_as_right, unravel_key
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType
-from torchrl.objectives.common import LossModule
-from torchrl.objectives.utils import (
-    ValueEstimators,
-    _cache_values,
-    _vmap_func,
-    dispatch_value_estimator,
-)
-from torchrl.objectives.value import ValueEstimatorBase
 
-from llmdpd_torchrl.errors import ConfigError, DataError
-from llmdpd_torchrl.objectives.process import DiffusionProcess, diffusion_process
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
+from llmdpd_torchrl.objectives.checks import check_names, check_weight
 
-__all__ = [
-    "GUIDANCE_MODES",
-    "PROMPT_GRADIENTS",
-    "Q_NORMALIZATIONS",
-    "DiffusionQLLoss",
-    "LLMDPDLoss",
-]
+__all__ = ["GUIDANCE_MODES", "PROMPT_GRADIENTS", "Q_NORMALIZATIONS", "LLMDPDLoss"]
 
 #: How the action that the critics judge is made.
 GUIDANCE_MODES = ("chain", "one_step")
@@ -50,7 +34,7 @@ class _Noised(NamedTuple):
     squared_error: Tensor
 
 
-class LLMDPDLoss(LossModule):
+class LLMDPDLoss(PromptedActorCriticLoss):
     r"""Prompt-conditioned diffusion behaviour cloning with Q guidance, and the critics' TD loss.
 
     From `"LLM-Driven Policy Diffusion" <https://arxiv.org/abs/2509.00347>`_. With z the embedding
@@ -76,7 +60,7 @@ class LLMDPDLoss(LossModule):
             prompt or if its embedding is in the data already.
         actor_network (TensorDictModule): :class:`~llmdpd_torchrl.modules.DiffusionActor`, or
             TorchRL's.
-        qvalue_network (list of TensorDictModule): the critics, usually two. A list, because TorchRL
+        qvalue_network (list of TensorDictModule): two critics or more. A list, because TorchRL
             draws new weights for copies of a single one.
 
     Keyword Args:
@@ -97,6 +81,10 @@ class LLMDPDLoss(LossModule):
         reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``.
         deactivate_vmap (bool): run the critics one after the other instead of under vmap.
         use_prioritized_weights (bool or "auto"): weigh rows by ``priority_weight``.
+        check_inputs (bool or "auto"): whether to look for NaN and infinity in batch and losses, and
+            for actions that the actor can not make. It costs 0.5 % of an update on a CPU, but a
+            device would have to be waited for: ``"auto"`` looks on the CPU only. Missing keys and
+            wrong shapes are always found. A compiled loss never looks at values.
 
     γ and the estimator are set by :meth:`make_value_estimator` (TD(0), γ = 0.99 by default).
 
@@ -105,8 +93,10 @@ class LLMDPDLoss(LossModule):
     "loss", since trainers sum what does. Priorities are written to ``td_error`` in the input.
 
     Raises:
-        ConfigError: on an unknown name or combination.
-        DataError: if the batch lacks a key.
+        ConfigError: on an unknown name or combination, a number out of range or fewer than two
+            critics; in a batch, if a loss is not finite though the data is.
+        DataError: if the batch lacks a key, has a wrong shape, NaN, infinity, or an action outside
+            the actor's range.
 
     Examples:
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
@@ -146,41 +136,6 @@ class LLMDPDLoss(LossModule):
         >>> (loss_actor + loss_qvalue).backward()
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Keys that :meth:`set_keys` can rename.
-
-        Attributes:
-            action: the data's action, also the key under which the critics read one.
-            prompt: root of the raw prompt's entries. They, like the embedding, belong to the task,
-                so s' has none of its own: they are read at the root for s and s' alike.
-            prompt_embedding: z, where the data holds it and no prompt network makes it.
-            state_action_value: the critics' output.
-            priority: where the priorities are written.
-            priority_weight: the rows' importance weights.
-            reward, done, terminated: read under ``"next"``.
-        """
-
-        action: NestedKey = "action"
-        prompt: NestedKey = "prompt"
-        prompt_embedding: NestedKey = "prompt_embedding"
-        state_action_value: NestedKey = "state_action_value"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
-    default_value_estimator = ValueEstimators.TD0
-    SUPPORTED_VALUE_ESTIMATORS = (
-        ValueEstimators.TD0,
-        ValueEstimators.TD1,
-        ValueEstimators.TDLambda,
-    )
-    # The losses' default, DETERMINISTIC, would start every row's chain from the same latent.
-    deterministic_sampling_mode = ExplorationType.RANDOM
     _schedulable_buffers = frozenset({"lmbda"})
     out_keys = [  # noqa: RUF012 (TorchRL's convention; select_out_keys sets it per instance)
         "loss_actor",
@@ -192,15 +147,6 @@ class LLMDPDLoss(LossModule):
         "target_value",
     ]
 
-    prompt_network: TensorDictModule | None
-    prompt_network_params: TensorDictParams | None
-    target_prompt_network_params: TensorDictParams
-    actor_network: TensorDictModule
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
     lmbda: Tensor
 
     def __init__(
@@ -218,19 +164,16 @@ class LLMDPDLoss(LossModule):
         reduction: str = "mean",
         deactivate_vmap: bool = False,
         use_prioritized_weights: str | bool = "auto",
+        check_inputs: str | bool = "auto",
     ) -> None:
-        super().__init__()
-        if not isinstance(qvalue_network, Sequence):
-            raise TypeError(
-                f"qvalue_network must be a list of critics, got {type(qvalue_network).__name__}"
-            )
-        _check_names("guidance", [guidance], GUIDANCE_MODES)
-        _check_names("q_normalization", [q_normalization], Q_NORMALIZATIONS)
-        if q_normalization == "cross" and len(qvalue_network) < 2:
-            raise ConfigError('q_normalization="cross" needs two critics: add one, or use "own"')
+        check_names("guidance", [guidance], GUIDANCE_MODES)
+        check_names("q_normalization", [q_normalization], Q_NORMALIZATIONS)
+        check_weight("lmbda", lmbda)
+        if max_q_backup < 0:
+            raise ConfigError(f"max_q_backup is {max_q_backup}: it can not be negative")
         if prompt_gradient is None:
             prompt_gradient = PROMPT_GRADIENTS[: 3 if guidance == "one_step" else 2]
-        _check_names("prompt_gradient", prompt_gradient, PROMPT_GRADIENTS)
+        check_names("prompt_gradient", prompt_gradient, PROMPT_GRADIENTS)
         if (
             prompt_network is not None
             and guidance == "one_step"
@@ -240,120 +183,27 @@ class LLMDPDLoss(LossModule):
                 'with guidance="one_step", prompt_gradient must hold both "diffusion" and '
                 '"guidance", or neither: the two terms share one forward pass'
             )
-        if float(lmbda) < 0 or max_q_backup < 0:
-            raise ConfigError(
-                f"lmbda and max_q_backup can not be negative, got {float(lmbda)} and {max_q_backup}"
-            )
-
-        diffusion_process(actor_network)  # refuse any other actor here, not at the first batch
-        if prompt_network is None:
-            self.prompt_network = self.prompt_network_params = None
-        else:
-            self.convert_to_functional(prompt_network, "prompt_network")
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
-        self.convert_to_functional(
-            list(qvalue_network), "qvalue_network", len(qvalue_network), create_target_params=True
+        super().__init__(
+            prompt_network,
+            actor_network,
+            qvalue_network,
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+            use_prioritized_weights=use_prioritized_weights,
+            check_inputs=check_inputs,
         )
-        self.num_qvalue_nets = len(qvalue_network)
+        most = self._process.num_steps
+        if target_sampling_steps is not None and not 1 <= target_sampling_steps <= most:
+            raise ConfigError(
+                f"target_sampling_steps is {target_sampling_steps}: the actor takes 1 to {most}"
+            )
         self.guidance = guidance
         self.q_normalization = q_normalization
         self.prompt_gradient = frozenset(prompt_gradient)
         self.num_target_actions = max(max_q_backup, 1)
         self.target_sampling_steps = target_sampling_steps
-        self.reduction = reduction
-        self.deactivate_vmap = deactivate_vmap
-        self.use_prioritized_weights = use_prioritized_weights
         device = self._default_device
         self.register_coeff_buffer("lmbda", lmbda, device=device, dtype=torch.get_default_dtype())
-        self._set_in_keys()
-        self._make_vmap()
-        self._default_value_estimator()  # now: its gamma is part of the state_dict
-
-    # ------------------------------------------------------------------ keys and estimator
-
-    def _make_vmap(self) -> None:
-        self._vmap_qvalue_network = _vmap_func(
-            self.qvalue_network,
-            (None, 0),
-            randomness=self.vmap_randomness,
-            pseudo_vmap=self.deactivate_vmap,
-        )
-
-    def _set_in_keys(self) -> None:
-        keys = self.tensor_keys
-        made: list[NestedKey] = []
-        read: list[NestedKey] = [keys.action, *self.actor_network.in_keys]
-        read += [key for key in self.qvalue_network.in_keys if key not in read]
-        if self.prompt_network is not None:
-            made = list(self.prompt_network.out_keys)
-            read += [key for key in self.prompt_network.in_keys if key not in read]
-        self._prompt_keys = frozenset(
-            key
-            for key in read
-            if key in made or key == keys.prompt_embedding or _is_below(key, keys.prompt)
-        )
-        following = [
-            key
-            for key in dict.fromkeys([*self.actor_network.in_keys, *self.qvalue_network.in_keys])
-            if key not in self._prompt_keys and key != keys.action
-        ]
-        following += [keys.reward, keys.done, keys.terminated]
-        self._in_keys = [key for key in read if key not in made]
-        self._in_keys += [unravel_key(("next", key)) for key in following]
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Keys the loss reads: the data's, what the networks need, and their successors."""
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
-
-    def _value_estimator_keys(self) -> dict[str, NestedKey]:
-        return {
-            "value": self.tensor_keys.state_action_value,
-            "reward": self.tensor_keys.reward,
-            "done": self.tensor_keys.done,
-            "terminated": self.tensor_keys.terminated,
-        }
-
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        if self._value_estimator is not None:
-            self._value_estimator.set_keys(**self._value_estimator_keys())
-        self._set_in_keys()
-
-    def make_value_estimator(
-        self,
-        value_type: ValueEstimators | ValueEstimatorBase | type | None = None,
-        **hyperparams: Any,
-    ) -> None:
-        """Choose the estimator of y and its ``gamma``.
-
-        GAE and V-trace, which need a state value and the behaviour's likelihood, are refused with
-        :class:`NotImplementedError`.
-        """
-        if value_type is None:
-            value_type = self.default_value_estimator
-        if isinstance(value_type, ValueEstimatorBase) or (
-            isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase)
-        ):
-            LossModule.make_value_estimator(self, value_type, **hyperparams)
-            self._forward_value_estimator_keys()
-            return
-        dispatch_value_estimator(
-            self,
-            value_type,
-            supported=self.SUPPORTED_VALUE_ESTIMATORS,
-            tensor_keys=self._value_estimator_keys(),
-            value_network=None,  # the next value is put into the data below
-            **hyperparams,
-        )
-
-    @property
-    def _process(self) -> DiffusionProcess:
-        # Not an attribute: a module among the attributes would be registered, or reset, twice.
-        return diffusion_process(self.actor_network)
 
     # ------------------------------------------------------------------ lambda
 
@@ -380,10 +230,11 @@ class LLMDPDLoss(LossModule):
         Returns:
             the reduced loss, and metadata with the detached ``"bc"``.
         """
-        data = self._with_prompt(tensordict)
+        data = self._prepare(tensordict, following=False)
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             noised = self._noised(data)
         bc = self._reduce_elements(noised.squared_error, data)
+        self._check_losses(diffusion_loss=bc)
         self._forget(tensordict, data)
         return bc, {"bc": bc.detach()}
 
@@ -394,10 +245,11 @@ class LLMDPDLoss(LossModule):
             the reduced loss, and metadata with the detached ``"bc"``, ``"guidance"`` and
             ``"lmbda"``.
         """
-        data = self._with_prompt(tensordict)
-        out = self._actor_terms(data)
+        data = self._prepare(tensordict, following=False)
+        loss, metadata = self._actor_terms(data)
+        self._check_losses(actor_loss=loss)
         self._forget(tensordict, data)
-        return out
+        return loss, metadata
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the critics' squared TD errors.
@@ -406,17 +258,19 @@ class LLMDPDLoss(LossModule):
             the reduced loss, and metadata with the detached ``"td_error"`` (squared, the critics'
             largest, per row), ``"q_value"`` and ``"target_value"``.
         """
-        data = self._with_prompt(tensordict)
-        out = self._qvalue_terms(data)
+        data = self._prepare(tensordict)
+        loss, metadata = self._qvalue_terms(data)
+        self._check_losses(qvalue_loss=loss)
         self._forget(tensordict, data)
-        return out
+        return loss, metadata
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute both losses with one encoding of the prompt; see ``in_keys`` and ``out_keys``."""
-        data = self._with_prompt(tensordict)
+        data = self._prepare(tensordict)
         loss_actor, actor_metadata = self._actor_terms(data)
         loss_qvalue, qvalue_metadata = self._qvalue_terms(data)
+        self._check_losses(loss_actor=loss_actor, loss_qvalue=loss_qvalue)
         tensordict.set(self.tensor_keys.priority, qvalue_metadata.pop("td_error"))
         out = TensorDict(
             {
@@ -456,7 +310,7 @@ class LLMDPDLoss(LossModule):
         step = torch.randint(0, process.num_steps, action.shape[:-1], device=action.device)
         noisy, noise = process.add_noise(action, step)
         output = process.denoise(noisy, condition, step)
-        target = process.target(action, noise)
+        target = process.target(action, noise, step)
         squared_error = torch.nn.functional.mse_loss(output, target, reduction="none")
         return _Noised(condition, step, noisy, output, squared_error)
 
@@ -472,23 +326,28 @@ class LLMDPDLoss(LossModule):
 
     def _merit(self, data: TensorDictBase, action: Tensor) -> Tensor:
         """Normalised value of ``action`` per row, by a critic drawn at random: [*]."""
-        values = self._values(self._cached_detached_qvalue_params, data, action, attached=False)
         # Shuffling on the device picks i and j without reading a number back from it.
-        order = torch.randperm(self.num_qvalue_nets, device=values.device)
-        values = values.index_select(0, order)
+        order = torch.randperm(self.num_qvalue_nets, device=action.device)
+        params = self._cached_detached_qvalue_params
+        value = self._values(params[order[:1]], data, action, attached=False)[0]
         if self.q_normalization == "none":
-            return values[0]
-        scale = values[1 if self.q_normalization == "cross" else 0].detach().abs().mean()
-        return values[0] / scale.clamp_min(torch.finfo(scale.dtype).eps)
+            return value
+        if self.q_normalization == "own":
+            other = value.detach()
+        else:
+            with torch.no_grad():
+                other = self._values(params[order[1:2]], data, action, attached=False)[0]
+        scale = self._reduce_loss(other.abs(), data, reduction="mean")
+        return value / scale.clamp_min(torch.finfo(scale.dtype).eps)
 
     # ------------------------------------------------------------------ the critics' terms
 
     def _qvalue_terms(self, data: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         data = data.copy()
         with torch.no_grad():
-            next_value = self._next_value(data)
-        data.set(("next", self.tensor_keys.state_action_value), next_value.unsqueeze(-1))
-        target = self.value_estimator.value_estimate(data).squeeze(-1).detach()
+            next_value = self._next_value(data).unsqueeze(-1)
+            data.set(("next", self.tensor_keys.state_action_value), next_value)
+            target = self.value_estimator.value_estimate(data).squeeze(-1)
         action = self._read(data, self.tensor_keys.action)
         values = self._values(
             self.qvalue_network_params, data, action, attached="qvalue" in self.prompt_gradient
@@ -512,133 +371,9 @@ class LLMDPDLoss(LossModule):
             if copies > 1:
                 condition = condition.expand(copies, *condition.shape)
             action = self._process.sample(condition, num_steps=self.target_sampling_steps)
-        values = self._values(self.target_qvalue_network_params, data, action, following=True)
+        values = self._values(
+            self.target_qvalue_network_params, data, action, following=True, copies=copies
+        )
         if copies > 1:
             values = values.amax(1)
         return values.amin(0)
-
-    @property
-    @_cache_values
-    def _cached_detached_qvalue_params(self) -> TensorDictBase:
-        return self.qvalue_network_params.data  # .detach() would outlive a cast of the loss
-
-    # ------------------------------------------------------------------ shared pieces
-
-    def _with_prompt(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """A shallow copy of the input with z in it."""
-        data = tensordict.copy()
-        params = self.prompt_network_params
-        if self.prompt_network is not None and params is not None:
-            with params.to_module(self.prompt_network, preserve_module_state=False):
-                data = self.prompt_network(data)
-        return data
-
-    def _read(
-        self,
-        data: TensorDictBase,
-        key: NestedKey,
-        *,
-        following: bool = False,
-        attached: bool = True,
-    ) -> Tensor:
-        """Get ``key`` of s, or of s' if ``following``; what belongs to the prompt has only one."""
-        is_prompt = key in self._prompt_keys
-        if following and not is_prompt:
-            key = unravel_key(("next", key))
-        value = data.get(key, default=None)
-        if value is None:
-            raise DataError(
-                f"the batch has no {key!r}, which {type(self).__name__} reads: add it to the data, "
-                "or rename it with set_keys or the networks' in_keys"
-            )
-        return value.detach() if is_prompt and not attached else value
-
-    def _condition(
-        self, data: TensorDictBase, *, following: bool = False, attached: bool = True
-    ) -> Tensor:
-        inputs = [
-            self._read(data, key, following=following, attached=attached)
-            for key in self.actor_network.in_keys
-        ]
-        return self._process.condition(*inputs)
-
-    def _values(
-        self,
-        params: TensorDictBase,
-        data: TensorDictBase,
-        action: Tensor,
-        *,
-        following: bool = False,
-        attached: bool = True,
-    ) -> Tensor:
-        """All critics' values of ``action``: [N, *], * being ``action``'s batch."""
-        inputs = {self.tensor_keys.action: action}
-        for key in self.qvalue_network.in_keys:
-            if key == self.tensor_keys.action:
-                continue
-            value = self._read(data, key, following=following, attached=attached)
-            if following and self.num_target_actions > 1:
-                value = value.expand(self.num_target_actions, *value.shape)
-            inputs[key] = value
-        batch = TensorDict(inputs, batch_size=action.shape[:-1])
-        values = self._vmap_qvalue_network(batch, params)
-        return values.get(self.tensor_keys.state_action_value).squeeze(-1)
-
-    def _reduce_elements(self, elements: Tensor, data: TensorDictBase) -> Tensor:
-        """Reduce [*, A]: the mean over all entries, or over A and then as ``reduction`` says."""
-        weights = self._maybe_get_priority_weight(data)
-        if self.reduction != "mean":
-            return self._reduce_loss(elements.mean(-1), data, weights=weights)
-        if weights is not None:
-            weights = expand_as_right(weights, elements)
-        return self._reduce_loss(elements, data, weights=weights)
-
-    def _forget(self, *tensordicts: TensorDictBase) -> None:
-        """Drop weak references that torch.compile can not rebuild."""
-        self._clear_weakrefs(
-            *tensordicts,
-            "prompt_network_params",
-            "actor_network_params",
-            "qvalue_network_params",
-            "target_actor_network_params",
-            "target_qvalue_network_params",
-        )
-
-
-class DiffusionQLLoss(LLMDPDLoss):
-    r"""Diffusion-QL (Wang et al. 2023): :class:`LLMDPDLoss` without a prompt.
-
-    Args:
-        actor_network (TensorDictModule): a diffusion actor with ``in_keys=["observation"]``.
-        qvalue_network (list of TensorDictModule): two critics.
-
-    Keyword Args:
-        **kwargs: those of :class:`LLMDPDLoss`; ``lmbda`` is the paper's η.
-
-    Examples:
-        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-        >>> actor = DiffusionActor(action_dim=2, condition_dim=3, in_keys=["observation"])
-        >>> loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 2), lmbda=1.0)
-        >>> loss.in_keys[:3]
-        ['action', 'observation', ('next', 'observation')]
-    """
-
-    def __init__(
-        self,
-        actor_network: TensorDictModule,
-        qvalue_network: Sequence[TensorDictModule],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(None, actor_network, qvalue_network, **kwargs)
-
-
-def _check_names(setting: str, names: Iterable[str], choices: Sequence[str]) -> None:
-    for name in names:
-        if name not in choices:
-            raise ConfigError(f"unknown {setting} {name!r}: choose from {', '.join(choices)}")
-
-
-def _is_below(key: NestedKey, root: NestedKey) -> bool:
-    path = (key,) if isinstance(key, str) else key
-    prefix = (root,) if isinstance(root, str) else root
-    return path[: len(prefix)] == prefix

@@ -17,6 +17,9 @@ class DiffusionProcess(Protocol):
     """The part of :class:`~llmdpd_torchrl.modules.DiffusionModule` that losses use."""
 
     num_steps: int
+    action_dim: int
+    action_bounds: tuple[float, float] | None
+    """Range that clean actions are clipped to, if they are."""
 
     def condition(self, *inputs: Tensor) -> Tensor:
         """Make the condition vector [*, C]."""
@@ -27,7 +30,7 @@ class DiffusionProcess(Protocol):
     def denoise(self, noisy: Tensor, condition: Tensor, step: Tensor) -> Tensor:
         """Run the score network."""
 
-    def target(self, action: Tensor, noise: Tensor) -> Tensor:
+    def target(self, action: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """What the score network should have output."""
 
     def predict_clean(self, noisy: Tensor, step: Tensor, output: Tensor) -> Tensor:
@@ -57,9 +60,12 @@ def diffusion_process(actor: TensorDictModule) -> DiffusionProcess:
 class _TorchRLProcess:
     """TorchRL's module predicts noise, never clips, and knows one way to sample: its forward."""
 
+    action_bounds: tuple[float, float] | None = None
+
     def __init__(self, module: Any) -> None:
         self.module = module
         self.num_steps: int = module.num_steps
+        self.action_dim: int = module.action_dim
 
     def condition(self, *inputs: Tensor) -> Tensor:
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
@@ -71,7 +77,7 @@ class _TorchRLProcess:
         column = step.to(noisy.dtype).unsqueeze(-1)
         return self.module.score_network(torch.cat([noisy, condition, column], dim=-1))
 
-    def target(self, action: Tensor, noise: Tensor) -> Tensor:
+    def target(self, action: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         return noise
 
     def predict_clean(self, noisy: Tensor, step: Tensor, output: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torchrl.trainers import TargetNetUpdaterHook
@@ -128,7 +130,9 @@ def test_building_it_silences_the_losses_warning(recwarn):
         ({**dict.fromkeys(NETWORKS, (0.1, 1, 0)), "critic": (0.1, 1, 0)}, "critic"),
         (dict.fromkeys(NETWORKS, (0.0, 1, 0)), r"tau must be in \(0, 1\]"),
         (dict.fromkeys(NETWORKS, (1.1, 1, 0)), r"tau must be in \(0, 1\]"),
+        (dict.fromkeys(NETWORKS, (math.nan, 1, 0)), r"tau must be in \(0, 1\]"),
         (dict.fromkeys(NETWORKS, (0.1, 0, 0)), "period at least 1"),
+        (dict.fromkeys(NETWORKS, (0.1, 1, -1)), "start not negative"),
     ],
 )
 def test_mistakes_are_named(schedules, message):

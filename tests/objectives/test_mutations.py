@@ -1,0 +1,37 @@
+"""The table of mistakes: it fits the code, the README shows it, and every mistake is caught."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("mutations", TESTS / "mutations.py")
+mutations = importlib.util.module_from_spec(spec)
+sys.modules["mutations"] = mutations
+spec.loader.exec_module(mutations)
+
+
+@pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_table_fits_the_code(mutation):
+    assert (TESTS.parent / mutation.file).read_text().count(mutation.old) == 1
+    path, _, name = mutation.test.partition("::")
+    assert f"def {name}(" in (TESTS.parent / path).read_text()
+
+
+def test_the_readme_shows_the_table():
+    rows = re.findall(r"^\| (.+?) \| `(\S+)` \|$", (TESTS / "README.md").read_text(), re.MULTILINE)
+    expected = [(m.name, m.test.removeprefix("tests/")) for m in mutations.MUTATIONS]
+    assert rows == expected
+
+
+@pytest.mark.slow
+def test_every_mistake_is_caught():
+    script = [sys.executable, str(TESTS / "mutations.py")]
+    result = subprocess.run(script, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
