@@ -1,0 +1,282 @@
+"""Diffusion-QL with Q guidance and without on a Hopper file: ``results/hopper.json``.
+
+Each run, one seed and one weight of the guidance term, trains actor and critics for the same number
+of updates and evaluates the last networks on the same 20 episodes; its raw result is kept in
+``results/hopper/`` and not made again. ``wins`` counts the seeds whose score with guidance is above
+that without. A run that is killed goes on from its last state in ``outputs/hopper/``.
+
+    python benchmarks/hopper.py --data hopper_medium.hdf5
+    python benchmarks/hopper.py --check        # recompute from the kept files
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from common import RESULTS, check_figures, write_figures
+from tensordict import TensorDict
+from tqdm.auto import tqdm
+
+from llmdpd_torchrl.data.d4rl import read_d4rl_file
+from llmdpd_torchrl.data.offline import OfflineDataset
+from llmdpd_torchrl.data.scores import normalized_score
+from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.objectives import GUIDANCE_MODES, DiffusionQLLoss
+from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, TargetUpdater
+
+KEEP = RESULTS / "hopper"
+STATES = Path(__file__).parents[1] / "outputs" / "hopper"
+EPISODES = 20
+SELECTIONS = ("deterministic", "ranked")
+CANDIDATES = 50
+HIDDEN = (128, 128)
+SAVE_EVERY = 10_000
+
+
+def build(dataset: OfflineDataset, lmbda: float, options: argparse.Namespace) -> DiffusionQLLoss:
+    """Diffusion-QL's networks and settings, made cheaper for a CPU where it costs no quality.
+
+    Two layers of 128 for three of 256, SiLU for Mish, and two of the five reverse steps for the
+    target's action.
+    """
+    layout = dataset.manifest.observation_layout
+    features = ObservationFeatures(layout["fields"], list(layout["fields"]))
+    features.fit(dataset.transitions["observation"])
+    actor = DiffusionActor(
+        dataset.manifest.action_size,
+        features.out_features,
+        conditioner=ObservationConditioner(copy.deepcopy(features)),
+        in_keys=["observation"],
+        hidden=HIDDEN,
+        activation="silu",
+    ).to(options.device)
+    critics = make_qvalue_networks(
+        features.out_features,
+        dataset.manifest.action_size,
+        observation_module=features,
+        hidden=HIDDEN,
+        activation="silu",
+    )
+    loss = DiffusionQLLoss(
+        actor,
+        [critic.to(options.device) for critic in critics],
+        lmbda=lmbda,
+        guidance=options.guidance,
+        target_sampling_steps=2,
+        deactivate_vmap=True,
+    )
+    loss.make_value_estimator(gamma=0.99)
+    return loss
+
+
+def train(
+    loss: DiffusionQLLoss, dataset: OfflineDataset, seed: int, state: Path, options: Any
+) -> float:
+    """Update until ``options.updates``, from the saved state if there is one; seconds it took."""
+    # A constant rate: Diffusion-QL's cosine is hardly begun when its training ends.
+    stepper = OfflineOptimizationStepper(loss, learning_rate=3e-4, max_grad_norm=9.0)
+    updater = TargetUpdater(loss)
+    seconds = 0.0
+    if state.exists():
+        saved = torch.load(state, map_location=options.device, weights_only=True)
+        loss.load_state_dict(saved["loss"])
+        stepper.load_state_dict(saved["stepper"])
+        updater.counter, seconds = saved["updates"], saved["seconds"]
+    while updater.counter < options.updates:
+        print(f"{state.stem}: update {updater.counter} of {options.updates}", flush=True)
+        # Batches and noise of a stretch are a function of its number: a run that was interrupted
+        # and one that was not see the same.
+        stretch = seed + 1000 * updater.counter
+        torch.manual_seed(stretch)
+        started = time.perf_counter()
+        OfflineTrainer(
+            loss,
+            dataset.replay_buffer(256, seed=stretch, device=options.device),
+            total_updates=min(SAVE_EVERY, options.updates - updater.counter),
+            stepper=stepper,
+            target_updater=updater,
+        ).train()
+        seconds += time.perf_counter() - started
+        saved = {
+            "loss": loss.state_dict(),
+            "stepper": stepper.state_dict(),
+            "updates": updater.counter,
+            "seconds": seconds,
+        }
+        write_atomic(state, lambda path, saved=saved: torch.save(saved, path))  # type: ignore[misc]
+    return seconds
+
+
+@torch.no_grad()
+def returns(loss: DiffusionQLLoss, select: str, device: str) -> list[float]:
+    """Returns of the same episodes, stepped side by side with one call of the policy a step.
+
+    Args:
+        loss: holds the trained networks.
+        select: ``"deterministic"``: the policy's deterministic action; ``"ranked"``: of
+            ``CANDIDATES`` draws, the one that the lower target critic rates best.
+        device: of the networks.
+    """
+    environments = [gymnasium.make("Hopper-v4") for _ in range(EPISODES)]
+    observations = np.stack(
+        [environment.reset(seed=10_000 + i)[0] for i, environment in enumerate(environments)]
+    )
+    totals = np.zeros(EPISODES)
+    running = np.ones(EPISODES, dtype=np.bool_)
+    generator = torch.Generator(device).manual_seed(0)
+    bar = tqdm(total=1000, desc=f"evaluate {select}", unit="step", mininterval=5)
+    actor = loss.actor_network
+    with bar, loss.actor_network_params.data.to_module(actor, preserve_module_state=False):
+        while running.any():
+            rows = np.flatnonzero(running)
+            observation = torch.from_numpy(observations[rows]).float().to(device)
+            copies = 1 if select == "deterministic" else CANDIDATES
+            condition = actor.module.condition(observation).expand(copies, -1, -1)
+            deterministic = select == "deterministic"
+            actions = actor.module.sample(
+                condition, deterministic=deterministic, generator=generator
+            )
+            if deterministic:
+                action = actions[0]
+            else:
+                best = target_values(loss, observation, actions).argmax(0)
+                action = actions[best, torch.arange(len(rows), device=device)]
+            for row, row_action in zip(rows, action.cpu().numpy(), strict=True):
+                result = environments[row].step(row_action)
+                observations[row] = result[0]
+                totals[row] += float(result[1])
+                running[row] = not (result[2] or result[3])
+            bar.update()
+    for environment in environments:
+        environment.close()
+    return totals.tolist()
+
+
+def target_values(
+    loss: DiffusionQLLoss, observation: torch.Tensor, action: torch.Tensor
+) -> torch.Tensor:
+    """The lower target critic's values of candidates ``[n, rows, A]``: ``[n, rows]``."""
+    values = []
+    inputs = TensorDict(
+        {"observation": observation.expand(*action.shape[:-1], -1), "action": action},
+        batch_size=action.shape[:-1],
+    )
+    for index in range(loss.num_qvalue_nets):
+        params = loss.target_qvalue_network_params[index].data
+        with params.to_module(loss.qvalue_network, preserve_module_state=False):
+            values.append(loss.qvalue_network(inputs.clone())["state_action_value"].squeeze(-1))
+    return torch.stack(values).amin(0)
+
+
+def run(dataset: OfflineDataset, seed: int, lmbda: float, options: argparse.Namespace) -> Path:
+    """Train and evaluate one seed of one arm, unless its result is kept already."""
+    name = f"{options.data.stem}-{options.guidance}-lmbda{lmbda:g}-seed{seed}-{options.updates}"
+    path = options.keep / f"{name}.json"
+    if path.exists():
+        print(f"{name}: kept")
+        return path
+    STATES.mkdir(parents=True, exist_ok=True)
+    options.keep.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    loss = build(dataset, lmbda, options)
+    seconds = train(loss, dataset, seed, STATES / f"{name}.pt", options)
+    totals = {select: returns(loss, select, options.device) for select in SELECTIONS}
+    write_json(
+        path,
+        {
+            "data": options.data.name,
+            "data_hash": dataset.manifest.data_hash,
+            "seed": seed,
+            "lmbda": lmbda,
+            "guidance": options.guidance,
+            "updates": options.updates,
+            "train_seconds": seconds,
+            "device": options.device,
+            "threads": torch.get_num_threads(),
+            "returns": totals,
+            "score": {
+                select: normalized_score("hopper", statistics.mean(values))
+                for select, values in totals.items()
+            },
+        },
+    )
+    return path
+
+
+def figures(paths: list[Path]) -> dict[str, float]:
+    """All figures, from the kept files."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    lmbdas = sorted({run["lmbda"] for run in runs})
+    result: dict[str, float] = {}
+    for select in SELECTIONS:
+        scores = {(run["lmbda"], run["seed"]): run["score"][select] for run in runs}
+        for (lmbda, seed), score in sorted(scores.items()):
+            result[f"score_{select}_lmbda{lmbda:g}_seed{seed}"] = score
+        for lmbda in lmbdas:
+            mean = statistics.mean(score for key, score in scores.items() if key[0] == lmbda)
+            result[f"score_{select}_lmbda{lmbda:g}"] = mean
+        for lmbda in lmbdas[1:]:
+            pairs = [
+                (scores[lmbda, seed], scores[lmbdas[0], seed])
+                for weight, seed in scores
+                if weight == lmbda and (lmbdas[0], seed) in scores
+            ]
+            result[f"wins_{select}_lmbda{lmbda:g}"] = sum(a > b for a, b in pairs)
+            result[f"pairs_{select}_lmbda{lmbda:g}"] = len(pairs)
+    for lmbda in lmbdas:
+        seconds = [run["train_seconds"] for run in runs if run["lmbda"] == lmbda]
+        result[f"train_seconds_lmbda{lmbda:g}"] = statistics.mean(seconds)
+    return result
+
+
+def main() -> int:
+    """Run what is missing and write the figures, or check them against the kept files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, help="a D4RL-layout .hdf5 file of Hopper")
+    parser.add_argument("--updates", type=int, default=50_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lmbda", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--guidance", default="one_step", choices=GUIDANCE_MODES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, default=KEEP, help="folder of the runs' results")
+    parser.add_argument("--check", action="store_true", help="recompute from the kept files")
+    options = parser.parse_args()
+    if options.check:
+        committed = json.loads((RESULTS / "hopper_raw.json").read_text())
+        paths = [RESULTS / name for name in committed.values()]
+        return check_figures("hopper", figures(paths), tolerance=1e-9)
+    if options.data is None:
+        parser.error("give --data, the file to train on")
+    try:
+        dataset = OfflineDataset.from_recordings([read_d4rl_file(options.data)])
+        paths = [
+            run(dataset, seed, lmbda, options) for seed in options.seeds for lmbda in options.lmbda
+        ]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.keep == KEEP:
+        raw = {path.stem: f"hopper/{path.name}" for path in paths}
+        command = "python benchmarks/hopper.py --data " + options.data.name
+        write_figures("hopper", figures(paths), raw, command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
