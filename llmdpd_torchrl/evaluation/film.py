@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
-from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.envs import set_exploration_type
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
@@ -54,17 +54,17 @@ def record_episode(
     env = make_policy_env(
         policy, task, text_table=text_table, bank=bank, settings=settings, render=size
     )
-    mode = ExplorationType.RANDOM if settings.stochastic else ExplorationType.DETERMINISTIC
+    generator = settings.generator(goal_index)
     frames = []
     bar = tqdm(total=settings.max_steps, desc=f"film {task}", unit="step", disable=not progress)
-    with bar, torch.no_grad(), set_exploration_type(mode):
+    with bar, torch.no_grad(), set_exploration_type(settings.exploration):
         env.base_env.choose_goal(goal_index)
         state = env.reset()
         done, steps = False, 0
         while not done:
             if steps % every == 0:
                 frames.append(render_frame(env.base_env.simulator))
-            step = env.step(policy.actor(state))["next"]
+            step = env.step(policy.actor(state, generator=generator))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
             steps += 1
             bar.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ class EvaluationSettings:
         max_steps: length of an episode without success.
         seed: of the goals, which differ from those of every collection.
         hide_goal: as in the training data.
-        stochastic: draw actions from the policy instead of taking its deterministic one.
+        stochastic: draw actions from the policy, as the method does; else take its deterministic
+            one.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -41,13 +43,26 @@ class EvaluationSettings:
     max_steps: int = 500
     seed: int = 0
     hide_goal: bool = False
-    stochastic: bool = False
+    stochastic: bool = True
 
     def __post_init__(self) -> None:
         if self.episodes_per_task < 1:
             raise ConfigError(f"episodes_per_task is {self.episodes_per_task}: must be >= 1")
         if not 1 <= self.max_steps <= 500:
             raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
+
+    @property
+    def exploration(self) -> ExplorationType:
+        """How the policy acts."""
+        return ExplorationType.RANDOM if self.stochastic else ExplorationType.DETERMINISTIC
+
+    def generator(self, goal: int) -> torch.Generator:
+        """The source of the actions' noise on goal number ``goal``.
+
+        Every goal has its own, so that the result does not depend on which worker runs it.
+        """
+        digest = hashlib.sha256(f"{self.seed} {goal}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def evaluate(
@@ -141,18 +156,21 @@ def run_episodes(
         make_policy_env(policy, task, text_table=text_table, bank=bank, settings=settings)
         for task in tasks
     ]
-    mode = ExplorationType.RANDOM if settings.stochastic else ExplorationType.DETERMINISTIC
     results: list[EpisodeResult] = []
-    with torch.no_grad(), set_exploration_type(mode):
+    with torch.no_grad(), set_exploration_type(settings.exploration):
         for goal in goals:
-            results += _run_round(policy, tasks, envs, goal)
+            results += _run_round(policy, tasks, envs, goal, settings.generator(goal))
     for env in envs:
         env.close()
     return results
 
 
 def _run_round(
-    policy: LLMDPDPolicy, tasks: Sequence[str], envs: Sequence[TransformedEnv], goal: int
+    policy: LLMDPDPolicy,
+    tasks: Sequence[str],
+    envs: Sequence[TransformedEnv],
+    goal: int,
+    generator: torch.Generator,
 ) -> list[EpisodeResult]:
     """One episode of each task, on its goal number ``goal``."""
     for env in envs:
@@ -163,7 +181,7 @@ def _run_round(
     results = []
     while current:
         states = torch.stack([state.select(*policy.actor.in_keys) for state in current.values()])
-        actions = policy.actor(states)["action"]
+        actions = policy.actor(states, generator=generator)["action"]
         for action, index in zip(actions, list(current), strict=True):
             step = envs[index].step(current[index].set("action", action))["next"]
             returns[index] += float(step["reward"])

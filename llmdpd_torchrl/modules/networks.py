@@ -14,8 +14,8 @@ from torchrl.data import Bounded
 
 from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
-from llmdpd_torchrl.modules.diffusion import DiffusionActor
 from llmdpd_torchrl.modules.observation import (
     GatedConditioner,
     ObservationConditioner,
@@ -60,6 +60,8 @@ class NetworkConfig:
         activation: of all MLPs.
         diffusion_steps: K.
         schedule: of the noise.
+        prediction: what the denoiser's output means, see
+            :class:`~llmdpd_torchrl.modules.DiffusionModule`.
         critics: how many.
 
     Raises:
@@ -86,6 +88,7 @@ class NetworkConfig:
     activation: str = "mish"
     diffusion_steps: int = 5
     schedule: str = "vp"
+    prediction: str = "epsilon"
     critics: int = 2
     critic_hidden: Sequence[int] | None = None
 
@@ -195,15 +198,21 @@ def make_networks(
     condition_dim = features.out_features + embedding_dim
     if config.retrieves:
         condition_dim += 1 + context_dim
-    conditioner = GatedConditioner if config.retrieves else ObservationConditioner
+    conditioner: ObservationConditioner
+    if config.retrieves:
+        goal_features = PromptRetrieval.goal_features
+        conditioner = GatedConditioner(copy.deepcopy(features), gated_context=goal_features)
+    else:
+        conditioner = ObservationConditioner(copy.deepcopy(features))
     actor = DiffusionActor(
         config.action_dim,
         condition_dim,
-        conditioner=conditioner(copy.deepcopy(features)),
+        conditioner=conditioner,
         hidden=config.hidden,
         activation=config.activation,
         num_steps=config.diffusion_steps,
         schedule=config.schedule,
+        prediction=config.prediction,
         in_keys=in_keys,
         spec=Bounded(-1.0, 1.0, (config.action_dim,)),
     )

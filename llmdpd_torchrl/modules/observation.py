@@ -129,14 +129,25 @@ class GatedConditioner(ObservationConditioner):
 
     A network recognises its training tasks by their states and their embeddings, and on another
     task both mislead it. So both pass the gate, which is shut there, and what the prompt's nearest
-    step says does not.
+    step says does not, but for what only helps who knows the task.
+
+    Args:
+        observation_module: maps observations to features.
+        gated_context: columns at the end of the context that pass the gate too.
 
     Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
     embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i]``.
     """
 
+    def __init__(self, observation_module: nn.Module, gated_context: int = 0) -> None:
+        super().__init__(observation_module)
+        self.gated_context = gated_context
+
     def forward(self, observation: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """Concatenate gated features, gate, context and gated embeddings."""
+        """Concatenate gated features, gate, context and what of the context and else is gated."""
         gate, context, *embeddings = others
         features = self.observation_module(observation) * gate
-        return torch.cat([features, gate, context, *(e * gate for e in embeddings)], dim=-1)
+        free = context.shape[-1] - self.gated_context
+        context, known = context.split([free, self.gated_context], dim=-1)
+        gated = (part * gate for part in (known, *embeddings))
+        return torch.cat([features, gate, context, *gated], dim=-1)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.files import read_document, write_atomic, write_json
-from llmdpd_torchrl.modules.diffusion import DiffusionActor
+from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank

@@ -27,7 +27,10 @@ class PromptRetrieval:
     - the errors r - r_i and the prompt's own motion r_j - r_i;
     - the pull clip(gain · (r_j - r), -1, 1) of the hand towards where the prompt's hand was
       relative to the object: a proportional controller's output;
-    - the gripper opening now, at i and at j; the progress i / length; the distance to step i.
+    - the gripper opening now, at i and at j; the progress i / length; the distance to step i;
+    - last, the pull towards where the prompt's hand was relative to the *goal*. Which of the two
+      pulls counts depends on the task, so that a policy can only know it on tasks it was trained
+      on: the last :attr:`goal_features` columns are for those.
 
     Nothing of it is trained, so that transforms compute it and no gradient is lost.
 
@@ -53,6 +56,9 @@ class PromptRetrieval:
         >>> context.shape == (3, retrieval.features)
         True
     """
+
+    #: Columns at the end of the context that tell the pull towards the goal.
+    goal_features = 3
 
     def __init__(
         self,
@@ -80,10 +86,10 @@ class PromptRetrieval:
         self._lengths = bank.prompts["mask"].sum(-1)
         self.features = self.count(self._actions.shape[-1])
 
-    @staticmethod
-    def count(action_dim: int = 4) -> int:
+    @classmethod
+    def count(cls, action_dim: int = 4) -> int:
         """Width of the context."""
-        return action_dim + 2 * 7 + 3 + 3 + 2
+        return action_dim + 2 * 7 + 3 + 3 + 2 + cls.goal_features
 
     def frame(self, observation: torch.Tensor) -> torch.Tensor:
         """The task-agnostic frame of observations ``[*, O]``: ``[*, 7]``."""
@@ -104,7 +110,10 @@ class PromptRetrieval:
         ahead = torch.minimum(near + self.lookahead, self._lengths[row] - 1)
         there, later = self._frames[row, near], self._frames[row, ahead]
         error, motion = now - there, later - there
-        pull = (self.gain * (later - now)[:, :3]).clamp(-1.0, 1.0)
+        way = later - now
+        pull = (self.gain * way[:, :3]).clamp(-1.0, 1.0)
+        # (hand - object) + (object - goal) = hand - goal
+        goal_pull = (self.gain * (way[:, :3] + way[:, 3:6])).clamp(-1.0, 1.0)
         progress = near / self._lengths[row]
         distance = (error * self._weights).norm(dim=-1).clamp(max=3.0)
         context = torch.cat(
@@ -118,6 +127,7 @@ class PromptRetrieval:
                 later[:, 6:],
                 progress.unsqueeze(-1).to(now.dtype),
                 distance.unsqueeze(-1),
+                goal_pull,
             ],
             dim=-1,
         )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -34,22 +36,29 @@ def make_policy(**changes):
     return LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [40]})
 
 
-def test_every_episode_counts_whatever_the_workers(bank):
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_every_episode_counts_whatever_the_workers(bank, stochastic):
     policy = make_policy()
-    options = {"text_table": TABLE, "bank": bank, "settings": SETTINGS, "progress": False}
+    settings = dataclasses.replace(SETTINGS, stochastic=stochastic)
+    options = {"text_table": TABLE, "bank": bank, "settings": settings, "progress": False}
     one = evaluate(policy, TASKS, workers=1, **options)
     two = evaluate(policy, TASKS, workers=2, **options)
     assert one == two
     assert [(e.task, e.goal_index) for e in one] == [(t, g) for t in TASKS for g in (0, 1)]
     assert all(e.length == 12 and e.error is None for e in one)
+    if stochastic:  # the draws depend on the seed of the evaluation, not on torch's generator
+        other = dataclasses.replace(settings, seed=1)
+        assert settings.generator(0).initial_seed() != settings.generator(1).initial_seed()
+        assert settings.generator(0).initial_seed() != other.generator(0).initial_seed()
 
 
 @pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])
 @pytest.mark.parametrize("prompt", ["both", "text", "trajectory", "none"])
 def test_lockstep_equals_one_environment_after_another(bank, prompt, conditioning):
     policy = make_policy(prompt=prompt, conditioning=conditioning)
-    together = run_episodes(policy, TASKS, [1], TABLE, bank, SETTINGS)
-    alone = [run_episodes(policy, [t], [1], TABLE, bank, SETTINGS)[0] for t in TASKS]
+    settings = dataclasses.replace(SETTINGS, stochastic=False)  # draws are made for the whole batch
+    together = run_episodes(policy, TASKS, [1], TABLE, bank, settings)
+    alone = [run_episodes(policy, [t], [1], TABLE, bank, settings)[0] for t in TASKS]
     for one, other in zip(sorted(together, key=lambda e: TASKS.index(e.task)), alone, strict=True):
         assert one.task == other.task
         assert one.episode_return == pytest.approx(other.episode_return, rel=1e-4)
@@ -59,7 +68,7 @@ def test_a_policy_that_reaches_the_goal_is_scored(monkeypatch, bank):
     """The expert's own rule for reaching, in the actor's place."""
     policy = make_policy(prompt="none")
 
-    def actor(state):
+    def actor(state, generator):
         observation = state["observation"]
         action = torch.zeros(len(observation), 4)
         action[:, :3] = 10 * (observation[:, 36:39] - observation[:, :3])

@@ -64,3 +64,12 @@ def test_a_shut_gate_hides_all_but_the_context():
     assert not torch.equal(condition(one, opened), condition(other, opened))
     assert not torch.equal(condition(one, shut), condition(one, shut, context + 1))
     assert condition(one, opened).shape == (2, 3 + 1 + 4 + 3)
+
+
+def test_a_part_of_the_context_can_be_gated_too():
+    module = GatedConditioner(features(), gated_context=1)
+    observation, context = torch.randn(2, 5), torch.randn(2, 4)
+    other = torch.cat([context[:, :3], context[:, 3:] + 1], -1)
+    for gate, same in ((torch.zeros(2, 1), True), (torch.ones(2, 1), False)):
+        first, second = module(observation, gate, context), module(observation, gate, other)
+        assert torch.equal(first, second) == same

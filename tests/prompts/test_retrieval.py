@@ -28,6 +28,14 @@ def reference(bank, observation, row, lookahead=3, gain=10.0):
             (gain * (frames[j] - now)[:3]).clamp(-1, 1),
             torch.stack([now[6], frames[i][6], frames[j][6]]),
             torch.tensor([i / len(frames), min(distances[i].item(), 3.0)]),
+            # Towards where the prompt's hand stood from the goal.
+            (
+                gain
+                * (
+                    (prompt["observation"][j, :3] - prompt["observation"][j, 36:39])
+                    - (observation[:3] - observation[36:39])
+                )
+            ).clamp(-1, 1),
         ]
     )
 
@@ -51,7 +59,9 @@ def test_a_prompts_own_state_is_found_again(bank):
     observation = bank.prompts["observation"][2, 5]
     context = retrieval(observation, torch.tensor(2))
     assert torch.equal(context[:4], bank.prompts["action"][2, 5])
-    torch.testing.assert_close(context[-1], torch.tensor(0.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        context[-1 - retrieval.goal_features], torch.tensor(0.0), atol=1e-3, rtol=0
+    )
 
 
 def test_it_does_not_see_where_things_are(bank):
