@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from llmdpd_torchrl.data import export_d4rl
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -12,8 +13,14 @@ def test_the_composed_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = CollectionSettings(episodes_per_task=2, max_steps=20)
     collect_metaworld("data_cache/metaworld/train", ["reach-v3", "push-v3"], settings, workers=1)
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "Trainer" in b)
-    exec(block.replace("total_updates=1000", "total_updates=2"), {})
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(blocks[0].replace("total_updates=1000", "total_updates=2"), names)
+    export_d4rl(names["data"], "episodes.hdf5")  # instead of a download
+    exec(blocks[1].replace("hopper-medium-v2", "episodes.hdf5"), names)
+    observation = names["data"].transitions.select("observation")[:3]
+    assert names["policy"](observation)["action"].shape == (3, 4)
+    assert len(names["hopper"]) == len(names["data"].transitions)
 
 
 def test_the_paths_that_it_names_exist():

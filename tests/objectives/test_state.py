@@ -181,6 +181,19 @@ def test_it_can_be_captured_as_a_graph(make_loss, make_data, device):
         assert all(p.isfinite().all() for p in loss.parameters())
 
 
+@pytest.mark.parametrize("guidance", GUIDANCE_MODES)
+def test_autocast_computes_the_same_losses_more_coarsely(make_ql, make_data, run, guidance):
+    loss, data = make_ql(guidance=guidance, lmbda=0.5, deactivate_vmap=True), make_data(256)
+    exact = run(loss, data.clone())
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = run(loss, data.clone())
+    for key in ("loss_actor", "loss_qvalue"):
+        assert not torch.equal(coarse[key], exact[key])
+        torch.testing.assert_close(coarse[key].float(), exact[key], rtol=0.02, atol=0.0)
+    (coarse["loss_actor"] + coarse["loss_qvalue"]).backward()
+    assert all(p.grad.dtype == torch.float32 for p in loss.parameters() if p.grad is not None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", GUIDANCE_MODES)
 def test_it_compiles_into_one_graph(make_loss, make_data, run, guidance):
