@@ -42,6 +42,10 @@ class CollectionSettings:
 
     Raises:
         ConfigError: if a value is out of range.
+
+    Examples:
+        >>> CollectionSettings(episodes_per_task=2, noise_levels=[0, 0.1]).noise_levels
+        (0.0, 0.1)
     """
 
     episodes_per_task: int = 30

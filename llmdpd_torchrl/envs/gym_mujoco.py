@@ -36,6 +36,10 @@ class Dynamics:
 
     Raises:
         ConfigError: if a factor is not positive.
+
+    Examples:
+        >>> Dynamics(gravity=0.5)
+        Dynamics(gravity=0.5, mass=1.0, damping=1.0, friction=1.0)
     """
 
     gravity: float = 1.0

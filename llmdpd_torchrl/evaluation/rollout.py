@@ -37,6 +37,11 @@ class EvaluationSettings:
 
     Raises:
         ConfigError: if a number is out of range.
+
+    Examples:
+        >>> settings = EvaluationSettings(episodes_per_task=2)
+        >>> settings.generator(0).initial_seed() == settings.generator(0).initial_seed()
+        True
     """
 
     episodes_per_task: int = 10

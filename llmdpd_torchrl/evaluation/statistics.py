@@ -37,6 +37,10 @@ class EpisodeResult:
         episode_return: undiscounted sum of rewards.
         length: steps taken.
         error: one line when the episode broke off (a simulator exception, say), else ``None``.
+
+    Examples:
+        >>> EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60).error is None
+        True
     """
 
     task: str
@@ -64,6 +68,12 @@ class TaskSummary:
         mean_return: mean return of the episodes that did not break off, ``None`` if all did.
         mean_length: mean length in steps of the same episodes, ``None`` if all broke off.
         errors: number of episodes that broke off.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
+        >>> task = summarise([episode], ["reach-v3"], []).tasks[0]
+        >>> task.success_rate, round(task.low, 2)
+        (1.0, 0.21)
     """
 
     task: str
@@ -90,6 +100,11 @@ class GroupSummary:
         low: lower limit of the 95 % interval of that mean, see :func:`summarise`.
         high: upper limit of the same.
         success_at_end_rate: mean of the tasks' rates of success at the last step.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
+        >>> summarise([episode], ["reach-v3"], []).seen.tasks
+        1
     """
 
     tasks: int
@@ -108,6 +123,12 @@ class ResultsSummary:
         tasks: one :class:`TaskSummary` a task.
         seen: mean of the seen tasks, ``None`` without any.
         unseen: mean of the unseen tasks, ``None`` without any.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
+        >>> summary = summarise([episode], ["reach-v3"], [])
+        >>> ResultsSummary.from_dict(summary.to_dict()) == summary
+        True
     """
 
     tasks: tuple[TaskSummary, ...]

@@ -70,6 +70,12 @@ class FirstLayer(NamedTuple):
         weight: [H, A], the columns of the noisy action.
         bias: [H] or [*, H], what the step adds.
         hidden: [*, H], what the condition adds, the same at all steps.
+
+    Examples:
+        >>> denoiser = MLPDenoiser(action_dim=4, condition_dim=39, hidden=(8,))
+        >>> (layer,) = denoiser.precondition(torch.randn(2, 39), steps=[0])
+        >>> layer.weight.shape, layer.bias.shape, layer.hidden.shape
+        (torch.Size([8, 4]), torch.Size([8]), torch.Size([2, 8]))
     """
 
     weight: Tensor

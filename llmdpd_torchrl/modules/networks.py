@@ -66,6 +66,10 @@ class NetworkConfig:
 
     Raises:
         ConfigError: on an unknown name or a width below 1.
+
+    Examples:
+        >>> NetworkConfig(prompt="text").retrieves, NetworkConfig().observation_dim
+        (False, 39)
     """
 
     prompt: str = "both"
@@ -141,6 +145,11 @@ class Networks:
             prompts, and with a retrieved trajectory alone.
         actor: the diffusion actor.
         qvalues: the critics.
+
+    Examples:
+        >>> networks = make_networks(NetworkConfig(prompt="none", hidden=[8]))
+        >>> networks.encoder is None, len(networks.qvalues)
+        (True, 2)
     """
 
     encoder: PromptEncoder | None

@@ -113,6 +113,11 @@ class ObservationConditioner(nn.Module):
         observation_module: maps observations to features.
 
     Shapes: ``[*, O]`` and any number of ``[*, C_i]`` to ``[*, out_features + sum C_i]``.
+
+    Examples:
+        >>> conditioner = ObservationConditioner(nn.Identity())
+        >>> conditioner(torch.randn(2, 3), torch.randn(2, 5)).shape
+        torch.Size([2, 8])
     """
 
     def __init__(self, observation_module: nn.Module) -> None:
@@ -137,6 +142,12 @@ class GatedConditioner(ObservationConditioner):
 
     Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
     embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i]``.
+
+    Examples:
+        >>> conditioner = GatedConditioner(nn.Identity(), gated_context=1)
+        >>> observation, context, shut = torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1, 1)
+        >>> conditioner(observation, shut, context)
+        tensor([[0., 0., 0., 1., 0.]])
     """
 
     def __init__(self, observation_module: nn.Module, gated_context: int = 0) -> None:

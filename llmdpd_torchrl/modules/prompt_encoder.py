@@ -29,6 +29,11 @@ class TextHead(nn.Module):
         activation: its activation.
 
     Shapes: ``[*, D]`` to ``[*, features]``.
+
+    Examples:
+        >>> embeddings = torch.randn(10, 576)
+        >>> TextHead(embeddings, features=32)(embeddings[:2]).shape
+        torch.Size([2, 32])
     """
 
     mean: torch.Tensor
@@ -79,6 +84,14 @@ class TrajectoryEncoder(nn.Module):
 
     Shapes: observation [*, L, O], action [*, L, A], reward [*, L, 1], mask [*, L] to
     [*, features].
+
+    Examples:
+        >>> from llmdpd_torchrl.modules.observation import ObservationFeatures
+        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
+        >>> encoder = TrajectoryEncoder(features, 2, length=4, features=8, width=8, heads=2)
+        >>> steps = torch.randn(5, 4, 3), torch.rand(5, 4, 2), torch.rand(5, 4, 1)
+        >>> encoder(*steps, torch.ones(5, 4, dtype=torch.bool)).shape
+        torch.Size([5, 8])
     """
 
     def __init__(
@@ -136,6 +149,10 @@ class PromptEncoder(nn.Module):
 
     Raises:
         ValueError: if both are ``None``: without prompts there is no encoder.
+
+    Examples:
+        >>> PromptEncoder(TextHead(torch.randn(10, 576), features=32), None).embedding_dim
+        32
     """
 
     def __init__(self, text: TextHead | None, trajectory: TrajectoryEncoder | None) -> None:
@@ -191,6 +208,16 @@ class PromptNetwork(TensorDictModuleBase):
 
     Raises:
         ValueError: if a table is missing for a part that the encoder has.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> table = torch.randn(10, 576)
+        >>> encoder = PromptEncoder(TextHead(table, features=32), None)
+        >>> network = PromptNetwork(encoder, text_table=table)
+        >>> rows = torch.tensor([[3], [7], [3]])
+        >>> batch = TensorDict({"prompt": {"text_index": rows}}, [3])
+        >>> network(batch)["prompt_embedding"].shape
+        torch.Size([3, 32])
     """
 
     def __init__(

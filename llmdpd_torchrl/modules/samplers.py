@@ -78,6 +78,10 @@ class Sampler(NamedTuple):
             to visit, noisiest first.
         step: from alpha_bar one visited step before (``None`` at the first), now and then to the
             reverse step from now to then.
+
+    Examples:
+        >>> SAMPLERS["ddim"].path([0.9, 0.7, 0.5, 0.3, 0.1], 3)
+        [4, 2, 0]
     """
 
     path: Callable[[Sequence[float], int], list[int]]

@@ -64,6 +64,13 @@ class PromptedActorCriticLoss(LossModule):
     Raises:
         ConfigError: on fewer than two critics or an unknown reduction.
         TypeError: if ``qvalue_network`` is no list or ``actor_network`` no diffusion actor.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+        >>> actor = DiffusionActor(action_dim=2, condition_dim=3, in_keys=["observation"])
+        >>> loss = PromptedActorCriticLoss(None, actor, make_qvalue_networks(3, 2))
+        >>> loss.in_keys[:3]
+        ['action', 'observation', ('next', 'observation')]
     """
 
     @dataclass

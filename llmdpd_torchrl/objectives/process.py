@@ -14,7 +14,14 @@ __all__ = ["DiffusionProcess", "diffusion_process"]
 
 
 class DiffusionProcess(Protocol):
-    """The part of :class:`~llmdpd_torchrl.modules.DiffusionModule` that losses use."""
+    """The part of :class:`~llmdpd_torchrl.modules.DiffusionModule` that losses use.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor
+        >>> process = diffusion_process(DiffusionActor(2, 3, num_steps=5, in_keys=["observation"]))
+        >>> process.num_steps
+        5
+    """
 
     num_steps: int
     action_dim: int

@@ -35,7 +35,13 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*"
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What the cache asks of an encoder; any object with these two members will do."""
+    """What the cache asks of an encoder; any object with these two members will do.
+
+    Examples:
+        >>> encoder: TextEncoder = SmolLM2Encoder()
+        >>> encoder.identity == SmolLM2Encoder().identity
+        True
+    """
 
     @property
     def identity(self) -> dict[str, Any]:

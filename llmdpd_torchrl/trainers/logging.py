@@ -151,6 +151,14 @@ class LoggerGroup(Logger):
         loggers: where to.
         exp_name: name of the run.
         log_dir: folder of the run.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> group = LoggerGroup([MetricsCSVLogger("demo", folder)], "demo", folder)
+        >>> group.log_scalar("loss", 0.5, step=10)
+        >>> group.experiment[0].last_step
+        10
     """
 
     experiment: list[Any]

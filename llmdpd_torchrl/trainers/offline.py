@@ -29,6 +29,10 @@ class ReplaySource:
 
     Args:
         updates: frames an item.
+
+    Examples:
+        >>> next(iter(ReplaySource(5))).numel()
+        5
     """
 
     init_random_frames = 0
@@ -74,6 +78,14 @@ class OfflineOptimizationStepper(OptimizationStepper):
 
     Raises:
         ConfigError: if a number is out of range.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+        >>> from llmdpd_torchrl.objectives import DiffusionQLLoss
+        >>> actor = DiffusionActor(2, 3, hidden=(8,), in_keys=["observation"])
+        >>> loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 2, hidden=(8,)))
+        >>> sorted(OfflineOptimizationStepper(loss).groups)
+        ['actor_network', 'qvalue_network']
     """
 
     def __init__(

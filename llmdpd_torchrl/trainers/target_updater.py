@@ -23,6 +23,10 @@ class UpdateSchedule(NamedTuple):
         period: update at every ``period``-th step.
         start: before this step the target is made equal to its source instead, since averaging over
             the first, fast changes would only hold it back.
+
+    Examples:
+        >>> UpdateSchedule(0.005, period=5)
+        UpdateSchedule(tau=0.005, period=5, start=0)
     """
 
     tau: float

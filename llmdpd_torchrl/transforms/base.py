@@ -20,6 +20,15 @@ class PromptTransform(Transform):
     On an environment the outputs are computed once per reset and copied by reference at each step;
     on a replay buffer they are computed for every sampled batch. Subclasses implement
     :meth:`_prompt` and :meth:`_specs`.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> class TaskNumber(PromptTransform):
+        ...     def _prompt(self, tensordict, *, sampling):
+        ...         return {"number": tensordict["task_id"].float()}
+        >>> transform = TaskNumber(in_keys=["task_id"], out_keys=["number"])
+        >>> transform(TensorDict({"task_id": torch.tensor([[7]])}, [1]))["number"]
+        tensor([[7.]])
     """
 
     def _prompt(

@@ -25,6 +25,21 @@ class PromptContextTransform(Transform):
         in_keys: default ``["observation", ("prompt", "trajectory_index")]``.
         out_keys: default ``["prompt_context"]`` ([*, C] float32). It is not below ``"prompt"``:
             what is there belongs to the task, while this belongs to a state.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
+        >>> from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+        >>> steps = {"observation": torch.rand(1, 5, 39), "action": torch.rand(1, 5, 4),
+        ...          "mask": torch.ones(1, 5, dtype=torch.bool)}
+        >>> task = trajectory = torch.tensor([0])
+        >>> bank = TrajectoryPromptBank(TensorDict(steps, [1, 5]), task, trajectory)
+        >>> retrieval = PromptRetrieval(bank, METAWORLD_OBSERVATION_LAYOUT["fields"])
+        >>> state = TensorDict({"observation": torch.rand(3, 39), "next": {"observation":
+        ...     torch.rand(3, 39)}, "prompt": {"trajectory_index": torch.zeros(3, 1).long()}}, [3])
+        >>> state = PromptContextTransform(retrieval)(state)
+        >>> state["prompt_context"].shape == (3, retrieval.features)
+        True
     """
 
     def __init__(

@@ -23,6 +23,14 @@ class PromptEmbeddingTransform(PromptTransform):
         prompt_network: maps what the prompt transforms write to ``prompt_embedding``; its
             ``in_keys`` and ``out_keys`` become the transform's.
         embedding_dim: width of z.
+
+    Examples:
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> head = TensorDictModule(torch.nn.Linear(3, 2), ["observation"], ["prompt_embedding"])
+        >>> env = TransformedEnv(GymEnv("Pendulum-v1"), PromptEmbeddingTransform(head, 2))
+        >>> env.rollout(2)["prompt_embedding"].shape
+        torch.Size([2, 2])
     """
 
     def __init__(self, prompt_network: TensorDictModuleBase, embedding_dim: int) -> None:
