@@ -23,7 +23,7 @@ import torch
 from common import RESULTS, check_figures, write_figures
 from tensordict import TensorDict
 from textbook import DiffusionPolicy
-from timing import alternate, speedup, spread, threads
+from timing import alternate, keep_freed_memory, speedup, spread, threads
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.files import write_atomic
@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu", help="cpu (the figures) or cuda")
     options = parser.parse_args()
+    keep_freed_memory()
     points = grid(options.device, quick=options.quick or options.check)
     if options.check:
         found = figures(run(points, 5, compiled=False))

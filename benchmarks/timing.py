@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +13,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["alternate", "count_flops", "gemm_peak", "speedup", "spread", "threads"]
+__all__ = [
+    "alternate",
+    "count_flops",
+    "gemm_peak",
+    "keep_freed_memory",
+    "speedup",
+    "spread",
+    "threads",
+]
 
 
 def alternate(
@@ -57,6 +67,20 @@ def speedup(slow: Sequence[float], fast: Sequence[float]) -> float:
 def spread(times: Sequence[float]) -> dict[str, float]:
     """Smallest, median and largest seconds a call."""
     return {"min": min(times), "median": statistics.median(times), "max": max(times)}
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to give freed memory back to the system, for all that this process measures.
+
+    Tensors of some hundred kilobytes lie just where it does, so that every update would fault its
+    memory in anew: half of the time of a small activation, and much of the measurements' noise.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        for parameter in (trim_threshold, mmap_threshold):
+            if hasattr(libc, "mallopt"):  # other C libraries have no such function
+                libc.mallopt(parameter, 1 << 30)
 
 
 @contextlib.contextmanager

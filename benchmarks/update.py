@@ -3,8 +3,8 @@
 An update is loss, backward pass, clipping, Adam and target networks of actor and critics; drawing
 the batch is left out on both sides. The textbook's is ``textbook.py``; ours is what a user on a CPU
 writes: the loss with ``deactivate_vmap=True``, fused Adam, ``TargetUpdater``. On a GPU ours is also
-run as a CUDA graph. The base point is Meta-World's sizes (39 observations, 4 actions), batch 256,
-width 256, K = 5 and one thread.
+run as a CUDA graph. Both sides keep freed memory (``timing.keep_freed_memory``). The base point is
+Meta-World's sizes (39 observations, 4 actions), batch 256, width 256, K = 5 and one thread.
 
 ``chain_eager_vs_textbook`` and ``chain_compiled_vs_textbook`` are ratios of updates a second at the
 base point, all arithmetic in float32. ``one_step_vs_textbook`` is one-step guidance as fast as this
@@ -37,7 +37,15 @@ from common import RESULTS, check_figures, write_figures
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
 from textbook import Batch, TextbookDiffusionQL
-from timing import alternate, count_flops, gemm_peak, speedup, spread, threads
+from timing import (
+    alternate,
+    count_flops,
+    gemm_peak,
+    keep_freed_memory,
+    speedup,
+    spread,
+    threads,
+)
 from torchrl.objectives import LossModule
 from tqdm.auto import tqdm
 
@@ -396,6 +404,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu", help="cpu (the figures) or cuda")
     options = parser.parse_args()
+    keep_freed_memory()
     points, prompts = grid(options.device, quick=options.quick)
     if options.check:
         raw = run(points[:1], prompts[:1], 5, compiled=False)

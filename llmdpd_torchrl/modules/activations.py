@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -107,6 +108,11 @@ class _DifferentiableMish(torch.autograd.Function):
         # Elementwise: the mapped dimension stays where it is.
         return _DifferentiableMish.apply(x), (in_dims[0], in_dims[0])
 
+
+# ``apply`` asks for it at every call, and working it out takes as long as a small tensor's Mish.
+_DifferentiableMish.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    _DifferentiableMish.forward
+)
 
 #: Names that configurations may use, and what each builds.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {

@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, expand_as_right, unravel_key
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType
+from torchrl.modules import ValueOperator
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import (
     ValueEstimators,
@@ -361,12 +362,30 @@ class PromptedActorCriticLoss(LossModule):
             return values.get(self.tensor_keys.state_action_value).squeeze(-1)
         # Not TorchRL's pseudo-vmap: it edits the registry of pytree nodes in every call, which
         # costs a millisecond and makes a compiled loss compile anew each time.
-        found = []
-        for critic_params in params.unbind(0):
-            with critic_params.to_module(self.qvalue_network, preserve_module_state=False):
-                outputs = self.qvalue_network(batch.copy())
-            found.append(outputs.get(self.tensor_keys.state_action_value))
-        return torch.stack(found).squeeze(-1)
+        return torch.stack([self._value(batch, part) for part in params.unbind(0)]).squeeze(-1)
+
+    def _value(self, batch: TensorDictBase, params: TensorDictBase) -> Tensor:
+        """Values of one critic: [*, 1]."""
+        network = self.qvalue_network
+        with params.to_module(network, preserve_module_state=False):
+            if self._is_plain(network):
+                # Like the actor's, the inner module is called directly: packing its one output into
+                # a TensorDict takes longer than a small layer.
+                return network.module(*(batch.get(key) for key in network.in_keys))
+            return network(batch.copy()).get(self._value_key)
+
+    def _is_plain(self, network: TensorDictModule) -> bool:
+        """Whether calling ``network`` is calling its inner module on its ``in_keys``."""
+        return (
+            type(network) in (TensorDictModule, ValueOperator)
+            and network.out_keys == [self._value_key]
+            and network.method is None
+            and network._kwargs is None
+        )
+
+    @property
+    def _value_key(self) -> NestedKey:
+        return self.tensor_keys.state_action_value
 
     # ------------------------------------------------------------------ the output
 
