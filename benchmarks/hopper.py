@@ -1,7 +1,7 @@
 """Diffusion-QL with Q guidance and without on a Hopper file: ``results/hopper.json``.
 
 Each run, one seed and one weight of the guidance term, trains actor and critics for the same number
-of updates and evaluates the last networks on the same 20 episodes; its raw result is kept in
+of updates and evaluates the last networks on the same 100 episodes; its raw result is kept in
 ``results/hopper/`` and not made again. ``wins`` counts the seeds whose score with guidance is above
 that without. A run that is killed goes on from its last state in ``outputs/hopper/``.
 
@@ -39,8 +39,8 @@ from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, 
 
 KEEP = RESULTS / "hopper"
 STATES = Path(__file__).parents[1] / "outputs" / "hopper"
-EPISODES = 20
-SELECTIONS = ("deterministic", "ranked")
+EPISODES = 100
+SELECTIONS = ("drawn", "deterministic", "ranked")
 CANDIDATES = 50
 HIDDEN = (128, 128)
 SAVE_EVERY = 10_000
@@ -126,8 +126,8 @@ def returns(loss: DiffusionQLLoss, select: str, device: str) -> list[float]:
 
     Args:
         loss: holds the trained networks.
-        select: ``"deterministic"``: the policy's deterministic action; ``"ranked"``: of
-            ``CANDIDATES`` draws, the one that the lower target critic rates best.
+        select: ``"drawn"``: one draw from the policy; ``"deterministic"``: what it does without;
+            ``"ranked"``: of ``CANDIDATES`` draws, the one that the lower target critic rates best.
         device: of the networks.
     """
     environments = [gymnasium.make("Hopper-v4") for _ in range(EPISODES)]
@@ -143,13 +143,13 @@ def returns(loss: DiffusionQLLoss, select: str, device: str) -> list[float]:
         while running.any():
             rows = np.flatnonzero(running)
             observation = torch.from_numpy(observations[rows]).float().to(device)
-            copies = 1 if select == "deterministic" else CANDIDATES
+            copies = CANDIDATES if select == "ranked" else 1
             condition = actor.module.condition(observation).expand(copies, -1, -1)
             deterministic = select == "deterministic"
             actions = actor.module.sample(
                 condition, deterministic=deterministic, generator=generator
             )
-            if deterministic:
+            if copies == 1:
                 action = actions[0]
             else:
                 best = target_values(loss, observation, actions).argmax(0)
@@ -185,7 +185,9 @@ def run(dataset: OfflineDataset, seed: int, lmbda: float, options: argparse.Name
     """Train and evaluate one seed of one arm, unless its result is kept already."""
     name = f"{options.data.stem}-{options.guidance}-lmbda{lmbda:g}-seed{seed}-{options.updates}"
     path = options.keep / f"{name}.json"
-    if path.exists():
+    kept = json.loads(path.read_text()) if path.exists() else {"returns": {}}
+    missing = [select for select in SELECTIONS if select not in kept["returns"]]
+    if not missing:
         print(f"{name}: kept")
         return path
     STATES.mkdir(parents=True, exist_ok=True)
@@ -193,7 +195,7 @@ def run(dataset: OfflineDataset, seed: int, lmbda: float, options: argparse.Name
     torch.manual_seed(seed)
     loss = build(dataset, lmbda, options)
     seconds = train(loss, dataset, seed, STATES / f"{name}.pt", options)
-    totals = {select: returns(loss, select, options.device) for select in SELECTIONS}
+    totals = kept["returns"] | {select: returns(loss, select, options.device) for select in missing}
     write_json(
         path,
         {

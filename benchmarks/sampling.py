@@ -143,6 +143,9 @@ def plot(raw: list[dict[str, Any]], path: Path) -> None:
             )
             axis.plot(*zip(*line, strict=True), marker="o", label=side.replace("_", " "))
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="actions a second, one thread")
+        ticks = sorted({row[key] for row in rows})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axis.set_xticks([], minor=True)
         axis.legend()
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 

@@ -381,6 +381,9 @@ def plot(raw: dict[str, Any], path: Path) -> None:
             )
             axis.plot(*zip(*line, strict=True), marker="o", label=side.replace("_", " "))
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="updates a second, one thread")
+        ticks = sorted({row[key] for row in rows})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axis.set_xticks([], minor=True)
     axes[0, 0].legend()
     first = raw["prompts"][0]
     for axis, key, fixed, label in (
