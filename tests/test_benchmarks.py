@@ -209,7 +209,7 @@ def test_update_benchmark_runs_and_plots(tmp_path):
     }
     assert set(update.figures(raw)) == {
         "chain_eager_vs_textbook",
-        "one_step_vs_textbook",
+        "one_step_eager_vs_textbook",
         "share_of_gemm_peak",
         "prompt_overhead",
         "prompt_overhead_two_per_task",
