@@ -12,7 +12,8 @@ package makes it: compiled, matrix products in bfloat16 (autocast; weights, opti
 stay float32), and two reverse steps for the target's action. In float32 one-step guidance still
 does half of the textbook's matrix products: ``one_step_eager_vs_textbook`` and
 ``one_step_compiled_vs_textbook`` are like for like. All ratios are against the textbook's chain
-guidance;
+guidance.
+
 ``prompt_overhead`` is the extra time of the pooled prompt path with one prompt for each of 45 tasks
 over the prompt-free update, batch 1024, and ``prompt_overhead_two_per_task`` the same with the two
 prompts a task that training draws; ``share_of_gemm_peak`` relates the eager chain's matrix products
