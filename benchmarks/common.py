@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,36 @@ def check_figures(name: str, figures: Mapping[str, float], tolerance: float) -> 
     if code:
         print(f"{name}: a figure differs by more than {tolerance:.0%}", file=sys.stderr)
     return int(code)
+
+
+def parse_speed_options(doc: str | None) -> argparse.Namespace:
+    """The command line of a benchmark of speed: ``check``, ``quick``, ``repeats``, ``device``."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="short run against the committed file")
+    mode.add_argument("--quick", action="store_true", help="a small grid; writes nothing")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--device", default="cpu", help="cpu (the figures) or cuda")
+    return parser.parse_args()
+
+
+def write_speed(name: str, device: str, figures: Mapping[str, float], raw: Any) -> Path:
+    """:func:`write_figures` for one device; returns where the plot belongs."""
+    command = f"python benchmarks/{name}.py --device {device}"
+    name = name if device == "cpu" else f"{name}_{device}"
+    write_figures(name, figures, raw, command)
+    return RESULTS / f"{name}.png"
+
+
+def plot_sides(
+    axis: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, rate: str
+) -> None:
+    """Draw ``rate`` of every side over ``key``, both logarithmic; the first row has all sides."""
+    for side in rows[0]["sides"]:
+        line = sorted((row[key], row["sides"][side][rate]) for row in rows if side in row["sides"])
+        axis.plot(*zip(*line, strict=True), marker="o", label=side.replace("_", " "))
+    unit = rate.removesuffix("_per_s")
+    axis.set(xscale="log", yscale="log", xlabel=label, ylabel=f"{unit} a second, one thread")
+    ticks = sorted({row[key] for row in rows})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axis.set_xticks([], minor=True)

@@ -12,7 +12,6 @@ observation at a time, and ``..._compiled`` with the inner module compiled.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, check_figures, write_figures
+from common import check_figures, parse_speed_options, plot_sides, write_speed
 from tensordict import TensorDict
 from textbook import DiffusionPolicy
 from timing import alternate, keep_freed_memory, speedup, spread, threads
@@ -135,30 +134,14 @@ def plot(raw: list[dict[str, Any]], path: Path) -> None:
         strict=True,
     ):  # fmt: skip
         rows = [row for row in raw if row[fixed] == raw[0][fixed]]
-        for side in raw[0]["sides"]:
-            line = sorted(
-                (row[key], row["sides"][side]["actions_per_s"])
-                for row in rows
-                if side in row["sides"]
-            )
-            axis.plot(*zip(*line, strict=True), marker="o", label=side.replace("_", " "))
-        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="actions a second, one thread")
-        ticks = sorted({row[key] for row in rows})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axis.set_xticks([], minor=True)
+        plot_sides(axis, rows, key, label, "actions_per_s")
         axis.legend()
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
 def main() -> int:
     """Measure and write, or measure shortly and print or compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--check", action="store_true", help="short run against the committed file")
-    mode.add_argument("--quick", action="store_true", help="the base points; writes nothing")
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--device", default="cpu", help="cpu (the figures) or cuda")
-    options = parser.parse_args()
+    options = parse_speed_options(__doc__)
     keep_freed_memory()
     points = grid(options.device, quick=options.quick or options.check)
     if options.check:
@@ -169,11 +152,7 @@ def main() -> int:
         for name, value in figures(raw).items():
             print(f"{name}: {value:.4g}")
         return 0
-    name = "sampling" if options.device == "cpu" else f"sampling_{options.device}"
-    write_figures(
-        name, figures(raw), raw, f"python benchmarks/sampling.py --device {options.device}"
-    )
-    plot(raw, RESULTS / f"{name}.png")
+    plot(raw, write_speed("sampling", options.device, figures(raw), raw))
     return 0
 
 

@@ -26,7 +26,6 @@ to the fastest matrix product measured in the same run.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, check_figures, write_figures
+from common import check_figures, parse_speed_options, plot_sides, write_speed
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
 from textbook import Batch, TextbookDiffusionQL
@@ -374,17 +373,7 @@ def plot(raw: dict[str, Any], path: Path) -> None:
     for axis, key, label in ((axes[0, 0], "batch", "batch"), (axes[0, 1], "num_steps", "K")):
         fixed = "num_steps" if key == "batch" else "batch"
         rows = [row for row in raw["updates"] if row["threads"] == 1 and row[fixed] == base[fixed]]
-        for side in base["sides"]:
-            line = sorted(
-                (row[key], row["sides"][side]["updates_per_s"])
-                for row in rows
-                if side in row["sides"]
-            )
-            axis.plot(*zip(*line, strict=True), marker="o", label=side.replace("_", " "))
-        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="updates a second, one thread")
-        ticks = sorted({row[key] for row in rows})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axis.set_xticks([], minor=True)
+        plot_sides(axis, rows, key, label, "updates_per_s")
     axes[0, 0].legend()
     first = raw["prompts"][0]
     for axis, key, fixed, label in (
@@ -401,13 +390,7 @@ def plot(raw: dict[str, Any], path: Path) -> None:
 
 def main() -> int:
     """Measure and write, or measure shortly and print or compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--check", action="store_true", help="short run against the committed file")
-    mode.add_argument("--quick", action="store_true", help="a small grid; writes nothing")
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--device", default="cpu", help="cpu (the figures) or cuda")
-    options = parser.parse_args()
+    options = parse_speed_options(__doc__)
     keep_freed_memory()
     points, prompts = grid(options.device, quick=options.quick)
     if options.check:
@@ -418,10 +401,7 @@ def main() -> int:
         for name, value in figures(raw).items():
             print(f"{name}: {value:.4g}")
         return 0
-    name = "update" if options.device == "cpu" else f"update_{options.device}"
-    command = f"python benchmarks/update.py --device {options.device}"
-    write_figures(name, figures(raw), raw, command)
-    plot(raw, RESULTS / f"{name}.png")
+    plot(raw, write_speed("update", options.device, figures(raw), raw))
     return 0
 
 

@@ -80,6 +80,20 @@ def make_data():
 
 
 @pytest.fixture(scope="session")
+def out_keys():
+    """What every loss puts out, in order."""
+    return [
+        "loss_actor",
+        "loss_qvalue",
+        "bc",
+        "guidance",
+        "lmbda",
+        "q_value",
+        "target_value",
+    ]
+
+
+@pytest.fixture(scope="session")
 def run():
     """Call a loss with a fixed seed."""
 

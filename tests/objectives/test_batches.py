@@ -17,16 +17,7 @@ from llmdpd_torchrl.objectives import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
-OUT_KEYS = [
-    "loss_actor",
-    "loss_qvalue",
-    "bc",
-    "guidance",
-    "lmbda",
-    "q_value",
-    "target_value",
-]
-OBS, ACT, TEXT, EMBED, BATCH = 3, 2, 6, 5, 7
+BATCH = 7
 
 
 def test_reductions_agree(make_loss, make_data, run):
@@ -79,12 +70,12 @@ def test_masked_rows_do_not_count(make_loss, make_data, run, normalization):
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE_MODES)
-def test_with_and_without_vmap(make_loss, make_data, run, guidance):
+def test_with_and_without_vmap(out_keys, make_loss, make_data, run, guidance):
     outs = [
         run(make_loss(guidance=guidance, deactivate_vmap=flag), make_data())
         for flag in (False, True)
     ]
-    for key in OUT_KEYS:
+    for key in out_keys:
         torch.testing.assert_close(outs[0][key], outs[1][key])
 
 
