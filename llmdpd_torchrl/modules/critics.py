@@ -27,6 +27,9 @@ class QValueNetwork(nn.Module):
         activation (str): one of :data:`~llmdpd_torchrl.modules.ACTIVATIONS`.
         observation_module (nn.Module, optional): applied to the observation first, for instance a
             normaliser.
+        layer_norm (bool): normalise before each activation. It bounds what the critic makes of
+            actions that the data does not hold, which a bootstrapped target else drives up (Ball et
+            al. 2023, section 4.2).
 
     Examples:
         >>> critic = QValueNetwork(39 + 4 + 16)
@@ -40,11 +43,12 @@ class QValueNetwork(nn.Module):
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
         observation_module: nn.Module | None = None,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.observation_module = observation_module
-        self.mlp = make_mlp(in_features, hidden, 1, activation)
+        self.mlp = make_mlp(in_features, hidden, 1, activation, layer_norm=layer_norm)
 
     def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
         """Return the values, [*, 1].
@@ -73,6 +77,7 @@ def make_qvalue_networks(
     hidden: Sequence[int] = (256, 256, 256),
     activation: str = "mish",
     observation_module: nn.Module | None = None,
+    layer_norm: bool = False,
 ) -> list[TensorDictModule]:
     """Build ``num`` independently initialised critics for :class:`LLMDPDLoss`.
 
@@ -85,7 +90,7 @@ def make_qvalue_networks(
         context_dim (int): width of ``prompt_context``, what the prompt says about the state; 0 for
             critics that do not read it.
         num (int): how many.
-        hidden, activation: see :class:`QValueNetwork`.
+        hidden, activation, layer_norm: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
 
     Raises:
@@ -109,7 +114,13 @@ def make_qvalue_networks(
     in_features = observation_dim + action_dim + context_dim + prompt_dim
     return [
         ValueOperator(
-            QValueNetwork(in_features, hidden, activation, copy.deepcopy(observation_module)),
+            QValueNetwork(
+                in_features,
+                hidden,
+                activation,
+                copy.deepcopy(observation_module),
+                layer_norm=layer_norm,
+            ),
             in_keys=in_keys,
         )
         for _ in range(num)

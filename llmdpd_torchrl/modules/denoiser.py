@@ -19,9 +19,14 @@ __all__ = ["FirstLayer", "MLPDenoiser", "SinusoidalTimeEmbedding", "make_mlp"]
 
 
 def make_mlp(
-    in_features: int, hidden: Sequence[int], out_features: int, activation: str = "mish"
+    in_features: int,
+    hidden: Sequence[int],
+    out_features: int,
+    activation: str = "mish",
+    *,
+    layer_norm: bool = False,
 ) -> nn.Sequential:
-    """Linear layers with an activation after each but the last.
+    """Linear layers with an activation, after a normalisation if asked for, between them.
 
     Examples:
         >>> len(make_mlp(3, (8, 8), 2))
@@ -29,7 +34,10 @@ def make_mlp(
     """
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(in_features, width), make_activation(activation)]
+        layers.append(nn.Linear(in_features, width))
+        if layer_norm:
+            layers.append(nn.LayerNorm(width))
+        layers.append(make_activation(activation))
         in_features = width
     return nn.Sequential(*layers, nn.Linear(in_features, out_features))
 
