@@ -16,9 +16,11 @@ from llmdpd_torchrl.prompts.encoders import (
 )
 from llmdpd_torchrl.prompts.similarity import centred_similarity, nearest_tasks
 from llmdpd_torchrl.prompts.storage import cache_root
-from llmdpd_torchrl.prompts.text_prompts import TextPrompt, load_text_prompts
+from llmdpd_torchrl.prompts.text_prompts import PROMPT_SUITES, TextPrompt, load_text_prompts
+from llmdpd_torchrl.prompts.velocity import velocity_prompt, velocity_task
 
 __all__ = [
+    "PROMPT_SUITES",
     "HuggingFaceEncoder",
     "SmolLM2Encoder",
     "TextEncoder",
@@ -30,4 +32,6 @@ __all__ = [
     "make_text_encoder",
     "nearest_tasks",
     "text_embedding_table",
+    "velocity_prompt",
+    "velocity_task",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -11,15 +12,18 @@ from safetensors.torch import save_file
 from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.files import write_atomic, write_json
 from llmdpd_torchrl.prompts import (
+    PROMPT_SUITES,
     SmolLM2Encoder,
+    TextPrompt,
     embed_texts,
     load_text_prompts,
     make_text_encoder,
     nearest_tasks,
+    velocity_prompt,
 )
 from llmdpd_torchrl.prompts.cache import entry_name
 
-__all__ = ["main"]
+__all__ = ["builtin_prompts", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="print the tasks and what each one asks for")
-    listing.add_argument("--file", type=Path, help="a prompt file (default: the built-in prompts)")
+    source = listing.add_mutually_exclusive_group()
+    source.add_argument("--file", type=Path, help="a prompt file, instead of built-in prompts")
+    source.add_argument(
+        "--suite", choices=PROMPT_SUITES, default=PROMPT_SUITES[0], help="default: %(default)s"
+    )
     listing.add_argument("--full", action="store_true", help="print whole prompts, paraphrases too")
     listing.set_defaults(run=_list)
 
@@ -75,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for prompt in load_text_prompts(options.file).values():
+    for prompt in load_text_prompts(options.file or options.suite).values():
         if options.full:
             print(f"{prompt.name}\n{prompt.render()}")
             print("".join(f"  - {paraphrase}\n" for paraphrase in prompt.paraphrases))
@@ -84,15 +92,25 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    prompts = load_text_prompts(options.file)
-    texts = [text for p in prompts.values() for text in (p.render(), *p.paraphrases)]
     if options.builtin:
         if options.encoder != "smollm2":
             raise UserError("--builtin is for the embedded model: leave --encoder out")
-        _write_package_data(texts)
+        _write_package_data(_texts(builtin_prompts()))
     else:
+        prompts = load_text_prompts(options.file)
+        texts = _texts(prompts.values())
         table = embed_texts(texts, make_text_encoder(options.encoder))
         print(f"{len(texts)} texts of {len(prompts)} tasks embedded, {table.shape[1]} wide")
+
+
+def _texts(prompts: Iterable[TextPrompt]) -> list[str]:
+    return [text for prompt in prompts for text in (prompt.render(), *prompt.paraphrases)]
+
+
+def builtin_prompts() -> list[TextPrompt]:
+    """All whose embeddings come with the package: the suites, and speeds up to 6 m/s."""
+    prompts = [prompt for suite in PROMPT_SUITES for prompt in load_text_prompts(suite).values()]
+    return prompts + [velocity_prompt(number / 4) for number in range(1, 25)]
 
 
 def _write_package_data(texts: list[str]) -> None:

@@ -11,11 +11,12 @@ import yaml
 
 from llmdpd_torchrl.errors import PromptError
 
-__all__ = ["TextPrompt", "load_text_prompts"]
+__all__ = ["PROMPT_SUITES", "TextPrompt", "load_text_prompts"]
 
 _TEXT_FIELDS = ("task", "robot", "objective", "constraints", "success")
 _FIELDS = (*_TEXT_FIELDS, "paraphrases")
-_BUILTIN = "metaworld.yaml"
+#: The suites of tasks whose prompts come with the package.
+PROMPT_SUITES = ("metaworld", "gym_mujoco")
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,16 @@ class TextPrompt:
 
 
 def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
-    """Read text prompts from a YAML file, in the file's order.
+    """Read text prompts from a YAML file, in the file's order, or those of a built-in suite.
 
     The file is a mapping with ``tasks`` (task name to fields) and, if wanted, ``defaults`` (values
     for fields that a task leaves out). A task has the texts ``task``, ``robot``, ``objective``,
     ``constraints`` and ``success``, and may have a list ``paraphrases``.
 
     Args:
-        path: the YAML file. Default: the built-in prompts of the 50 Meta-World tasks.
+        path: the YAML file, or the name of one of :data:`PROMPT_SUITES`: ``"metaworld"`` (default),
+            the 50 Meta-World tasks, or ``"gym_mujoco"``, D4RL's locomotion data sets by level. A
+            file of such a name is read as ``"./metaworld"``.
 
     Returns:
         task name to :class:`TextPrompt`.
@@ -92,11 +95,14 @@ def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
         >>> prompts = load_text_prompts()
         >>> len(prompts), prompts["reach-v3"].name
         (50, 'reach-v3')
+        >>> load_text_prompts("gym_mujoco")["hopper-medium"].task
+        'Hop forward on one leg at a moderate pace.'
     """
+    suite = PROMPT_SUITES[0] if path is None else path
     try:
-        if path is None:
-            source = _BUILTIN
-            text = (resources.files(__package__) / "text" / _BUILTIN).read_text(encoding="utf-8")
+        if suite in PROMPT_SUITES:
+            source = f"{suite}.yaml"
+            text = (resources.files(__package__) / "text" / source).read_text(encoding="utf-8")
         else:
             source = str(path)
             text = Path(path).read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from llmdpd_torchrl.prompts import (
     TextPrompt,
     cache_root,
     embed_texts,
-    load_text_prompts,
     text_embedding_table,
 )
+from llmdpd_torchrl.prompts.__main__ import builtin_prompts
 from llmdpd_torchrl.prompts.cache import entry_name, read_package_data
 
 WORKER = textwrap.dedent("""
@@ -169,7 +169,7 @@ def test_package_data_covers_every_builtin_text():
     identity = SmolLM2Encoder().identity
     names = {
         entry_name(identity, text)
-        for prompt in load_text_prompts().values()
+        for prompt in builtin_prompts()
         for text in (prompt.render(), *prompt.paraphrases)
     }
     assert set(read_package_data(identity)) == names

@@ -10,6 +10,7 @@ import pytest
 
 from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts import TextPrompt, load_text_prompts
+from llmdpd_torchrl.prompts.__main__ import builtin_prompts
 
 GOOD = """\
 defaults:
@@ -142,10 +143,19 @@ def test_builtin_prompts_cover_metaworld():
     assert all(len(prompt.paraphrases) >= 3 for prompt in prompts.values())
 
 
+def test_locomotion_prompts_cover_d4rls_levels():
+    levels = ("random", "medium", "medium-replay", "medium-expert", "expert")
+    expected = {f"{body}-{level}" for body in ("halfcheetah", "hopper", "walker2d")
+                for level in levels}  # fmt: skip
+    prompts = load_text_prompts("gym_mujoco")
+    assert set(prompts) == expected
+    assert all(len(prompt.paraphrases) >= 3 for prompt in prompts.values())
+
+
 def test_builtin_texts_all_differ():
-    prompts = load_text_prompts()
-    texts = [text for p in prompts.values() for text in (p.render(), *p.paraphrases)]
+    texts = [text for p in builtin_prompts() for text in (p.render(), *p.paraphrases)]
     assert len(set(texts)) == len(texts)
+    prompts = load_text_prompts()
     # A name differs anyhow; so must what is to be reached, or the task is not told apart.
     for a, b in combinations(prompts.values(), 2):
         assert (a.task, a.objective) != (b.task, b.objective)
@@ -160,7 +170,7 @@ def test_paraphrases_use_other_words():
             "like off over not",
         )
     )
-    for prompt in load_text_prompts().values():
+    for prompt in (*load_text_prompts().values(), *load_text_prompts("gym_mujoco").values()):
         own = set(re.findall(r"[a-z]+", prompt.render().lower())) - common
         for paraphrase in prompt.paraphrases:
             words = set(re.findall(r"[a-z]+", paraphrase.lower())) - common
