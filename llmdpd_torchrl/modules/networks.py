@@ -22,6 +22,7 @@ from llmdpd_torchrl.modules.observation import (
     ObservationFeatures,
 )
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
+from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
 __all__ = ["CONDITIONINGS", "PROMPTS", "NetworkConfig", "Networks", "make_networks"]
@@ -47,6 +48,9 @@ class NetworkConfig:
         observation_keep: fields that the networks see; default: all.
         observation_differences: pairs of fields whose difference the networks see besides.
         observation_scales: see :class:`~llmdpd_torchrl.modules.ObservationFeatures`.
+        frame: how prompts are compared with the present, see
+            :class:`~llmdpd_torchrl.prompts.frames.FrameSpec`; its fields are the observation's.
+        lookaheads: of the context, see :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval`.
         action_dim: A.
         text_dim: D, the width of the frozen text embedding.
         text_features: width of h_ψ's output.
@@ -80,6 +84,8 @@ class NetworkConfig:
     observation_keep: Sequence[str] = tuple(METAWORLD_OBSERVATION_LAYOUT["fields"])
     observation_differences: Sequence[Sequence[str]] = ()
     observation_scales: Sequence[float] = ()
+    frame: FrameSpec = METAWORLD_FRAME
+    lookaheads: Sequence[int] = (3,)
     action_dim: int = 4
     text_dim: int = 576
     text_features: int = 32
@@ -97,6 +103,8 @@ class NetworkConfig:
     critic_hidden: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.frame, Mapping):  # as JSON and YAML have it
+            self.frame = FrameSpec(**self.frame)
         if self.prompt not in PROMPTS:
             raise ConfigError(f"unknown prompt {self.prompt!r}: use one of {', '.join(PROMPTS)}")
         if self.conditioning not in CONDITIONINGS:
@@ -119,6 +127,13 @@ class NetworkConfig:
     def observation_dim(self) -> int:
         """O, the width of the raw observation."""
         return max(end for _, end in self.observation_fields.values())
+
+    @property
+    def context_parts(self) -> dict[str, slice]:
+        """The columns of the context that the actor reads, by what they tell."""
+        return PromptRetrieval.layout(
+            self.frame, self.observation_fields, self.action_dim, self.lookaheads
+        )
 
     @property
     def retrieves(self) -> bool:
@@ -198,7 +213,8 @@ def make_networks(
         features.fit(observations)
     encoder = _make_encoder(config, features, text_embeddings)
     embedding_dim = 0 if encoder is None else encoder.embedding_dim
-    context_dim = PromptRetrieval.count(config.action_dim) if config.retrieves else 0
+    known = config.context_parts["known"] if config.retrieves else slice(0, 0)
+    context_dim = known.stop
     in_keys: list[NestedKey] = ["observation"]
     if config.retrieves:
         in_keys += [("prompt", "observation_gate"), "prompt_context"]
@@ -209,8 +225,8 @@ def make_networks(
         condition_dim += 1 + context_dim
     conditioner: ObservationConditioner
     if config.retrieves:
-        goal_features = PromptRetrieval.goal_features
-        conditioner = GatedConditioner(copy.deepcopy(features), gated_context=goal_features)
+        gated = known.stop - known.start
+        conditioner = GatedConditioner(copy.deepcopy(features), gated_context=gated)
     else:
         conditioner = ObservationConditioner(copy.deepcopy(features))
     actor = DiffusionActor(

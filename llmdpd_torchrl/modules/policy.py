@@ -21,7 +21,7 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 __all__ = ["LLMDPDPolicy"]
 
 _FORMAT = "llmdpd-policy"
-_FORMAT_VERSION = 2  # 1: the context had no pull towards the goal
+_FORMAT_VERSION = 3  # 2: the frame was Meta-World's; 1: no pull towards the goal
 
 
 class LLMDPDPolicy:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.prompts.frames import Frame, FrameSpec
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 __all__ = ["PromptRetrieval"]
@@ -19,116 +21,139 @@ __all__ = ["PromptRetrieval"]
 class PromptRetrieval:
     """Retrieve the nearest step of a prompt in a task-agnostic frame and describe it.
 
-    The frame is (hand - object, object - goal, gripper opening): it means the same in every task.
-    Distances weigh its parts 10 : 5 : 1. With r the frame now, r_i that of the nearest step i and
-    r_j that of the step ``lookahead`` further on, the context is made of
+    With r the frame (:class:`~llmdpd_torchrl.prompts.frames.FrameSpec`) now, r_i that of the
+    nearest step i and r_j that of a step j = i + ``lookahead``, the context is made of
 
-    - the action of step i;
-    - the errors r - r_i and the prompt's own motion r_j - r_i;
-    - the pull clip(gain · (r_j - r), -1, 1) of the hand towards where the prompt's hand was
-      relative to the object: a proportional controller's output;
-    - the gripper opening now, at i and at j; the progress i / length; the distance to step i;
-    - last, the pull towards where the prompt's hand was relative to the *goal*. Which of the two
-      pulls counts depends on the task, so that a policy can only know it on tasks it was trained
-      on: the last :attr:`goal_features` columns are for those.
+    - ``action``: of step i;
+    - ``error``: r - r_i, in units of the frame;
+    - for each lookahead K, ``ahead_K``: the prompt's own motion r_j - r_i; the pull
+      clip(gain · (r_j - r), -1, 1) of the effector towards where the prompt's was relative to the
+      first anchor, a proportional controller's output; the values at j; from the second lookahead
+      on, also the action of step j;
+    - ``values``: now and at i; ``progress``: i / length; ``distance`` to step i;
+    - ``known``, last: the pull towards where the prompt's effector was relative to the *further*
+      anchors, the goal. Which of the pulls counts depends on the task, so that a policy can only
+      know it on tasks it was trained on: these columns are for those.
 
     Nothing of it is trained, so that transforms compute it and no gradient is lost.
 
     Args:
-        bank: the prompts, with Meta-World-like observations.
-        fields: index ranges of ``hand_position``, ``object_1_position``, ``goal_position`` and
-            ``gripper_opening``, as in a manifest's ``observation_layout``.
-        lookahead: steps of the cut prompt.
-        gain: of the pull, per metre.
+        bank: the prompts.
+        spec: the frame of the family of environments.
+        fields: index ranges of the observation's fields, as in a manifest's ``observation_layout``.
+        lookaheads: steps of the cut prompt.
+        gain: of the pulls, per metre.
+
+    Attributes:
+        frame: the frame.
+        parts: the columns of each part of the context, by the names above.
+        features: C.
 
     Raises:
-        ValueError: if a field is missing.
+        ConfigError: if a lookahead is below 1, or the observation lacks a field of the frame.
 
     Examples:
         >>> from tensordict import TensorDict
         >>> from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
+        >>> from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME
         >>> entries = {"observation": torch.rand(2, 5, 39), "action": torch.rand(2, 5, 4),
         ...            "mask": torch.ones(2, 5, dtype=torch.bool)}
         >>> prompts = TensorDict(entries, [2, 5])
         >>> bank = TrajectoryPromptBank(prompts, torch.tensor([0, 1]), torch.tensor([0, 1]))
-        >>> retrieval = PromptRetrieval(bank, METAWORLD_OBSERVATION_LAYOUT["fields"])
+        >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
+        >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
         >>> context = retrieval(torch.rand(3, 39), torch.tensor([0, 1, 1]))
         >>> context.shape == (3, retrieval.features)
         True
     """
 
-    #: Columns at the end of the context that tell the pull towards the goal.
-    goal_features = 3
-
     def __init__(
         self,
         bank: TrajectoryPromptBank,
+        spec: FrameSpec,
         fields: Mapping[str, Sequence[int]],
         *,
-        lookahead: int = 3,
+        lookaheads: Sequence[int] = (3,),
         gain: float = 10.0,
     ) -> None:
-        names = ("hand_position", "object_1_position", "goal_position", "gripper_opening")
-        missing = [name for name in names if name not in fields]
-        if missing:
-            raise ValueError(f"retrieval needs the observation field {missing[0]!r}")
-        self._slices = [slice(*fields[name]) for name in names]
-        self.lookahead = lookahead
+        observations = bank.prompts["observation"]
+        mask = bank.prompts["mask"]
+        self.frame = Frame(spec, fields, observations[mask])
+        self.lookaheads = tuple(lookaheads)
         self.gain = gain
-        self._frames = self.frame(bank.prompts["observation"])
-        self._weights = self._frames.new_tensor([10.0] * 3 + [5.0] * 3 + [1.0])
+        self._frames = self.frame(observations)
         self._actions = bank.prompts["action"]
         # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
-        # is one matrix-vector product.
-        self._scaled = self._frames * self._weights
-        squared = self._scaled.square().sum(-1)
-        self._squared = squared.masked_fill(~bank.prompts["mask"], torch.inf)
-        self._lengths = bank.prompts["mask"].sum(-1)
-        self.features = self.count(self._actions.shape[-1])
+        # is one matrix-vector product. Far from the origin the expansion would lose its digits.
+        self._centre = self._frames[mask].mean(0)
+        self._scaled = (self._frames - self._centre) * self.frame.weights
+        self._squared = self._scaled.square().sum(-1).masked_fill(~mask, torch.inf)
+        self._lengths = mask.sum(-1)
+        self.parts = self.layout(spec, fields, self._actions.shape[-1], self.lookaheads)
+        self.features = max(part.stop for part in self.parts.values())
 
     @classmethod
-    def count(cls, action_dim: int = 4) -> int:
-        """Width of the context."""
-        return action_dim + 2 * 7 + 3 + 3 + 2 + cls.goal_features
+    def layout(
+        cls,
+        spec: FrameSpec,
+        fields: Mapping[str, Sequence[int]],
+        action_dim: int,
+        lookaheads: Sequence[int] = (3,),
+    ) -> dict[str, slice]:
+        """The columns of each part of the context, of a frame and an action of these sizes."""
+        if not lookaheads or min(lookaheads) < 1:
+            raise ConfigError(f"lookaheads are {list(lookaheads)}: give steps of at least 1")
+        relations, values = spec.sizes(fields)
+        anchors = len(spec.anchors)
+        steps = relations // anchors if anchors else 0
+        sizes = {"action": action_dim, "error": relations + values}
+        for number, lookahead in enumerate(lookaheads):
+            sizes[f"ahead_{lookahead}"] = (
+                relations + values + steps + values + (action_dim if number else 0)
+            )
+        sizes |= {"values": 2 * values, "progress": 1, "distance": 1}
+        sizes["known"] = steps * max(anchors - 1, 0)
+        parts, start = {}, 0
+        for name, size in sizes.items():
+            parts[name] = slice(start, start + size)
+            start += size
+        return parts
 
-    def frame(self, observation: torch.Tensor) -> torch.Tensor:
-        """The task-agnostic frame of observations ``[*, O]``: ``[*, 7]``."""
-        hand, thing, goal, gripper = (observation[..., part] for part in self._slices)
-        return torch.cat([hand - thing, thing - goal, gripper], dim=-1)
+    def nearest(self, observation: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """The step, ``[B]``, of the prompts in ``row`` [B] that is nearest to ``observation``."""
+        now = (self.frame(observation) - self._centre) * self.frame.weights
+        products = torch.einsum("blf,bf->bl", self._scaled[row], now)
+        return (self._squared[row] - 2 * products).argmin(-1)
 
     def __call__(self, observation: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """Contexts of observations ``[*, O]`` under the prompts in rows ``[*]`` of the bank.
 
         Returns:
-            ``[*, features]``.
+            ``[*, C]``.
         """
         shape = row.shape
-        now = self.frame(observation).reshape(-1, 7)
-        row = row.reshape(-1)
-        products = torch.einsum("blf,bf->bl", self._scaled[row], now * self._weights)
-        near = (self._squared[row] - 2 * products).argmin(-1)
-        ahead = torch.minimum(near + self.lookahead, self._lengths[row] - 1)
-        there, later = self._frames[row, near], self._frames[row, ahead]
-        error, motion = now - there, later - there
-        way = later - now
-        pull = (self.gain * way[:, :3]).clamp(-1.0, 1.0)
-        # (hand - object) + (object - goal) = hand - goal
-        goal_pull = (self.gain * (way[:, :3] + way[:, 3:6])).clamp(-1.0, 1.0)
-        progress = near / self._lengths[row]
-        distance = (error * self._weights).norm(dim=-1).clamp(max=3.0)
-        context = torch.cat(
-            [
-                self._actions[row, near],
-                10 * error,
-                10 * motion,
-                pull,
-                now[:, 6:],
-                there[:, 6:],
-                later[:, 6:],
-                progress.unsqueeze(-1).to(now.dtype),
-                distance.unsqueeze(-1),
-                goal_pull,
-            ],
-            dim=-1,
-        )
-        return context.reshape(*shape, -1)
+        observation, row = observation.reshape(-1, observation.shape[-1]), row.reshape(-1)
+        frame = self.frame
+        now, near = frame(observation), self.nearest(observation, row)
+        there = self._frames[row, near]
+        error = now - there
+        parts = [self._actions[row, near], frame.scale * error]
+        known: list[torch.Tensor] = []
+        for number, lookahead in enumerate(self.lookaheads):
+            ahead = torch.minimum(near + lookahead, self._lengths[row] - 1)
+            later = self._frames[row, ahead]
+            pulls = self._pulls(later - now)
+            parts += [frame.scale * (later - there), *pulls[:1], frame.values(later)]
+            if number:
+                parts.append(self._actions[row, ahead])
+            else:
+                known = pulls[1:]
+        progress = (near / self._lengths[row]).to(now.dtype)
+        distance = (error * frame.weights).norm(dim=-1).clamp(max=3.0)
+        parts += [frame.values(now), frame.values(there)]
+        parts += [progress.unsqueeze(-1), distance.unsqueeze(-1), *known]
+        return torch.cat(parts, dim=-1).reshape(*shape, -1)
+
+    def _pulls(self, way: torch.Tensor) -> list[torch.Tensor]:
+        """Of the effector, towards a place as seen from each anchor: a way in the frame off."""
+        return [(self.gain * part).clamp(-1.0, 1.0) for part in self.frame.from_anchors(way)]

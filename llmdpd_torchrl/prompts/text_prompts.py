@@ -98,10 +98,10 @@ def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
         >>> load_text_prompts("gym_mujoco")["hopper-medium"].task
         'Hop forward on one leg at a moderate pace.'
     """
-    suite = PROMPT_SUITES[0] if path is None else path
+    path = PROMPT_SUITES[0] if path is None else path
     try:
-        if suite in PROMPT_SUITES:
-            source = f"{suite}.yaml"
+        if path in PROMPT_SUITES:
+            source = f"{path}.yaml"
             text = (resources.files(__package__) / "text" / source).read_text(encoding="utf-8")
         else:
             source = str(path)

@@ -29,12 +29,14 @@ class PromptContextTransform(Transform):
     Examples:
         >>> from tensordict import TensorDict
         >>> from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
+        >>> from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME
         >>> from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
         >>> steps = {"observation": torch.rand(1, 5, 39), "action": torch.rand(1, 5, 4),
         ...          "mask": torch.ones(1, 5, dtype=torch.bool)}
         >>> task = trajectory = torch.tensor([0])
         >>> bank = TrajectoryPromptBank(TensorDict(steps, [1, 5]), task, trajectory)
-        >>> retrieval = PromptRetrieval(bank, METAWORLD_OBSERVATION_LAYOUT["fields"])
+        >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
+        >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
         >>> state = TensorDict({"observation": torch.rand(3, 39), "next": {"observation":
         ...     torch.rand(3, 39)}, "prompt": {"trajectory_index": torch.zeros(3, 1).long()}}, [3])
         >>> state = PromptContextTransform(retrieval)(state)

@@ -88,7 +88,9 @@ def _transforms(
             )
         )
         if config.retrieves:
-            retrieval = PromptRetrieval(bank, config.observation_fields)
+            retrieval = PromptRetrieval(
+                bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
+            )
             trained: Sequence[int] = policy.info["trained_task_ids"]
             transforms.append(PromptContextTransform(retrieval))
             transforms.append(ObservationGateTransform(trained, open_probability=open_probability))

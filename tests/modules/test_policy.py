@@ -9,7 +9,6 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules.networks import CONDITIONINGS, PROMPTS, NetworkConfig, make_networks
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
 SMALL = {
     "hidden": [16],
@@ -48,7 +47,11 @@ def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
     assert loaded.info == policy.info
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
     width = policy.encoder.embedding_dim
-    dims = {"observation": 39, "prompt_context": PromptRetrieval.count(), "prompt_embedding": width}
+    dims = {
+        "observation": 39,
+        "prompt_context": NetworkConfig().context_parts["known"].stop,
+        "prompt_embedding": width,
+    }
     state = TensorDict({key: torch.randn(4, size) for key, size in dims.items()}, [4])
     state["prompt", "observation_gate"] = torch.ones(4, 1)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):

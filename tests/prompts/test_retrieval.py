@@ -2,16 +2,23 @@ import pytest
 import torch
 
 from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 FIELDS = METAWORLD_OBSERVATION_LAYOUT["fields"]
 
 
-def reference(bank, observation, row, lookahead=3, gain=10.0):
+def reference(bank, observation, row, lookaheads, gain=10.0):
     """The same context, one transition at a time and without any algebra."""
 
     def frame(o):
         return torch.cat([o[:3] - o[4:7], o[4:7] - o[36:39], o[3:4]])
+
+    def pull(now, later, anchor):
+        way = (later[:3] - later[anchor]) - (now[:3] - now[anchor])
+        return (gain * way).clamp(-1, 1)
 
     prompt = bank.prompts[row][bank.prompts[row]["mask"]]
     weights = torch.tensor([10.0] * 3 + [5.0] * 3 + [1.0])
@@ -19,54 +26,48 @@ def reference(bank, observation, row, lookahead=3, gain=10.0):
     frames = [frame(o) for o in prompt["observation"]]
     distances = [(weights * (now - f)).norm() for f in frames]
     i = min(range(len(frames)), key=lambda k: distances[k])
-    j = min(i + lookahead, len(frames) - 1)
-    return torch.cat(
-        [
-            prompt["action"][i],
-            10 * (now - frames[i]),
-            10 * (frames[j] - frames[i]),
-            (gain * (frames[j] - now)[:3]).clamp(-1, 1),
-            torch.stack([now[6], frames[i][6], frames[j][6]]),
-            torch.tensor([i / len(frames), min(distances[i].item(), 3.0)]),
-            # Towards where the prompt's hand stood from the goal.
-            (
-                gain
-                * (
-                    (prompt["observation"][j, :3] - prompt["observation"][j, 36:39])
-                    - (observation[:3] - observation[36:39])
-                )
-            ).clamp(-1, 1),
-        ]
-    )
+    parts = [prompt["action"][i], 10 * (now - frames[i])]
+    thing, goal = slice(4, 7), slice(36, 39)
+    for number, lookahead in enumerate(lookaheads):
+        j = min(i + lookahead, len(frames) - 1)
+        later = prompt["observation"][j]
+        parts += [10 * (frames[j] - frames[i]), pull(observation, later, thing), frames[j][6:]]
+        if number:
+            parts.append(prompt["action"][j])
+        else:
+            known = pull(observation, later, goal)
+    parts.append(torch.stack([now[6], frames[i][6]]))
+    parts.append(torch.tensor([i / len(frames), min(distances[i].item(), 3.0)]))
+    return torch.cat([*parts, known])
 
 
+@pytest.mark.parametrize("lookaheads", [(3,), (1, 4, 40)])
 @pytest.mark.parametrize("length", [16, 200])  # cut, and padded
-def test_against_one_at_a_time(dataset, length):
-    from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-
+def test_against_one_at_a_time(dataset, length, lookaheads):
     bank = TrajectoryPromptBank.from_dataset(dataset, length)
-    retrieval = PromptRetrieval(bank, FIELDS)
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=lookaheads)
     rows = torch.randint(len(bank), (40,))
     observation = dataset.transitions["observation"][:: len(dataset.transitions) // 40][:40]
     context = retrieval(observation, rows)
     assert context.shape == (40, retrieval.features)
-    expected = torch.stack([reference(bank, o, r) for o, r in zip(observation, rows, strict=True)])
+    expected = torch.stack(
+        [reference(bank, o, r, lookaheads) for o, r in zip(observation, rows, strict=True)]
+    )
     torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_prompts_own_state_is_found_again(bank):
-    retrieval = PromptRetrieval(bank, FIELDS)
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
     observation = bank.prompts["observation"][2, 5]
     context = retrieval(observation, torch.tensor(2))
     assert torch.equal(context[:4], bank.prompts["action"][2, 5])
-    torch.testing.assert_close(
-        context[-1 - retrieval.goal_features], torch.tensor(0.0), atol=1e-3, rtol=0
-    )
+    distance = context[retrieval.parts["distance"]]
+    torch.testing.assert_close(distance, torch.zeros(1), atol=1e-3, rtol=0)
 
 
 def test_it_does_not_see_where_things_are(bank):
     """Moving hand, object and goal together changes nothing."""
-    retrieval = PromptRetrieval(bank, FIELDS)
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
     observation = bank.prompts["observation"][:, 3]
     moved = observation.clone()
     for name in ("hand_position", "object_1_position", "goal_position"):
@@ -78,5 +79,45 @@ def test_it_does_not_see_where_things_are(bank):
 
 
 def test_a_missing_field_is_named(bank):
-    with pytest.raises(ValueError, match="goal_position"):
-        PromptRetrieval(bank, {k: v for k, v in FIELDS.items() if k != "goal_position"})
+    with pytest.raises(ConfigError, match="goal_position"):
+        PromptRetrieval(
+            bank, METAWORLD_FRAME, {k: v for k, v in FIELDS.items() if k != "goal_position"}
+        )
+
+
+def test_parts_cover_the_context_in_order(bank):
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(2, 5))
+    stops = [0, *(part.stop for part in retrieval.parts.values())]
+    assert [part.start for part in retrieval.parts.values()] == stops[:-1]
+    assert stops[-1] == retrieval.features
+    assert list(retrieval.parts)[-1] == "known"
+
+
+def test_without_objects_the_normalised_state_is_compared(bank):
+    """A family without effector: no pulls, and an entry counts by its spread."""
+    spec = FrameSpec(values=("state",), weights=(None,))
+    retrieval = PromptRetrieval(bank, spec, {"state": (0, 39)})
+    observation = bank.prompts["observation"][1, 7]
+    stretched = bank.prompts.clone()
+    unit = torch.logspace(-2, 2, 39)
+    stretched["observation"] = stretched["observation"] * unit
+    other = TrajectoryPromptBank(stretched, bank.task_id, bank.trajectory_id)
+    row = torch.tensor([1])
+    again = PromptRetrieval(other, spec, {"state": (0, 39)})
+    assert retrieval.nearest(observation[None], row).item() == 7
+    assert again.nearest((observation * unit)[None], row).item() == 7
+    torch.testing.assert_close(
+        again(bank.prompts["observation"][2] * unit, torch.full((16,), 1)),
+        retrieval(bank.prompts["observation"][2], torch.full((16,), 1)),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+    parts = retrieval.parts
+    assert parts["known"].start == parts["known"].stop
+    assert parts["ahead_3"].stop - parts["ahead_3"].start == 39 + 39
+    assert retrieval(observation, torch.tensor(1)).shape == (retrieval.features,)
+
+
+def test_lookaheads_are_checked(bank):
+    with pytest.raises(ConfigError, match="lookaheads"):
+        PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(0,))

@@ -10,6 +10,7 @@ from torchrl.envs.utils import check_env_specs
 from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms import (
@@ -28,7 +29,9 @@ def make(name, bank):
     index = TrajectoryPromptTransform(bank, mode="index")
     if name == "context":
         fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
-        return Compose(index, PromptContextTransform(PromptRetrieval(bank, fields)))
+        return Compose(
+            index, PromptContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields))
+        )
     if name == "embedding":
         network = TensorDictModule(torch.nn.Linear(6, 3), [("prompt", "text")], ["z"])
         return Compose(TextPromptTransform(TABLE), PromptEmbeddingTransform(network, 3))
@@ -138,7 +141,7 @@ def test_a_task_without_prompt_is_refused(bank):
 
 def test_the_buffer_holds_contexts_of_both_states(dataset, bank):
     batch = make("context", bank)(dataset.transitions[:8].clone())
-    retrieval = PromptRetrieval(bank, METAWORLD_OBSERVATION_LAYOUT["fields"])
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
     row = batch["prompt", "trajectory_index"].squeeze(-1)
     torch.testing.assert_close(batch["prompt_context"], retrieval(batch["observation"], row))
     torch.testing.assert_close(
