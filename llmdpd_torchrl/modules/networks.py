@@ -67,6 +67,9 @@ class NetworkConfig:
         prediction: what the denoiser's output means, see
             :class:`~llmdpd_torchrl.modules.DiffusionModule`.
         critics: how many.
+        text_dropout: how often training leaves the text prompt out, in [0, 1). Above 0, the policy
+            can be used without.
+        trajectory_dropout: likewise for the trajectory prompt.
 
     Raises:
         ConfigError: on an unknown name or a width below 1.
@@ -101,6 +104,8 @@ class NetworkConfig:
     prediction: str = "epsilon"
     critics: int = 2
     critic_hidden: Sequence[int] | None = None
+    text_dropout: float = 0.0
+    trajectory_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.frame, Mapping):  # as JSON and YAML have it
@@ -115,6 +120,11 @@ class NetworkConfig:
         for name in ("action_dim", "text_dim", "trajectory_length", "diffusion_steps", "critics"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("text_dropout", "trajectory_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(
+                    f"network.{name} is {getattr(self, name)}: it must be at least 0 and below 1"
+                )
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"network.hidden is {list(self.hidden)}: give widths of at least 1")
         if self.trajectory_width % self.trajectory_heads:

@@ -29,7 +29,8 @@ class LLMDPDPolicy:
 
     Args:
         config: the networks' structure.
-        actor: the diffusion actor.
+        actor: the diffusion actor; any module from its inputs to an action can act in its place,
+            but not be saved.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
         info: anything JSON can hold that belongs to the policy. ``trained_task_ids``, a list, is
             read where the actor retrieves.
@@ -67,7 +68,7 @@ class LLMDPDPolicy:
         self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
     ) -> PromptNetwork | None:
         """The encoder on tables of prompts; those that the policy does not read are left out."""
-        self.check_tables(text_table, bank)
+        text_table, bank = self.tables(text_table, bank)
         if self.encoder is None:
             return None
         return PromptNetwork(
@@ -76,13 +77,32 @@ class LLMDPDPolicy:
             bank=None if self.encoder.trajectory is None else bank,
         )
 
+    def tables(
+        self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
+    ) -> tuple[torch.Tensor, TrajectoryPromptBank]:
+        """The tables, checked, and empty ones in the place of those that are not given."""
+        self.check_tables(text_table, bank)
+        config = self.config
+        if text_table is None:
+            text_table = torch.zeros(1, config.text_dim)
+        if bank is None:
+            bank = TrajectoryPromptBank.empty(
+                config.trajectory_length, config.observation_dim, config.action_dim
+            )
+        return text_table, bank
+
     def check_tables(
         self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
     ) -> None:
-        """Raise :class:`ConfigError` if a table of prompts that the policy reads is missing."""
-        if self.config.uses_text and text_table is None:
+        """Check that the tables of all prompts are there that the policy can not do without.
+
+        Raises:
+            ConfigError: if one is missing, or the prompts have another length.
+        """
+        config = self.config
+        if config.uses_text and text_table is None and not config.text_dropout:
             raise ConfigError("this policy reads text prompts: give a text_table")
-        if self.config.uses_trajectory and bank is None:
+        if config.uses_trajectory and bank is None and not config.trajectory_dropout:
             raise ConfigError("this policy reads trajectory prompts: give a bank")
         if bank is not None and bank.length != self.config.trajectory_length:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -169,32 +170,44 @@ class PromptEncoder(nn.Module):
         return sum(part.features for part in parts)
 
     def forward(
-        self, text: torch.Tensor | None = None, trajectory: TensorDictBase | None = None
+        self,
+        text: torch.Tensor | None = None,
+        trajectory: TensorDictBase | None = None,
+        *,
+        has_text: torch.Tensor | None = None,
+        has_trajectory: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """z of text embeddings ``[*, D]`` and prompts ``[*, L]``, ``[*, d_z]``."""
+        """z of text embeddings ``[*, D]`` and prompts ``[*, L]``, ``[*, d_z]``.
+
+        Where ``has_text`` or ``has_trajectory`` [*] (bool) is false, that prompt's part of z is 0:
+        what is given for it there is not read.
+        """
         parts = []
         if self.text is not None:
             assert text is not None
-            parts.append(self.text(text))
+            parts.append(_only_where(has_text, self.text(text)))
         if self.trajectory is not None:
             assert trajectory is not None
-            parts.append(
-                self.trajectory(
-                    trajectory["observation"],
-                    trajectory["action"],
-                    trajectory["reward"],
-                    trajectory["mask"],
-                )
+            features = self.trajectory(
+                trajectory["observation"],
+                trajectory["action"],
+                trajectory["reward"],
+                trajectory["mask"],
             )
+            parts.append(_only_where(has_trajectory, features))
         return torch.cat(parts, dim=-1)
+
+
+def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.Tensor:
+    return features if present is None else torch.where(present.unsqueeze(-1), features, 0.0)
 
 
 class PromptNetwork(TensorDictModuleBase):
     """Encode the prompts of a batch, each distinct prompt once.
 
     The transforms write rows (mode ``index``); the tables that the rows point into live here, and a
-    batch of B transitions of T tasks costs a few encodings a task instead of B. Without tables the
-    prompts themselves are read (mode ``tensor``).
+    batch of B transitions of T tasks costs a few encodings a task instead of B. Row -1 stands for
+    no prompt: its part of z is 0. Without tables the prompts themselves are read (mode ``tensor``).
 
     Args:
         encoder: the trainable part.
@@ -263,14 +276,19 @@ class PromptNetwork(TensorDictModuleBase):
 
     def _indexed(self, tensordict: TensorDictBase) -> torch.Tensor:
         columns = [tensordict.get(key).squeeze(-1) for key in self.in_keys]
-        sizes = [len(t) for t in (self._text_table, self._bank) if t is not None]
-        # One integer per combination: torch.unique is far faster on a vector than on rows.
-        code = columns[0] if len(columns) == 1 else columns[0] * sizes[1] + columns[1]
+        sizes = [len(t) + 1 for t in (self._text_table, self._bank) if t is not None]
+        # One integer per combination, row -1 being 0: torch.unique is far faster on a vector than
+        # on rows.
+        code = columns[0] + 1
+        if len(columns) > 1:
+            code = code * sizes[1] + columns[1] + 1
         distinct, inverse = torch.unique(code, return_inverse=True)
         rows = [distinct] if len(columns) == 1 else [distinct // sizes[1], distinct % sizes[1]]
-        text = None if self._text_table is None else self._text_table[rows[0]]
-        trajectory = None if self._bank is None else self._bank[rows[-1]]
-        return self.encoder(text, trajectory)[inverse]
+        rows = [row - 1 for row in rows]
+        text, has_text = _rows(self._text_table, rows[0])
+        trajectory, has_trajectory = _rows(self._bank, rows[-1])
+        z = self.encoder(text, trajectory, has_text=has_text, has_trajectory=has_trajectory)
+        return z[inverse]
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Move the tables with the weights, without changing the type of integers and masks."""
@@ -282,3 +300,8 @@ class PromptNetwork(TensorDictModuleBase):
                 {key: fn(value) for key, value in self._bank.items()}, self._bank.batch_size
             )
         return self
+
+
+def _rows(table: Any, row: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+    """Rows of a table, and which of them are wanted: those from 0 on."""
+    return (None, None) if table is None else (table[row.clamp_min(0)], row >= 0)

@@ -26,6 +26,10 @@ class PromptRetrieval:
 
     - ``action``: of step i;
     - ``error``: r - r_i, in units of the frame;
+    - ``play``: the action of step i, plus what a proportional controller does to bring the effector
+      back onto the prompt's way: to where it was from the first anchor or, while the prompt moves
+      that (``carried``), from the next. This is what retrieve and play does; ``way`` is the
+      controller's part alone;
     - for each lookahead K, ``ahead_K``: the prompt's own motion r_j - r_i; the pull
       clip(gain · (r_j - r), -1, 1) of the effector towards where the prompt's was relative to the
       first anchor, a proportional controller's output; the values at j; from the second lookahead
@@ -43,6 +47,8 @@ class PromptRetrieval:
         fields: index ranges of the observation's fields, as in a manifest's ``observation_layout``.
         lookaheads: steps of the cut prompt.
         gain: of the pulls, per metre.
+        moving: what the prompt moves further than this within the first lookahead is carried, in
+            metres.
 
     Attributes:
         frame: the frame.
@@ -75,12 +81,14 @@ class PromptRetrieval:
         *,
         lookaheads: Sequence[int] = (3,),
         gain: float = 10.0,
+        moving: float = 0.005,
     ) -> None:
         observations = bank.prompts["observation"]
         mask = bank.prompts["mask"]
         self.frame = Frame(spec, fields, observations[mask])
         self.lookaheads = tuple(lookaheads)
         self.gain = gain
+        self.moving = moving
         self._frames = self.frame(observations)
         self._actions = bank.prompts["action"]
         # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
@@ -106,7 +114,13 @@ class PromptRetrieval:
         relations, values = spec.sizes(fields)
         anchors = len(spec.anchors)
         steps = relations // anchors if anchors else 0
+        if steps > action_dim:
+            raise ConfigError(
+                f"positions have {steps} entries and actions {action_dim}: actions must start with "
+                "the effector's movement"
+            )
         sizes = {"action": action_dim, "error": relations + values}
+        sizes |= {"play": action_dim, "way": steps, "carried": max(anchors - 1, 0)}
         for number, lookahead in enumerate(lookaheads):
             sizes[f"ahead_{lookahead}"] = (
                 relations + values + steps + values + (action_dim if number else 0)
@@ -129,20 +143,24 @@ class PromptRetrieval:
         """Contexts of observations ``[*, O]`` under the prompts in rows ``[*]`` of the bank.
 
         Returns:
-            ``[*, C]``.
+            ``[*, C]``; zeros where the row is -1, which stands for no prompt.
         """
         shape = row.shape
         observation, row = observation.reshape(-1, observation.shape[-1]), row.reshape(-1)
+        absent, row = (row < 0).unsqueeze(-1), row.clamp_min(0)
         frame = self.frame
         now, near = frame(observation), self.nearest(observation, row)
         there = self._frames[row, near]
         error = now - there
-        parts = [self._actions[row, near], frame.scale * error]
+        action = self._actions[row, near]
+        parts = [action, frame.scale * error]
         known: list[torch.Tensor] = []
         for number, lookahead in enumerate(self.lookaheads):
             ahead = torch.minimum(near + lookahead, self._lengths[row] - 1)
             later = self._frames[row, ahead]
             pulls = self._pulls(later - now)
+            if not number:
+                parts += self._play(action, error, later - there)
             parts += [frame.scale * (later - there), *pulls[:1], frame.values(later)]
             if number:
                 parts.append(self._actions[row, ahead])
@@ -152,7 +170,26 @@ class PromptRetrieval:
         distance = (error * frame.weights).norm(dim=-1).clamp(max=3.0)
         parts += [frame.values(now), frame.values(there)]
         parts += [progress.unsqueeze(-1), distance.unsqueeze(-1), *known]
-        return torch.cat(parts, dim=-1).reshape(*shape, -1)
+        return torch.cat(parts, dim=-1).masked_fill(absent, 0.0).reshape(*shape, -1)
+
+    def _play(
+        self, action: torch.Tensor, error: torch.Tensor, motion: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The columns of ``play``, ``way`` and ``carried``."""
+        frame = self.frame
+        if not frame.anchors:
+            return [action]
+        size = frame.relation_size
+        first, *others = error[:, :size].split(frame.steps, dim=-1)
+        moves = motion[:, :size].split(frame.steps, dim=-1)[1:]
+        carried = [move.norm(dim=-1, keepdim=True) > self.moving for move in moves]
+        # What is carried goes with the effector: where the thing is counts, from the next anchor.
+        for other, moved in zip(others, carried, strict=True):
+            first = first + torch.where(moved, other, 0.0)
+        way = -self.gain * first
+        play = torch.cat([action[:, : frame.steps] + way, action[:, frame.steps :]], dim=-1)
+        way = way.clamp(-1.0, 1.0)
+        return [play.clamp(-1.0, 1.0), way, *(moved.to(way.dtype) for moved in carried)]
 
     def _pulls(self, way: torch.Tensor) -> list[torch.Tensor]:
         """Of the effector, towards a place as seen from each anchor: a way in the frame off."""

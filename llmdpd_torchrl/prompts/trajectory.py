@@ -80,6 +80,27 @@ class TrajectoryPromptBank:
         return (self.task_id == task_id).nonzero().squeeze(-1)
 
     @classmethod
+    def empty(cls, length: int, observation_dim: int, action_dim: int) -> TrajectoryPromptBank:
+        """A bank of one prompt that says nothing and belongs to no task.
+
+        It stands where a bank is asked for, but every transition goes without a trajectory.
+
+        Examples:
+            >>> TrajectoryPromptBank.empty(4, 39, 4).task_id.tolist()
+            [-1]
+        """
+        mask = torch.zeros(1, length, dtype=torch.bool)
+        mask[:, 0] = True  # an average over no step at all would not be finite
+        entries = {
+            "observation": torch.zeros(1, length, observation_dim),
+            "action": torch.zeros(1, length, action_dim),
+            "reward": torch.zeros(1, length, 1),
+            "mask": mask,
+        }
+        nobody = torch.tensor([-1])
+        return cls(TensorDict(entries, [1, length]), nobody, nobody.clone())
+
+    @classmethod
     def from_dataset(
         cls,
         dataset: TrajectoryDataset,

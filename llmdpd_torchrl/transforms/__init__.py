@@ -1,5 +1,6 @@
 """Prompt encoders as TorchRL transforms, for environments and replay buffers alike."""
 
+from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.gate import ObservationGateTransform
@@ -7,6 +8,7 @@ from llmdpd_torchrl.transforms.text import TextPromptTransform
 from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
 
 __all__ = [
+    "AbsentPromptTransform",
     "ObservationGateTransform",
     "PromptContextTransform",
     "PromptEmbeddingTransform",

@@ -8,7 +8,7 @@ from tensordict.utils import NestedKey, expand_as_right
 from torchrl.data import Composite, TensorSpec
 from torchrl.envs.transforms import Transform
 
-__all__ = ["MODES", "PromptTransform", "check_mode"]
+__all__ = ["MODES", "PromptTransform", "check_mode", "drop_rows"]
 
 MODES = ("index", "tensor")
 """``index``: write the row of a prompt in a frozen table; ``tensor``: write what is in that row."""
@@ -81,8 +81,19 @@ class PromptTransform(Transform):
         return f"{type(self).__name__}(in_keys={self.in_keys}, out_keys={self.out_keys})"
 
 
-def check_mode(mode: str) -> str:
-    """``mode``, if it is one of :data:`MODES`."""
+def check_mode(mode: str, dropout: float = 0.0) -> str:
+    """``mode``, if it is one of :data:`MODES` and fits the dropout."""
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout is {dropout}: it must be at least 0 and below 1")
+    if dropout and mode != "index":
+        raise ValueError('a prompt can only be left out by its row: use mode="index" with dropout')
     return mode
+
+
+def drop_rows(row: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Rows ``[*]``, each replaced by -1, no prompt, with probability ``dropout``."""
+    if not dropout:
+        return row
+    return row.masked_fill(torch.rand(row.shape, device=row.device) < dropout, -1)

@@ -26,17 +26,20 @@ class ObservationGateTransform(PromptTransform):
     Args:
         trained_tasks: ids of the tasks that are trained on.
         open_probability: of the gate, per sampled transition.
-        in_keys: the task key, default ``["task_id"]``.
+        in_keys: default ``["task_id", ("prompt", "trajectory_index")]``. The gate is always open
+            where the latter is -1: without a demonstration there is nothing else to go by. It may
+            be left out where every transition has a demonstration.
         out_keys: default ``[("prompt", "observation_gate")]`` ([*, 1] float32, 0 or 1).
 
     Randomness comes from torch's global generator.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> transform = ObservationGateTransform([1], open_probability=1.0)
-        >>> batch = TensorDict({"task_id": torch.tensor([[1], [1]])}, batch_size=[2])
-        >>> transform(batch)["prompt", "observation_gate"].squeeze(-1)
-        tensor([1., 1.])
+        >>> transform = ObservationGateTransform([1], open_probability=0.0)
+        >>> rows = torch.tensor([[4], [-1]])
+        >>> batch = {"task_id": torch.tensor([[1], [1]]), "prompt": {"trajectory_index": rows}}
+        >>> transform(TensorDict(batch, [2]))["prompt", "observation_gate"].squeeze(-1)
+        tensor([0., 1.])
     """
 
     trained: torch.Tensor
@@ -52,7 +55,7 @@ class ObservationGateTransform(PromptTransform):
         if not 0.0 <= open_probability <= 1.0:
             raise ValueError(f"open_probability is {open_probability}: it must be in [0, 1]")
         super().__init__(
-            in_keys=in_keys or ["task_id"],
+            in_keys=in_keys or ["task_id", ("prompt", "trajectory_index")],
             out_keys=out_keys or [("prompt", "observation_gate")],
         )
         self.open_probability = open_probability
@@ -66,6 +69,8 @@ class ObservationGateTransform(PromptTransform):
             is_open = torch.rand(task.shape, device=task.device) < self.open_probability
         else:
             is_open = torch.isin(task, self.trained)
+        for key in self.in_keys[1:]:
+            is_open = is_open | (tensordict.get(key) < 0)
         return {self.out_keys[0]: is_open.to(torch.float32)}
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:

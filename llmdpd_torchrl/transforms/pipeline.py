@@ -10,6 +10,7 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.gate import ObservationGateTransform
@@ -56,8 +57,9 @@ def environment_transforms(
 
     Args:
         policy: what it reads decides what is written.
-        text_table: ``[T, D]``, see :class:`TextPromptTransform`.
-        bank: prompts of every task that is going to be met.
+        text_table: ``[T, D]``, see :class:`TextPromptTransform`; ``None`` shows no text to a policy
+            that can do without.
+        bank: prompts of every task that is going to be met; likewise.
         choice: see :class:`TrajectoryPromptTransform`.
     """
     transforms = _transforms(policy, text_table, bank, choice=choice)
@@ -79,19 +81,30 @@ def _transforms(
     config = policy.config
     transforms: list[Transform] = []
     policy.check_tables(text_table, bank)
-    if config.uses_text and text_table is not None:
-        transforms.append(TextPromptTransform(text_table, mode="index"))
-    if config.uses_trajectory and bank is not None:
+    if config.uses_text:
         transforms.append(
-            TrajectoryPromptTransform(
-                bank, mode="index", prompts_per_task=prompts_per_task, choice=choice
+            AbsentPromptTransform([("prompt", "text_index")])
+            if text_table is None
+            else TextPromptTransform(text_table, mode="index", dropout=config.text_dropout)
+        )
+    if config.uses_trajectory:
+        transforms.append(
+            AbsentPromptTransform([("prompt", "trajectory_index")])
+            if bank is None
+            else TrajectoryPromptTransform(
+                bank,
+                mode="index",
+                prompts_per_task=prompts_per_task,
+                choice=choice,
+                dropout=config.trajectory_dropout,
             )
         )
-        if config.retrieves:
-            retrieval = PromptRetrieval(
-                bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
-            )
-            trained: Sequence[int] = policy.info["trained_task_ids"]
-            transforms.append(PromptContextTransform(retrieval))
-            transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
+    if config.retrieves:
+        trained: Sequence[int] = policy.info["trained_task_ids"]
+        _, prompts = policy.tables(text_table, bank)
+        retrieval = PromptRetrieval(
+            prompts, config.frame, config.observation_fields, lookaheads=config.lookaheads
+        )
+        transforms.append(PromptContextTransform(retrieval))
+        transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
     return transforms

@@ -7,7 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torchrl.data import Categorical, TensorSpec, Unbounded
 
-from llmdpd_torchrl.transforms.base import PromptTransform, check_mode
+from llmdpd_torchrl.transforms.base import PromptTransform, check_mode, drop_rows
 
 __all__ = ["TextPromptTransform"]
 
@@ -27,6 +27,7 @@ class TextPromptTransform(PromptTransform):
             ``[("prompt", "text_index")]`` ([*, 1] int64).
 
     Raises:
+        ValueError: on an unknown mode, or a dropout that does not fit it.
         IndexError: at run time, if a task id has no row.
 
     Examples:
@@ -45,10 +46,12 @@ class TextPromptTransform(PromptTransform):
         table: torch.Tensor,
         *,
         mode: str = "tensor",
+        dropout: float = 0.0,
         in_keys: list[NestedKey] | None = None,
         out_keys: list[NestedKey] | None = None,
     ) -> None:
-        self.mode = check_mode(mode)
+        self.mode = check_mode(mode, dropout)
+        self.dropout = dropout
         default: NestedKey = ("prompt", "text" if mode == "tensor" else "text_index")
         super().__init__(in_keys=in_keys or ["task_id"], out_keys=out_keys or [default])
         if table.ndim != 2:
@@ -61,7 +64,7 @@ class TextPromptTransform(PromptTransform):
     ) -> dict[NestedKey, torch.Tensor]:
         task = tensordict.get(self.in_keys[0])
         if self.mode == "index":
-            return {self.out_keys[0]: task.clone()}
+            return {self.out_keys[0]: drop_rows(task, self.dropout if sampling else 0.0).clone()}
         return {self.out_keys[0]: self.table[task.squeeze(-1)]}
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:

@@ -9,7 +9,7 @@ from torchrl.data import Categorical, TensorSpec, Unbounded
 
 from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.transforms.base import PromptTransform, check_mode
+from llmdpd_torchrl.transforms.base import PromptTransform, check_mode, drop_rows
 
 __all__ = ["CHOICES", "TrajectoryPromptTransform"]
 
@@ -31,6 +31,8 @@ class TrajectoryPromptTransform(PromptTransform):
             ``"index"`` writes ``("prompt", "trajectory_index")`` [*, 1] int64.
         prompts_per_task: candidates drawn per task and batch; at least 2.
         choice: what an environment shows: ``"first"``, the task's first prompt, or ``"random"``.
+        dropout: probability that a sampled transition is shown no prompt (row -1; mode ``"index"``
+            only), so that the policy learns to do without. An environment always shows one.
         task_key: ``"task_id"``.
         trajectory_key: ``"trajectory_id"``, read on a replay buffer only.
 
@@ -62,10 +64,12 @@ class TrajectoryPromptTransform(PromptTransform):
         mode: str = "tensor",
         prompts_per_task: int = 2,
         choice: str = "random",
+        dropout: float = 0.0,
         task_key: NestedKey = "task_id",
         trajectory_key: NestedKey = "trajectory_id",
     ) -> None:
-        self.mode = check_mode(mode)
+        self.mode = check_mode(mode, dropout)
+        self.dropout = dropout
         if choice not in CHOICES:
             raise ValueError(f"unknown choice {choice!r}: use one of {', '.join(CHOICES)}")
         if prompts_per_task < 2:
@@ -97,7 +101,7 @@ class TrajectoryPromptTransform(PromptTransform):
             raise PromptError(f"no trajectory prompt for some task of the batch; known ids {known}")
         if sampling:
             own = tensordict.get(self.trajectory_key).squeeze(-1)
-            row = self._draw_other(task, own)
+            row = drop_rows(self._draw_other(task, own), self.dropout)
         elif self.choice == "first":
             row = self._rows[task, 0]
         else:

@@ -130,3 +130,18 @@ def test_a_film(tmp_path, bank):
     assert success is False
     assert len(frames) == 4  # steps 0, 4 and 8, and the last state
     assert frames.std() > 10
+
+
+@pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])
+@pytest.mark.parametrize("shown", ["text", "trajectory", "nothing"])
+def test_a_policy_that_learnt_to_do_without_a_prompt_acts_without(bank, conditioning, shown):
+    policy = make_policy(conditioning=conditioning, text_dropout=0.2, trajectory_dropout=0.2)
+    tables = {
+        "text_table": TABLE if shown == "text" else None,
+        "bank": bank if shown == "trajectory" else None,
+    }
+    episodes = evaluate(policy, TASKS, settings=SETTINGS, workers=1, progress=False, **tables)
+    assert len(episodes) == 4
+    strict = make_policy(conditioning=conditioning)
+    with pytest.raises(ConfigError, match="this policy reads"):
+        evaluate(strict, TASKS, settings=SETTINGS, workers=1, progress=False, **tables)

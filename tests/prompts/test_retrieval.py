@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tensordict import TensorDict
 
 from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.errors import ConfigError
@@ -28,6 +29,13 @@ def reference(bank, observation, row, lookaheads, gain=10.0):
     i = min(range(len(frames)), key=lambda k: distances[k])
     parts = [prompt["action"][i], 10 * (now - frames[i])]
     thing, goal = slice(4, 7), slice(36, 39)
+    later = frames[min(i + lookaheads[0], len(frames) - 1)]
+    way = frames[i][:3] - now[:3]
+    carried = (later - frames[i])[3:6].norm() > 0.005
+    if carried:
+        way = way + frames[i][3:6] - now[3:6]
+    play = prompt["action"][i] + torch.cat([10 * way, torch.zeros(1)])
+    parts += [play.clamp(-1, 1), (10 * way).clamp(-1, 1), carried.float()[None]]
     for number, lookahead in enumerate(lookaheads):
         j = min(i + lookahead, len(frames) - 1)
         later = prompt["observation"][j]
@@ -61,6 +69,8 @@ def test_a_prompts_own_state_is_found_again(bank):
     observation = bank.prompts["observation"][2, 5]
     context = retrieval(observation, torch.tensor(2))
     assert torch.equal(context[:4], bank.prompts["action"][2, 5])
+    # On the prompt's own way there is nothing to correct.
+    torch.testing.assert_close(context[retrieval.parts["play"]], context[:4], rtol=0, atol=1e-5)
     distance = context[retrieval.parts["distance"]]
     torch.testing.assert_close(distance, torch.zeros(1), atol=1e-3, rtol=0)
 
@@ -115,9 +125,36 @@ def test_without_objects_the_normalised_state_is_compared(bank):
     parts = retrieval.parts
     assert parts["known"].start == parts["known"].stop
     assert parts["ahead_3"].stop - parts["ahead_3"].start == 39 + 39
+    assert parts["way"].start == parts["carried"].stop
     assert retrieval(observation, torch.tensor(1)).shape == (retrieval.features,)
 
 
 def test_lookaheads_are_checked(bank):
     with pytest.raises(ConfigError, match="lookaheads"):
         PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(0,))
+
+
+def test_what_is_carried_is_led_to_its_place_by_the_goal():
+    """The hand holds the thing, 10 cm short of where the demonstration's stood from the goal."""
+    steps = torch.zeros(1, 4, 39)
+    steps[0, :, 36] = 1.0
+    steps[0, :, 0] = steps[0, :, 4] = torch.tensor([0.0, 0.2, 0.4, 0.6])
+    entries = {
+        "observation": steps,
+        "action": torch.zeros(1, 4, 4),
+        "mask": torch.ones(1, 4, dtype=torch.bool),
+    }
+    bank = TrajectoryPromptBank(TensorDict(entries, [1, 4]), torch.tensor([0]), torch.tensor([0]))
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
+    now = steps[0, 1].clone()
+    now[[0, 4]] -= 0.05
+    parts, context = retrieval.parts, retrieval(now, torch.tensor(0))
+    assert context[parts["carried"]].item() == 1
+    torch.testing.assert_close(context[parts["play"]], torch.tensor([0.5, 0.0, 0.0, 0.0]))
+    steps[0, :, 4] = 0.7  # now the thing stands still, and it is the hand's place that counts
+    still = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
+    now = steps[0, 1].clone()
+    now[36] += 0.01
+    context = still(now, torch.tensor(0))
+    assert context[parts["carried"]].item() == 0
+    torch.testing.assert_close(context[parts["play"]], torch.zeros(4))

@@ -14,6 +14,7 @@ from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms import (
+    AbsentPromptTransform,
     ObservationGateTransform,
     PromptContextTransform,
     PromptEmbeddingTransform,
@@ -40,11 +41,21 @@ def make(name, bank):
         "text index": lambda: TextPromptTransform(TABLE, mode="index"),
         "trajectory": lambda: TrajectoryPromptTransform(bank),
         "trajectory index": lambda: index,
-        "gate": lambda: ObservationGateTransform([REACH]),
+        "gate": lambda: Compose(index, ObservationGateTransform([REACH])),
+        "absent": lambda: AbsentPromptTransform([("prompt", "trajectory_index")]),
     }[name]()
 
 
-ALL = ["text", "text index", "trajectory", "trajectory index", "gate", "context", "embedding"]
+ALL = [
+    "text",
+    "text index",
+    "trajectory",
+    "trajectory index",
+    "gate",
+    "absent",
+    "context",
+    "embedding",
+]
 
 
 def reach():
@@ -150,11 +161,11 @@ def test_the_buffer_holds_contexts_of_both_states(dataset, bank):
 
 
 def test_the_gate_is_random_on_a_buffer_and_decided_on_an_env(dataset):
-    transform = ObservationGateTransform([REACH], open_probability=0.25)
+    transform = ObservationGateTransform([REACH], open_probability=0.25, in_keys=["task_id"])
     batch = transform(dataset.transitions.clone())
     assert batch["prompt", "observation_gate"].mean().item() == pytest.approx(0.25, abs=0.1)
-    known = TransformedEnv(reach(), ObservationGateTransform([REACH]))
-    unknown = TransformedEnv(reach(), ObservationGateTransform([REACH + 1]))
+    known = TransformedEnv(reach(), ObservationGateTransform([REACH], in_keys=["task_id"]))
+    unknown = TransformedEnv(reach(), ObservationGateTransform([REACH + 1], in_keys=["task_id"]))
     assert known.rollout(2)["prompt", "observation_gate"].unique().tolist() == [1.0]
     assert unknown.rollout(2)["prompt", "observation_gate"].unique().tolist() == [0.0]
 
@@ -189,10 +200,12 @@ def test_the_encoder_runs_once_per_episode_without_gradient():
         lambda bank: TrajectoryPromptTransform(bank, choice="last"),
         lambda bank: TrajectoryPromptTransform(bank, prompts_per_task=1),
         lambda bank: ObservationGateTransform([1], open_probability=1.5),
+        lambda bank: TextPromptTransform(TABLE, mode="index", dropout=1.0),
+        lambda bank: TrajectoryPromptTransform(bank, mode="tensor", dropout=0.5),
     ],
 )
 def test_wrong_arguments(build, bank):
-    with pytest.raises(ValueError, match=r"unknown|must be|must have"):
+    with pytest.raises(ValueError, match=r"unknown|must be|must have|by its row"):
         build(bank)
 
 
@@ -201,3 +214,31 @@ def test_nothing_frozen_is_saved_with_a_buffer(dataset, bank):
     buffer = dataset.replay_buffer(4, transforms=transforms, seed=0)
     state = buffer.state_dict()["_transforms"]
     assert not [key for key in state if "table" in key or "_rows" in key]
+
+
+def test_prompts_are_left_out_at_random_on_a_buffer_and_never_on_an_env(dataset, bank):
+    text = TextPromptTransform(TABLE, mode="index", dropout=0.3)
+    trajectory = TrajectoryPromptTransform(bank, mode="index", dropout=0.3)
+    batch = Compose(text, trajectory)(dataset.transitions.clone())["prompt"]
+    missing = {key: batch[key] < 0 for key in ("text_index", "trajectory_index")}
+    for rows in missing.values():
+        assert rows.float().mean().item() == pytest.approx(0.3, abs=0.1)
+    both = (missing["text_index"] & missing["trajectory_index"]).float().mean().item()
+    assert both == pytest.approx(0.09, abs=0.06)  # each by itself
+    env = TransformedEnv(reach(), Compose(text.clone(), trajectory.clone()))
+    assert all((env.rollout(3)["prompt", key] >= 0).all() for key in missing)
+
+
+def test_without_a_demonstration_the_gate_is_open_and_the_context_empty(dataset, bank):
+    fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
+    transforms = Compose(
+        AbsentPromptTransform([("prompt", "trajectory_index")]),
+        PromptContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields)),
+        ObservationGateTransform([], open_probability=0.0),
+    )
+    batch = transforms(dataset.transitions[:8].clone())
+    assert (batch["prompt", "observation_gate"] == 1).all()
+    for context in (batch["prompt_context"], batch["next", "prompt_context"]):
+        assert (context == 0).all()
+    env = TransformedEnv(reach(), transforms.clone())
+    assert (env.rollout(2)["prompt", "observation_gate"] == 1).all()

@@ -1,0 +1,76 @@
+"""Retrieve and play: what one demonstration gives without any learning. The baseline to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules.networks import NetworkConfig
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+
+__all__ = ["RetrieveAndPlay", "retrieve_and_play_policy"]
+
+
+class RetrieveAndPlay(TensorDictModuleBase):
+    """Replay the action of the demonstration's nearest step, pulled back onto its way.
+
+    At every step, the demonstration's step at which things stood most nearly as they stand now is
+    looked up; its action and the pull are the part ``play`` of the context that
+    :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval` makes, and are described there.
+    Nothing is trained. Without an effector in the frame the bare action is replayed.
+
+    Args:
+        config: tells the layout of the context; its frame is that of the environments.
+        in_keys: default ``["prompt_context"]``.
+        out_keys: default ``["action"]``.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> policy = RetrieveAndPlay(NetworkConfig(prompt="trajectory"))
+        >>> width = NetworkConfig().context_parts["known"].stop
+        >>> policy(TensorDict({"prompt_context": torch.randn(5, width)}, [5]))["action"].shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        in_keys: Sequence[NestedKey] = ("prompt_context",),
+        out_keys: Sequence[NestedKey] = ("action",),
+    ) -> None:
+        super().__init__()
+        self.columns = config.context_parts["play"]
+        self.in_keys, self.out_keys = list(in_keys), list(out_keys)
+
+    @dispatch(auto_batch_size=False)
+    def forward(
+        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Write the action. Nothing is drawn: ``generator`` is there for callers of any policy."""
+        return tensordict.set(self.out_keys[0], tensordict.get(self.in_keys[0])[..., self.columns])
+
+
+def retrieve_and_play_policy(config: NetworkConfig | None = None) -> LLMDPDPolicy:
+    """:class:`RetrieveAndPlay` as a policy, to be prompted and evaluated like a trained one.
+
+    Args:
+        config: of the environments' family; default: Meta-World's. It must read a trajectory.
+
+    Raises:
+        ConfigError: if it does not.
+
+    Examples:
+        >>> retrieve_and_play_policy().config.prompt
+        'trajectory'
+    """
+    config = config or NetworkConfig(prompt="trajectory", trajectory_length=128)
+    if not config.retrieves:
+        raise ConfigError("retrieve and play needs a trajectory prompt that is retrieved from")
+    # It has nothing to know by heart, on any task.
+    return LLMDPDPolicy(config, RetrieveAndPlay(config), None, {"trained_task_ids": []})

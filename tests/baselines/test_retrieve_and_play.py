@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from llmdpd_torchrl.baselines import retrieve_and_play_policy
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate, make_policy_env
+from llmdpd_torchrl.modules import NetworkConfig
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+
+def test_one_demonstration_opens_a_window(dataset):
+    """No training, other placements than the demonstration's."""
+    bank = TrajectoryPromptBank.from_dataset(dataset, 128)
+    settings = EvaluationSettings(episodes_per_task=3, max_steps=200)
+    episodes = evaluate(
+        retrieve_and_play_policy(), ["window-open-v3"], bank=bank, settings=settings,
+        workers=1, progress=False,
+    )  # fmt: skip
+    assert all(episode.success for episode in episodes)
+
+
+def test_it_acts_in_a_rollout(dataset):
+    bank = TrajectoryPromptBank.from_dataset(dataset, 128)
+    policy = retrieve_and_play_policy()
+    settings = EvaluationSettings(episodes_per_task=1, max_steps=5)
+    env = make_policy_env(policy, "reach-v3", text_table=None, bank=bank, settings=settings)
+    rollout = env.rollout(5, policy.actor)
+    assert rollout["action"].shape == (5, 4)
+    assert env.action_spec.is_in(rollout["action"][0])
+    play = rollout["prompt_context"][:, policy.config.context_parts["play"]]
+    assert torch.equal(rollout["action"], play)
+
+
+def test_it_needs_a_trajectory_to_retrieve_from():
+    for config in (NetworkConfig(prompt="text"), NetworkConfig(conditioning="pooled")):
+        with pytest.raises(ConfigError, match="trajectory prompt"):
+            retrieve_and_play_policy(config)
