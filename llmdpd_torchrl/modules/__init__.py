@@ -16,6 +16,7 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TextHead,
     TrajectoryEncoder,
 )
+from llmdpd_torchrl.modules.prompted import PromptedPolicy
 from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
 from llmdpd_torchrl.modules.selection import SELECTIONS, QSelectedActor
@@ -37,6 +38,7 @@ __all__ = [
     "ObservationFeatures",
     "PromptEncoder",
     "PromptNetwork",
+    "PromptedPolicy",
     "QSelectedActor",
     "QValueNetwork",
     "ReverseStep",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tensordict import TensorDictBase
 
 from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.files import read_document, write_atomic, write_json
 from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
+from llmdpd_torchrl.modules.prompted import PromptedPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 __all__ = ["LLMDPDPolicy"]
@@ -63,6 +66,24 @@ class LLMDPDPolicy:
     ) -> LLMDPDPolicy:
         """The policy of networks that were trained; the critics are left behind."""
         return cls(config, networks.actor, networks.encoder, info)
+
+    def prompt(
+        self,
+        *,
+        text: str | torch.Tensor | None = None,
+        trajectories: TensorDictBase | Sequence[TensorDictBase] = (),
+        trained_task: bool = False,
+    ) -> PromptedPolicy:
+        """Tell the policy a task: the result acts on plain observations, without fine-tuning.
+
+        Args:
+            text: the task in words, or its embedding.
+            trajectories: demonstrations, from an expert, a dataset or the user.
+            trained_task: whether it was trained on this very task.
+
+        See :class:`~llmdpd_torchrl.modules.PromptedPolicy`, also for what is raised.
+        """
+        return PromptedPolicy(self, text=text, trajectories=trajectories, trained_task=trained_task)
 
     def prompt_network(
         self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
