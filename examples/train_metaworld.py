@@ -25,6 +25,7 @@ from llmdpd_torchrl.errors import ConfigError, UserError
 # should not wait for torch.
 
 Settings = TypeVar("Settings")
+STAGES = ("embed", "collect", "train", "evaluate", "film")
 
 
 @dataclasses.dataclass
@@ -78,6 +79,8 @@ def prepare(cfg: DictConfig) -> Run:
     read(CollectionSettings, collection_settings(cfg), "data")
     read(EvaluationSettings, evaluation_settings(cfg), "evaluation")
     read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
+    if cfg.until not in STAGES:
+        raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
     if set(cfg.force) - {"train", "evaluate"}:
         raise ConfigError(f"force is {list(cfg.force)}: it lists stages, train and evaluate")
     for key in ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "video.every"):
@@ -384,10 +387,10 @@ def main(cfg: DictConfig) -> None:
         # Not before: importing torchrl, which the preparation does, sets the level itself.
         logging.getLogger("torchrl").setLevel(logging.WARNING)
         write_environment(run)
-        for stage in (embed, collect, train, evaluate, film):
+        for stage in STAGES[: STAGES.index(cfg.until) + 1]:
             begun = time.monotonic()
-            stage(run)
-            run.seconds[stage.__name__] = round(time.monotonic() - begun, 1)
+            globals()[stage](run)
+            run.seconds[stage] = round(time.monotonic() - begun, 1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,6 +17,7 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TrajectoryEncoder,
 )
 from llmdpd_torchrl.modules.prompted import PromptedPolicy
+from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
 from llmdpd_torchrl.modules.selection import SELECTIONS, QSelectedActor
@@ -41,6 +42,7 @@ __all__ = [
     "PromptedPolicy",
     "QSelectedActor",
     "QValueNetwork",
+    "ResidualDenoiser",
     "ReverseStep",
     "Sampler",
     "SinusoidalTimeEmbedding",

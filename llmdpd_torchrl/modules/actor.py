@@ -12,6 +12,7 @@ from torchrl.modules import SafeModule
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
+from llmdpd_torchrl.modules.residual import ResidualDenoiser
 
 __all__ = ["DiffusionActor"]
 
@@ -30,6 +31,8 @@ class DiffusionActor(SafeModule):
         conditioner (nn.Module, optional): maps the tensors of ``in_keys`` to [*, C]. Defaults to
             their concatenation.
         hidden, activation, time_dim: of the default network, see :class:`MLPDenoiser`.
+        base (slice, optional): columns of the condition that hold an action; the network then
+            learns how actions differ from it, see :class:`ResidualDenoiser`.
         num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.
         out_keys (sequence of NestedKey): defaults to ``["action"]``.
@@ -65,6 +68,7 @@ class DiffusionActor(SafeModule):
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
         time_dim: int = 16,
+        base: slice | None = None,
         num_steps: int = 5,
         schedule: str = "vp",
         prediction: str = "epsilon",
@@ -79,6 +83,8 @@ class DiffusionActor(SafeModule):
             if condition_dim is None:
                 raise ValueError("give condition_dim (for the default network) or a score_network")
             score_network = MLPDenoiser(action_dim, condition_dim, hidden, activation, time_dim)
+        if base is not None:
+            score_network = ResidualDenoiser(score_network, base, num_steps, schedule, prediction)
         module = DiffusionModule(
             score_network,
             action_dim,

@@ -51,6 +51,8 @@ class NetworkConfig:
         frame: how prompts are compared with the present, see
             :class:`~llmdpd_torchrl.prompts.frames.FrameSpec`; its fields are the observation's.
         lookaheads: of the context, see :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval`.
+        around_prompt: where the actor retrieves, let it learn how actions differ from what the
+            prompt suggests, see :class:`~llmdpd_torchrl.modules.ResidualDenoiser`.
         action_dim: A.
         text_dim: D, the width of the frozen text embedding.
         text_features: width of h_ψ's output.
@@ -89,6 +91,7 @@ class NetworkConfig:
     observation_scales: Sequence[float] = ()
     frame: FrameSpec = METAWORLD_FRAME
     lookaheads: Sequence[int] = (3,)
+    around_prompt: bool = True
     action_dim: int = 4
     text_dim: int = 576
     text_features: int = 32
@@ -234,15 +237,20 @@ def make_networks(
     if config.retrieves:
         condition_dim += 1 + context_dim
     conditioner: ObservationConditioner
+    base = None
     if config.retrieves:
         gated = known.stop - known.start
         conditioner = GatedConditioner(copy.deepcopy(features), gated_context=gated)
+        if config.around_prompt:
+            play, before = config.context_parts["play"], features.out_features + 1
+            base = slice(before + play.start, before + play.stop)
     else:
         conditioner = ObservationConditioner(copy.deepcopy(features))
     actor = DiffusionActor(
         config.action_dim,
         condition_dim,
         conditioner=conditioner,
+        base=base,
         hidden=config.hidden,
         activation=config.activation,
         num_steps=config.diffusion_steps,

@@ -1,0 +1,90 @@
+"""Controls: the same policy on the same episodes, shown less, other or spoilt prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+__all__ = ["CONTROLS", "apply_control", "shuffle_steps", "swap_prompts"]
+
+#: What a policy is shown: all it reads; one of the prompts, or neither; those of another task; a
+#: trajectory whose steps are out of order.
+CONTROLS = ("both", "text", "trajectory", "none", "wrong", "shuffled")
+
+
+def apply_control(
+    control: str,
+    tasks: Sequence[str],
+    text_table: Tensor | None,
+    bank: TrajectoryPromptBank | None,
+) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
+    """The tables of prompts that a policy is evaluated with under a control.
+
+    Args:
+        control: one of :data:`CONTROLS`.
+        tasks: Meta-World tasks that are evaluated.
+        text_table: ``[T, D]`` text embeddings by task id.
+        bank: trajectory prompts.
+
+    Returns:
+        text table and bank, ``None`` for what is not shown.
+
+    Raises:
+        ConfigError: if the control is unknown, or ``"wrong"`` is asked for a single task.
+
+    Examples:
+        >>> apply_control("none", ["reach-v3"], torch.zeros(50, 6), None)
+        (None, None)
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
+    if control == "wrong":
+        return swap_prompts(tasks, text_table, bank)
+    if control == "shuffled":
+        return text_table, None if bank is None else shuffle_steps(bank)
+    shows_text, shows_trajectory = control in ("both", "text"), control in ("both", "trajectory")
+    return (text_table if shows_text else None), (bank if shows_trajectory else None)
+
+
+def swap_prompts(
+    tasks: Sequence[str], text_table: Tensor | None, bank: TrajectoryPromptBank | None
+) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
+    """Show every task the prompts, text and trajectory, of the task half the list further on.
+
+    Half the list, because neighbours in it are often relatives (door-lock, door-unlock).
+
+    Raises:
+        ConfigError: if there is only one task, which has no other's prompts to be shown.
+    """
+    if len(tasks) < 2:
+        raise ConfigError("wrong prompts need at least two tasks: evaluate more")
+    names = METAWORLD_TASKS.check(tasks)
+    ids = torch.tensor([METAWORLD_TASKS.index(name) for name in names])
+    other = ids.roll(-(len(ids) // 2))
+    if text_table is not None:
+        swapped = text_table.clone()
+        swapped[ids] = text_table[other]
+        text_table = swapped
+    if bank is not None:
+        renamed = torch.arange(len(METAWORLD_TASKS))
+        renamed[other] = ids  # what was the prompt of ``other`` is shown to ``ids``
+        # A prompt of no trajectory in the training data: it is not the shown task's own.
+        bank = TrajectoryPromptBank(
+            bank.prompts, renamed[bank.task_id], torch.full_like(bank.trajectory_id, -1)
+        )
+    return text_table, bank
+
+
+def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPromptBank:
+    """The same prompts with the steps of each in random order; padding stays at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(bank.prompts["mask"].shape, generator=generator)
+    order = order.masked_fill(~bank.prompts["mask"], 2.0).argsort(dim=-1)
+    rows = torch.arange(len(bank)).unsqueeze(-1)
+    return TrajectoryPromptBank(bank.prompts[rows, order], bank.task_id, bank.trajectory_id)

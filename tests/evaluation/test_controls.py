@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from llmdpd_torchrl.data import METAWORLD_TASKS
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation.controls import (
+    CONTROLS,
+    apply_control,
+    shuffle_steps,
+    swap_prompts,
+)
+
+TABLE = torch.arange(50.0).unsqueeze(-1)
+REACH, WINDOW = (METAWORLD_TASKS.index(f"{name}-v3") for name in ("reach", "window-open"))
+TASKS = ("reach-v3", "window-open-v3")
+
+
+@pytest.mark.parametrize(
+    ("control", "text", "trajectory"),
+    [
+        ("both", True, True),
+        ("text", True, False),
+        ("trajectory", False, True),
+        ("none", False, False),
+    ],
+)
+def test_what_is_shown(bank, control, text, trajectory):
+    shown = apply_control(control, TASKS, TABLE, bank)
+    assert (shown[0] is TABLE, shown[1] is bank) == (text, trajectory)
+    assert [value is None for value in shown] == [not text, not trajectory]
+
+
+def test_every_task_is_shown_anothers_prompts(bank):
+    table, swapped = swap_prompts(TASKS, TABLE, bank)
+    assert (table[REACH].item(), table[WINDOW].item()) == (WINDOW, REACH)
+    others = [task for task in range(50) if task not in (REACH, WINDOW)]
+    assert torch.equal(table[others], TABLE[others])
+    for task, other in ((REACH, WINDOW), (WINDOW, REACH)):
+        shown = swapped.prompts[swapped.rows_of(task)]
+        assert (shown == bank.prompts[bank.rows_of(other)]).all()
+
+
+def test_no_task_keeps_its_own_and_none_gets_anothers_twice():
+    tasks = METAWORLD_TASKS.names[:7]
+    table, _ = swap_prompts(tasks, TABLE, None)
+    ids = [METAWORLD_TASKS.index(name) for name in tasks]
+    shown = table[ids].squeeze(-1).tolist()
+    assert sorted(shown) == sorted(ids)
+    assert all(given != own for given, own in zip(shown, ids, strict=True))
+
+
+def test_shuffling_keeps_the_steps_and_the_padding(bank):
+    bank.prompts["mask"][:, 12:] = False
+    shuffled = shuffle_steps(bank)
+    assert torch.equal(shuffled.prompts["mask"], bank.prompts["mask"])
+    before, after = (b.prompts["observation"][:, :12] for b in (bank, shuffled))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(before.sort(dim=1).values, after.sort(dim=1).values)
+    assert torch.equal(shuffle_steps(bank).prompts["action"], shuffled.prompts["action"])
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ConfigError, match=f"use one of {', '.join(CONTROLS)}"):
+        apply_control("nothing", TASKS, TABLE, None)
+    with pytest.raises(ConfigError, match="at least two tasks"):
+        apply_control("wrong", TASKS[:1], TABLE, None)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules import (
+    PREDICTIONS,
+    DiffusionActor,
+    DiffusionModule,
+    MLPDenoiser,
+    ResidualDenoiser,
+)
+
+BASE = slice(1, 3)
+
+
+def make(prediction, steps=5, schedule="vp"):
+    torch.manual_seed(0)
+    network = MLPDenoiser(2, 4, hidden=(16,))
+    residual = ResidualDenoiser(network, BASE, steps, schedule, prediction)
+    bounds = (-1e9, 1e9)  # clipping is of actions, not of differences
+    options = {"num_steps": steps, "schedule": schedule, "prediction": prediction}
+    of_actions = DiffusionModule(residual, 2, action_bounds=bounds, **options).double()
+    of_differences = DiffusionModule(network, 2, action_bounds=bounds, **options).double()
+    return of_actions, of_differences
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("steps", "schedule"), [(5, "vp"), (20, "cosine")])
+def test_it_is_a_diffusion_of_the_differences(prediction, steps, schedule):
+    """Loss and samples are those that the inner network gives for a - b."""
+    of_actions, of_differences = make(prediction, steps, schedule)
+    condition, action = torch.randn(6, 4).double(), torch.randn(6, 2).double()
+    base = condition[:, BASE]
+    step = torch.randint(steps, (6,))
+    torch.manual_seed(1)
+    noisy, noise = of_actions.add_noise(action, step)
+    torch.manual_seed(1)
+    noisy_difference, _ = of_differences.add_noise(action - base, step)
+    errors = [
+        module.denoise(x, condition, step) - module.target(a, noise, step)
+        for module, x, a in (
+            (of_actions, noisy, action),
+            (of_differences, noisy_difference, action - base),
+        )
+    ]
+    torch.testing.assert_close(errors[0], errors[1])
+    latent = torch.randn(6, 2).double()
+    samples = []
+    for module, start, offset in (
+        (of_actions, latent, 0.0),
+        (of_differences, latent - of_actions.schedule.alpha_bar[-1] ** 0.5 * base, base),
+    ):
+        generator = torch.Generator().manual_seed(2)
+        samples.append(offset + module.sample(condition, latent=start, generator=generator))
+    torch.testing.assert_close(samples[0], samples[1])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_preconditioning_changes_nothing(prediction):
+    of_actions, _ = make(prediction)
+    condition, noisy = torch.randn(3, 6, 4).double(), torch.randn(3, 6, 2).double()
+    for step, layer in enumerate(of_actions.score_network.precondition(condition, range(5))):
+        direct = of_actions.denoise(noisy, condition, step)
+        torch.testing.assert_close(of_actions.score_network(noisy, layer), direct)
+
+
+def test_a_network_that_predicts_nothing_copies_the_base():
+    actor = DiffusionActor(2, 4, base=BASE, prediction="v", in_keys=["observation"], hidden=(8,))
+    for parameter in actor.parameters():
+        torch.nn.init.zeros_(parameter)
+    condition = torch.rand(50, 4) - 0.5
+    actions = actor.module.sample(condition, deterministic=True)
+    untrained = DiffusionActor(2, 4, prediction="v", in_keys=["observation"], hidden=(8,))
+    for parameter in untrained.parameters():
+        torch.nn.init.zeros_(parameter)
+    centre = untrained.module.sample(condition, deterministic=True)
+    # Both shrink towards what they are about; only one of them is about the base.
+    assert (actions - condition[:, BASE]).abs().max() < 0.2
+    assert (centre - condition[:, BASE]).abs().max() > 0.4
+
+
+@pytest.mark.parametrize("base", [slice(0, 3), slice(3, 5), slice(-2, 0)])
+def test_a_base_that_is_no_action_is_refused(base):
+    with pytest.raises(ConfigError, match="the base action is columns"):
+        ResidualDenoiser(MLPDenoiser(2, 4), base, 5)
