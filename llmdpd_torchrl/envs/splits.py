@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.errors import ConfigError
 
-__all__ = ["ML10_HELD_OUT", "ML10_TRAIN", "ML45_HELD_OUT", "SPLITS", "TaskSplit", "make_split"]
+__all__ = [
+    "ML10_HELD_OUT",
+    "ML10_TRAIN",
+    "ML45_HELD_OUT",
+    "ML45_VALIDATION",
+    "SPLITS",
+    "TaskSplit",
+    "make_split",
+]
 
 ML10_TRAIN = (
     "reach-v3",
@@ -85,6 +93,17 @@ class TaskSplit:
             )
 
 
+ML45_VALIDATION = (
+    "shelf-place-v3",
+    "pick-out-of-hole-v3",
+    "peg-unplug-side-v3",
+    "lever-pull-v3",
+    "dial-turn-v3",
+    "push-back-v3",
+)
+"""Training tasks of ML45 that a choice of design may be judged on, when left out of the training:
+its five held-out tasks stay for the result."""
+
 SPLITS = {
     "ml10": TaskSplit("ml10", ML10_TRAIN, ML10_HELD_OUT),
     "ml45": TaskSplit(
@@ -92,8 +111,17 @@ SPLITS = {
         tuple(name for name in METAWORLD_TASKS.names if name not in ML45_HELD_OUT),
         ML45_HELD_OUT,
     ),
+    "ml45_validation": TaskSplit(
+        "ml45_validation",
+        tuple(
+            name
+            for name in METAWORLD_TASKS.names
+            if name not in ML45_HELD_OUT and name not in ML45_VALIDATION
+        ),
+        ML45_VALIDATION,
+    ),
 }
-"""The named splits; the task lists are Meta-World's own."""
+"""The named splits; ML10's and ML45's task lists are Meta-World's own."""
 
 
 def make_split(

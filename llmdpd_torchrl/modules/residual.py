@@ -37,7 +37,8 @@ class ResidualDenoiser(nn.Module):
     With :math:`y = a - b` and :math:`y_k = a_k - \sqrt{\bar\alpha_k} b`, the noised y under the
     same noise, the network reads :math:`y_k` and its output is brought back: noise is the same for
     both, the clean action is :math:`b + \hat y`, the velocity :math:`\hat v_y -
-    \sqrt{1 - \bar\alpha_k} b`. So this is an exact change of variables: loss, samplers and clipping are those of actions.
+    \sqrt{1 - \bar\alpha_k} b`. So this is an exact change of variables: loss, samplers and clipping
+    are those of actions.
 
     What it is for: a network that predicts actions has to learn to copy what the prompt suggests,
     and on a task that it never saw falls back to the mean of those it did. One that predicts the

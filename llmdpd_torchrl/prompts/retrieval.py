@@ -80,7 +80,7 @@ class PromptRetrieval:
         fields: Mapping[str, Sequence[int]],
         *,
         lookaheads: Sequence[int] = (3,),
-        gain: float = 10.0,
+        gain: float = 20.0,
         moving: float = 0.005,
     ) -> None:
         observations = bank.prompts["observation"]

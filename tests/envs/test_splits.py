@@ -11,6 +11,12 @@ def test_named_splits_are_metaworlds(name, official):
     assert set(SPLITS[name].held_out) == set(official["test"])
 
 
+def test_the_validation_split_leaves_the_unseen_tasks_alone():
+    split, ml45 = SPLITS["ml45_validation"], SPLITS["ml45"]
+    assert set(split.tasks) == set(ml45.train)
+    assert not set(split.tasks) & set(ml45.held_out)
+
+
 def test_a_list_replaces_one_side_of_a_named_split():
     split = make_split("ml10", held_out=["lever-pull-v3"])
     assert split.train == SPLITS["ml10"].train

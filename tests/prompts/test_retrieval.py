@@ -11,7 +11,7 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 FIELDS = METAWORLD_OBSERVATION_LAYOUT["fields"]
 
 
-def reference(bank, observation, row, lookaheads, gain=10.0):
+def reference(bank, observation, row, lookaheads, gain=20.0):
     """The same context, one transition at a time and without any algebra."""
 
     def frame(o):
@@ -34,8 +34,8 @@ def reference(bank, observation, row, lookaheads, gain=10.0):
     carried = (later - frames[i])[3:6].norm() > 0.005
     if carried:
         way = way + frames[i][3:6] - now[3:6]
-    play = prompt["action"][i] + torch.cat([10 * way, torch.zeros(1)])
-    parts += [play.clamp(-1, 1), (10 * way).clamp(-1, 1), carried.float()[None]]
+    play = prompt["action"][i] + torch.cat([gain * way, torch.zeros(1)])
+    parts += [play.clamp(-1, 1), (gain * way).clamp(-1, 1), carried.float()[None]]
     for number, lookahead in enumerate(lookaheads):
         j = min(i + lookahead, len(frames) - 1)
         later = prompt["observation"][j]
@@ -135,7 +135,7 @@ def test_lookaheads_are_checked(bank):
 
 
 def test_what_is_carried_is_led_to_its_place_by_the_goal():
-    """The hand holds the thing, 10 cm short of where the demonstration's stood from the goal."""
+    """The hand holds the thing, 3 cm short of where the demonstration's stood from the goal."""
     steps = torch.zeros(1, 4, 39)
     steps[0, :, 36] = 1.0
     steps[0, :, 0] = steps[0, :, 4] = torch.tensor([0.0, 0.2, 0.4, 0.6])
@@ -147,10 +147,10 @@ def test_what_is_carried_is_led_to_its_place_by_the_goal():
     bank = TrajectoryPromptBank(TensorDict(entries, [1, 4]), torch.tensor([0]), torch.tensor([0]))
     retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
     now = steps[0, 1].clone()
-    now[[0, 4]] -= 0.05
+    now[[0, 4]] -= 0.03
     parts, context = retrieval.parts, retrieval(now, torch.tensor(0))
     assert context[parts["carried"]].item() == 1
-    torch.testing.assert_close(context[parts["play"]], torch.tensor([0.5, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(context[parts["play"]], torch.tensor([0.6, 0.0, 0.0, 0.0]))
     steps[0, :, 4] = 0.7  # now the thing stands still, and it is the hand's place that counts
     still = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
     now = steps[0, 1].clone()

@@ -1,0 +1,307 @@
+"""Success on tasks that were never trained on, by their prompts alone: ``results/unseen.json``.
+
+Every variant is trained on ML45's 45 training tasks, once a seed, and evaluated without fine-tuning
+on the five that ML45 holds out, on the same goals, which neither the training nor the prompts use.
+``pooled`` is the paper's conditioning; ``tokens`` reads the trajectory prompt as a function of the
+observation; ``retrieve_and_play`` replays the prompt and is not trained. All were trained, where
+they are, with prompts left out at random, so that one policy serves all controls: both prompts, one
+of them, none, those of another task (``wrong``), and a trajectory out of order (``shuffled``). The
+prompts are one text and the first successful demonstration of the task.
+
+Design choices belong to ``--split ml45_validation``, which holds six of the training tasks out
+instead and writes its figures apart.
+
+What is trained (``outputs/``) or evaluated (``results/unseen/*.csv``, a row an episode) is not done
+again: a run that was stopped goes on.
+
+    python benchmarks/unseen.py                          # three seeds, hours
+    python benchmarks/unseen.py --variants retrieve_and_play
+    python benchmarks/unseen.py --check                  # recompute the figures from the kept files
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, check_figures, write_figures
+from scipy.stats import bootstrap
+
+from llmdpd_torchrl.baselines import retrieve_and_play_policy
+from llmdpd_torchrl.data import TrajectoryDataset
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.envs.splits import TaskSplit, make_split
+from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.evaluation.controls import apply_control
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
+from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.prompts import text_embedding_table
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+ROOT = Path(__file__).parents[1]
+CONTROLS = ("both", "text", "trajectory", "none", "wrong", "shuffled")
+#: Overrides of ``preset=ml45``; ``None``: not trained.
+VARIANTS: dict[str, tuple[str, ...] | None] = {
+    "pooled": ("network.conditioning=pooled",),
+    "tokens": (),
+    "retrieve_and_play": None,
+}
+PROMPT_LENGTH = 128  # of the preset
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy under one control on one group of tasks."""
+
+    variant: str
+    seed: int
+    control: str
+    group: str
+
+    def path(self, keep: Path) -> Path:
+        """Where its episodes are kept."""
+        return keep / f"{self.variant}-seed{self.seed}-{self.control}-{self.group}.csv"
+
+
+def arms(variants: Iterable[str], seeds: Sequence[int]) -> list[Arm]:
+    """All arms, policy by policy."""
+    found = []
+    for variant in variants:
+        trained = VARIANTS[variant] is not None
+        for seed in seeds if trained else (0,):
+            controls = CONTROLS if trained else ("trajectory", "wrong", "shuffled")
+            found += [Arm(variant, seed, control, "unseen") for control in controls]
+            found.append(Arm(variant, seed, controls[0], "seen"))
+    return found
+
+
+def make_policy(arm: Arm, options: argparse.Namespace) -> LLMDPDPolicy:
+    """The arm's policy, trained if it is not there yet."""
+    overrides = VARIANTS[arm.variant]
+    if overrides is None:
+        return retrieve_and_play_policy()
+    name = f"{options.split}-{arm.variant}-seed{arm.seed}"
+    command = [
+        sys.executable, "examples/train_metaworld.py", "preset=ml45", "until=train",
+        f"name={name}", f"seed={arm.seed}", f"tasks.split={options.split}",
+        f"data.folder={options.data.resolve()}", *overrides, *options.override,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True)
+    return LLMDPDPolicy.from_pretrained(ROOT / "outputs" / name / "checkpoint")
+
+
+def make_bank(group: str, tasks: Sequence[str], options: argparse.Namespace) -> Any:
+    """One demonstration of each task: of the training data for seen tasks, else a support set."""
+    folder = options.data / ("train" if group == "seen" else "support")
+    dataset = TrajectoryDataset.load(folder, tasks)
+    return TrajectoryPromptBank.from_dataset(
+        dataset, PROMPT_LENGTH, max_per_task=1, trained_on=group == "seen"
+    )
+
+
+def run(arm: Arm, split: TaskSplit, options: argparse.Namespace) -> None:
+    """Evaluate an arm, unless that is done, and keep its episodes."""
+    path = arm.path(options.keep)
+    if path.exists():
+        print(f"{path.stem}: kept")
+        return
+    policy = make_policy(arm, options)
+    tasks = split.train if arm.group == "seen" else split.held_out
+    seen = arm.group == "seen"
+    settings = EvaluationSettings(
+        episodes_per_task=options.seen_episodes if seen else options.episodes
+    )
+    table = text_embedding_table(METAWORLD_TASKS.names)
+    table, bank = apply_control(arm.control, tasks, table, make_bank(arm.group, tasks, options))
+    print(path.stem, flush=True)
+    episodes = evaluate(
+        policy, tasks, text_table=table, bank=bank, settings=settings, workers=options.workers
+    )
+    names = [field.name for field in fields(EpisodeResult)]
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(names)
+            writer.writerows([getattr(episode, name) for name in names] for episode in episodes)
+
+    options.keep.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, write)
+
+
+def read(path: Path) -> list[EpisodeResult]:
+    """Episodes as they were kept."""
+    with path.open(newline="") as file:
+        return [
+            EpisodeResult(
+                task=row["task"],
+                goal_index=int(row["goal_index"]),
+                success=row["success"] == "True",
+                success_at_end=row["success_at_end"] == "True",
+                episode_return=float(row["episode_return"]),
+                length=int(row["length"]),
+                error=row["error"] or None,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def by_task(episodes: Sequence[EpisodeResult]) -> dict[str, list[float]]:
+    """Successes of each task, by goal."""
+    found: dict[str, list[float]] = {}
+    for episode in sorted(episodes, key=lambda e: e.goal_index):
+        found.setdefault(episode.task, []).append(float(episode.success))
+    return found
+
+
+def mean_success(results: Sequence[Sequence[EpisodeResult]]) -> float:
+    """Mean over seeds and tasks, in percent."""
+    return 100 * statistics.mean(
+        statistics.mean(statistics.mean(goals) for goals in by_task(episodes).values())
+        for episodes in results
+    )
+
+
+def paired_interval(
+    ours: Sequence[Sequence[EpisodeResult]], theirs: Sequence[EpisodeResult]
+) -> tuple[float, float]:
+    """Bootstrap interval (95 %) of the difference on the same goals, resampled within each task.
+
+    Ours is the mean over its seeds, which the interval takes as they are.
+    """
+    seeds = [by_task(episodes) for episodes in ours]
+    other = by_task(theirs)
+    differences = [
+        np.mean([seed[task] for seed in seeds], axis=0) - np.array(goals)
+        for task, goals in other.items()
+    ]
+
+    def statistic(*samples: Any, axis: int = -1) -> Any:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    interval = bootstrap(
+        differences, statistic, n_resamples=9999, method="percentile", rng=0
+    ).confidence_interval
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def figures(keep: Path) -> dict[str, float]:
+    """All figures, from the kept files."""
+    kept: dict[tuple[str, str, str], list[list[EpisodeResult]]] = {}
+    for path in sorted(keep.glob("*.csv")):
+        variant, _, control, group = path.stem.rsplit("-", 3)
+        kept.setdefault((variant, control, group), []).append(read(path))
+    found: dict[str, float] = {}
+    for (variant, control, group), results in kept.items():
+        main = control == ("trajectory" if VARIANTS[variant] is None else "both")
+        name = f"{group}_{variant}" + ("" if main else f"_{control}")
+        found[name.replace("_wrong", "_wrong_prompt")] = mean_success(results)
+        found[f"seeds_{group}_{variant}_{control}"] = len(results)
+    if "unseen_tokens_none" in found:
+        found["unseen_no_prompt"] = found["unseen_tokens_none"]
+    ours = kept.get(("tokens", "both", "unseen"))
+    theirs = kept.get(("retrieve_and_play", "trajectory", "unseen"))
+    if ours and theirs:
+        low, high = paired_interval(ours, theirs[0])
+        found["tokens_minus_retrieve_and_play_low"] = low
+        found["tokens_minus_retrieve_and_play_high"] = high
+    return found
+
+
+def write_table(keep: Path, path: Path) -> None:
+    """Markdown: a row an arm, all its seeds together, with the interval over their episodes."""
+    rows: dict[tuple[str, str, str], list[EpisodeResult]] = {}
+    for file in sorted(keep.glob("*.csv")):
+        variant, _, control, group = file.stem.rsplit("-", 3)
+        rows.setdefault((variant, control, group), []).extend(read(file))
+    tasks = sorted({e.task for key, found in rows.items() if key[2] == "unseen" for e in found})
+    lines = [
+        f"| variant | shown | {' | '.join(tasks)} | unseen, % (95 %) |",
+        "|---|---|" + "---:|" * (len(tasks) + 1),
+    ]
+    for (variant, control, group), episodes in rows.items():
+        if group != "unseen":
+            continue
+        summary = summarise(episodes, [], tasks)
+        cells = [f"{100 * task.success_rate:.0f}" for task in summary.tasks]
+        mean = summary.unseen
+        assert mean is not None
+        whole = f"{100 * mean.success_rate:.0f} ({100 * mean.low:.0f}-{100 * mean.high:.0f})"
+        lines.append(f"| {variant} | {control} | {' | '.join(cells)} | {whole} |")
+    write_atomic(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+
+
+def plot(found: Mapping[str, float], path: Path) -> None:
+    """Bars of all variants under all controls."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(VARIANTS)
+    for number, variant in enumerate(VARIANTS):
+        heights = []
+        for control in CONTROLS:
+            main = control == ("trajectory" if VARIANTS[variant] is None else "both")
+            name = f"unseen_{variant}" + ("" if main else f"_{control}")
+            heights.append(found.get(name.replace("_wrong", "_wrong_prompt"), float("nan")))
+        places = [index + (number - 1) * width for index in range(len(CONTROLS))]
+        bars = axis.bar(places, heights, width, label=variant.replace("_", " "))
+        axis.bar_label(bars, fmt="%.0f", fontsize=8)
+    axis.set_xticks(range(len(CONTROLS)), CONTROLS)
+    axis.set(ylabel="success on unseen tasks, %", ylim=(0, 105), xlabel="prompts that are shown")
+    axis.legend()
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def main() -> int:
+    """Run what is missing and write the figures, or check them against the kept files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", choices=["ml45", "ml45_validation"], default="ml45")
+    parser.add_argument("--episodes", type=int, default=25, help="of each unseen task")
+    parser.add_argument("--seen-episodes", type=int, default=3, help="of each seen task")
+    parser.add_argument("--data", type=Path, default=ROOT / "data_cache" / "metaworld_ml45")
+    parser.add_argument("--workers", type=int, help="processes of the evaluation")
+    parser.add_argument("--keep", type=Path, help="folder of the episodes")
+    parser.add_argument("--override", nargs="*", default=[], help="more settings of the training")
+    parser.add_argument("--check", action="store_true", help="recompute from the kept files")
+    options = parser.parse_args()
+    name = "unseen" if options.split == "ml45" else "unseen_validation"
+    options.keep = options.keep or RESULTS / name
+    if options.check:
+        return check_figures(name, figures(options.keep), tolerance=1e-9)
+    split = make_split(options.split)
+    try:
+        for arm in arms(options.variants, options.seeds):
+            run(arm, split, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = figures(options.keep)
+    if options.keep == RESULTS / name:
+        raw = {path.stem: f"{name}/{path.name}" for path in sorted(options.keep.glob("*.csv"))}
+        write_figures(name, found, raw, f"python benchmarks/unseen.py --split {options.split}")
+        write_table(options.keep, RESULTS / f"{name}.md")
+        plot(found, RESULTS / f"{name}.png")
+    else:
+        for figure, value in found.items():
+            print(f"{figure}: {value:.4g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
