@@ -231,6 +231,7 @@ def fit(run: Run) -> Any:
         bank=run.training_bank,
         prompts_per_task=cfg.trajectory_prompt.per_task,
         open_probability=cfg.trajectory_prompt.open_probability,
+        augment=cfg.trajectory_prompt.augment,
     )
     loss_options = dict(cfg.loss)
     gamma = loss_options.pop("gamma")

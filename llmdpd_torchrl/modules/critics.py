@@ -22,11 +22,13 @@ class QValueNetwork(nn.Module):
 
     Args:
         in_features (int): summed width of the inputs, the observation's after
-            ``observation_module``.
+            ``observation_module``, or of the action and what the ``conditioner`` makes.
         hidden (sequence of int): widths of the hidden layers.
         activation (str): one of :data:`~llmdpd_torchrl.modules.ACTIVATIONS`.
         observation_module (nn.Module, optional): applied to the observation first, for instance a
             normaliser.
+        conditioner (nn.Module, optional): maps all inputs but the action to one vector, like an
+            actor's; instead of ``observation_module``.
         layer_norm (bool): normalise before each activation. It bounds what the critic makes of
             actions that the data does not hold, which a bootstrapped target else drives up (Ball et
             al. 2023, section 4.2).
@@ -44,27 +46,34 @@ class QValueNetwork(nn.Module):
         activation: str = "mish",
         observation_module: nn.Module | None = None,
         layer_norm: bool = False,
+        conditioner: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if conditioner is not None and observation_module is not None:
+            raise ConfigError("give a critic a conditioner or an observation_module, not both")
         self.in_features = in_features
         self.observation_module = observation_module
+        self.conditioner = conditioner
         self.mlp = make_mlp(in_features, hidden, 1, activation, layer_norm=layer_norm)
 
-    def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, action: Tensor, *others: Tensor) -> Tensor:
         """Return the values, [*, 1].
 
         Raises:
             ConfigError: if the inputs are not ``in_features`` wide together.
         """
-        if self.observation_module is not None:
+        if self.conditioner is not None:
+            observation, others = self.conditioner(observation, *others), ()
+        elif self.observation_module is not None:
             observation = self.observation_module(observation)
-        widths = [value.shape[-1] for value in (observation, *others)]
+        inputs = (observation, action, *others)
+        widths = [value.shape[-1] for value in inputs]
         if sum(widths) != self.in_features:
             raise ConfigError(
                 f"the critic was built for inputs of width {self.in_features}, but gets "
                 f"{' + '.join(map(str, widths))} = {sum(widths)}: make its dimensions the data's"
             )
-        return self.mlp(torch.cat([observation, *others], dim=-1))
+        return self.mlp(torch.cat(inputs, dim=-1))
 
 
 def make_qvalue_networks(
@@ -72,12 +81,13 @@ def make_qvalue_networks(
     action_dim: int,
     prompt_dim: int = 0,
     *,
-    context_dim: int = 0,
     num: int = 2,
     hidden: Sequence[int] = (256, 256, 256),
     activation: str = "mish",
     observation_module: nn.Module | None = None,
     layer_norm: bool = False,
+    conditioner: nn.Module | None = None,
+    condition_keys: Sequence[NestedKey] = (),
 ) -> list[TensorDictModule]:
     """Build ``num`` independently initialised critics for :class:`LLMDPDLoss`.
 
@@ -87,11 +97,12 @@ def make_qvalue_networks(
         prompt_dim (int): width of the prompt embedding; 0 for critics that read no prompt.
 
     Keyword Args:
-        context_dim (int): width of ``prompt_context``, what the prompt says about the state; 0 for
-            critics that do not read it.
         num (int): how many.
         hidden, activation, layer_norm: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
+        conditioner (nn.Module, optional): likewise, see :class:`QValueNetwork`. ``observation_dim``
+            is then the width of what it makes of the observation and ``condition_keys``.
+        condition_keys (sequence of NestedKey): what the conditioner reads after the observation.
 
     Raises:
         ConfigError: if ``num`` is below 1.
@@ -107,11 +118,10 @@ def make_qvalue_networks(
     if num < 1:
         raise ConfigError(f"{num} critics asked for: at least one is needed")
     in_keys: list[NestedKey] = ["observation", "action"]
-    if context_dim:
-        in_keys.append("prompt_context")
+    in_keys += condition_keys
     if prompt_dim:
         in_keys.append("prompt_embedding")
-    in_features = observation_dim + action_dim + context_dim + prompt_dim
+    in_features = observation_dim + action_dim + prompt_dim
     return [
         ValueOperator(
             QValueNetwork(
@@ -120,6 +130,7 @@ def make_qvalue_networks(
                 activation,
                 copy.deepcopy(observation_module),
                 layer_norm=layer_norm,
+                conditioner=copy.deepcopy(conditioner),
             ),
             in_keys=in_keys,
         )

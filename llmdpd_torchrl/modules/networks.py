@@ -259,15 +259,18 @@ def make_networks(
         in_keys=in_keys,
         spec=Bounded(-1.0, 1.0, (config.action_dim,)),
     )
+    # The critics of an actor that retrieves read what it does: a gate that is shut for the one and
+    # open for the other would let them judge by what it can not know.
     qvalues = make_qvalue_networks(
-        features.out_features,
+        condition_dim if config.retrieves else features.out_features,
         config.action_dim,
-        embedding_dim,
-        context_dim=context_dim,
+        0 if config.retrieves else embedding_dim,
         num=config.critics,
         hidden=config.hidden if config.critic_hidden is None else config.critic_hidden,
         activation=config.activation,
-        observation_module=features,
+        observation_module=None if config.retrieves else features,
+        conditioner=conditioner if config.retrieves else None,
+        condition_keys=in_keys[1:] if config.retrieves else (),
     )
     return Networks(encoder, actor, qvalues)
 

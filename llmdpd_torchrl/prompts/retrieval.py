@@ -133,6 +133,41 @@ class PromptRetrieval:
             start += size
         return parts
 
+    def equivariant_columns(self) -> tuple[list[slice], list[slice]]:
+        """Columns that turn with the world, and those that grow with the actions' other entries.
+
+        Returns:
+            the context's vectors, each as wide as a position: turn them, and the movement in the
+            action, and nothing else has changed; and the entries of the actions in it that are no
+            movement, a gripper's say.
+        """
+        frame, parts, tail = self.frame, self.parts, self._actions.shape[-1] - self.frame.steps
+        vectors: list[slice] = []
+        tails: list[slice] = []
+
+        def take(start: int, count: int) -> int:
+            for _ in range(count if frame.steps else 0):
+                vectors.append(slice(start, start + frame.steps))
+                start += frame.steps
+            return start
+
+        def take_action(start: int) -> None:
+            start = take(start, 1)
+            tails.append(slice(start, start + tail))
+
+        take_action(parts["action"].start)
+        take(parts["error"].start, frame.anchors)
+        take_action(parts["play"].start)
+        take(parts["way"].start, 1)
+        for number, lookahead in enumerate(self.lookaheads):
+            start = parts[f"ahead_{lookahead}"].start
+            take(start, frame.anchors)
+            after_pull = take(start + frame.size, 1)
+            if number:
+                take_action(after_pull + frame.size - frame.relation_size)
+        take(parts["known"].start, max(frame.anchors - 1, 0))
+        return vectors, tails
+
     def nearest(self, observation: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """The step, ``[B]``, of the prompts in ``row`` [B] that is nearest to ``observation``."""
         now = (self.frame(observation) - self._centre) * self.frame.weights

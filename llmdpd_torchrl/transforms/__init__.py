@@ -1,6 +1,7 @@
 """Prompt encoders as TorchRL transforms, for environments and replay buffers alike."""
 
 from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
+from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.gate import ObservationGateTransform
@@ -9,6 +10,7 @@ from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
 
 __all__ = [
     "AbsentPromptTransform",
+    "ContextAugmentation",
     "ObservationGateTransform",
     "PromptContextTransform",
     "PromptEmbeddingTransform",

@@ -11,6 +11,7 @@ from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
+from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.gate import ObservationGateTransform
@@ -27,6 +28,7 @@ def training_transforms(
     bank: TrajectoryPromptBank | None,
     prompts_per_task: int = 2,
     open_probability: float = 0.5,
+    augment: bool = True,
 ) -> list[Transform]:
     """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
 
@@ -36,14 +38,17 @@ def training_transforms(
         bank: prompts cut from the training data.
         prompts_per_task: see :class:`TrajectoryPromptTransform`.
         open_probability: see :class:`ObservationGateTransform`.
+        augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
     """
-    return _transforms(
+    transforms = _transforms(
         policy,
         text_table,
         bank,
         prompts_per_task=prompts_per_task,
         open_probability=open_probability,
     )
+    contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
+    return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
 
 
 def environment_transforms(

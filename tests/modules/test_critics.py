@@ -43,6 +43,23 @@ def test_the_observation_module_is_applied_and_copied():
     assert first.module.observation_module is not second.module.observation_module
 
 
+def test_a_conditioner_reads_all_but_the_action():
+    class Gate(nn.Module):
+        def forward(self, observation, gate):
+            return observation * gate
+
+    (critic,) = make_qvalue_networks(
+        3, 2, num=1, hidden=(8,), conditioner=Gate(), condition_keys=["gate"]
+    )
+    assert critic.in_keys == ["observation", "action", "gate"]
+    data = {"observation": torch.randn(4, 3), "action": torch.randn(4, 2)}
+    shut = TensorDict({**data, "gate": torch.zeros(4, 1)}, [4])
+    other = shut.clone().set("observation", torch.randn(4, 3))
+    assert torch.equal(*(critic(d)["state_action_value"] for d in (shut, other)))
+    with pytest.raises(ConfigError, match="not both"):
+        make_qvalue_networks(3, 2, conditioner=Gate(), observation_module=nn.Identity())
+
+
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_any_batch_shape(batch):
     (critic,) = make_qvalue_networks(3, 2, num=1, hidden=(8,))

@@ -1,0 +1,106 @@
+"""Turned worlds: what a demonstration says must not depend on where things lie."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torchrl.envs.transforms import Transform
+
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+
+__all__ = ["ContextAugmentation", "random_rotations"]
+
+
+class ContextAugmentation(Transform):
+    """Turn the context and the action of sampled transitions, where the state is hidden.
+
+    All that a context tells of places are differences of positions. Turned together with the
+    movement in the action, at random, they are a transition of a task that nobody has trained on:
+    the policy can not learn which way its training tasks go, only to go the prompt's way. Likewise
+    the other entries of actions, a gripper's say, are scaled together: how hard a prompt grips is
+    to be copied, not known.
+
+    Only where the observation's gate is shut: a state and an embedding that can be seen do not
+    turn. For a replay buffer, after :class:`~llmdpd_torchrl.transforms.PromptContextTransform` and
+    :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`; environments pass unchanged.
+
+    Args:
+        retrieval: of the context.
+        smallest_scale: the scale of the actions' other entries is drawn from here up to 1, for
+            every second transition.
+        in_keys: default ``[("prompt", "observation_gate"), "prompt_context", ("next",
+            "prompt_context"), "action"]``.
+
+    Randomness comes from torch's global generator. Movements that leave the range of actions are
+    clipped to it.
+
+    Raises:
+        ValueError: if the scale is not in [0, 1].
+
+    Examples:
+        >>> rotations = random_rotations(2, 3)
+        >>> torch.allclose(rotations @ rotations.mT, torch.eye(3).expand(2, 3, 3), atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        retrieval: PromptRetrieval,
+        *,
+        smallest_scale: float = 0.1,
+        in_keys: list[NestedKey] | None = None,
+    ) -> None:
+        if not 0.0 <= smallest_scale <= 1.0:
+            raise ValueError(f"smallest_scale is {smallest_scale}: it must be in [0, 1]")
+        keys: list[NestedKey] = [("prompt", "observation_gate"), "prompt_context"]
+        keys += [("next", "prompt_context"), "action"]
+        super().__init__(in_keys=in_keys or keys)
+        self.steps = retrieval.frame.steps
+        self.smallest_scale = smallest_scale
+        self._vectors, self._tails = retrieval.equivariant_columns()
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Change a sampled batch."""
+        gate, *keys, action_key = self.in_keys
+        is_shut = (tensordict.get(gate) == 0).squeeze(-1)
+        count = is_shut.numel()
+        rotation = random_rotations(count, self.steps, device=is_shut.device)
+        scale = torch.rand(count, 1, device=is_shut.device)
+        scale = self.smallest_scale + (1.0 - self.smallest_scale) * scale
+        scale = torch.where(torch.rand_like(scale) < 0.5, scale, 1.0)
+        movement, rest = slice(0, self.steps), slice(self.steps, None)
+        for key, vectors, tails in (
+            *((key, self._vectors, self._tails) for key in keys),
+            (action_key, [movement] if self.steps else [], [rest]),
+        ):
+            value = tensordict.get(key)
+            changed = value.reshape(count, -1).clone()
+            for part in vectors:
+                changed[:, part] = (rotation @ changed[:, part].unsqueeze(-1)).squeeze(-1)
+            for part in tails:
+                changed[:, part] *= scale
+            if key == action_key:
+                changed = changed.clamp(-1.0, 1.0)
+            changed = changed.reshape(value.shape)
+            tensordict.set(key, torch.where(is_shut.unsqueeze(-1), changed, value))
+        return tensordict
+
+    def _reset(
+        self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        return tensordict_reset
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict
+
+
+def random_rotations(
+    count: int, size: int, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Orthogonal matrices ``[count, size, size]``, uniformly distributed, mirrors among them."""
+    if not size:
+        return torch.zeros(count, 0, 0, device=device)
+    q, r = torch.linalg.qr(torch.randn(count, size, size, device=device))
+    # Without the signs of R the distribution would not be uniform (Mezzadri 2007).
+    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
