@@ -17,7 +17,8 @@ class ContextAugmentation(Transform):
 
     All that a context tells of places are differences of positions. Turned together with the
     movement in the action, at random, they are a transition of a task that nobody has trained on:
-    the policy can not learn which way its training tasks go, only to go the prompt's way. Likewise
+    the policy can not learn which way its training tasks go, only to go the prompt's way. Every
+    second transition turns about its last axis only, the vertical: up remains up there. Likewise
     the other entries of actions, a gripper's say, are scaled together: how hard a prompt grips is
     to be copied, not known.
 
@@ -65,7 +66,7 @@ class ContextAugmentation(Transform):
         gate, *keys, action_key = self.in_keys
         is_shut = (tensordict.get(gate) == 0).squeeze(-1)
         count = is_shut.numel()
-        rotation = random_rotations(count, self.steps, device=is_shut.device)
+        rotation = self._rotations(count, is_shut.device)
         scale = torch.rand(count, 1, device=is_shut.device)
         scale = self.smallest_scale + (1.0 - self.smallest_scale) * scale
         scale = torch.where(torch.rand_like(scale) < 0.5, scale, 1.0)
@@ -85,6 +86,16 @@ class ContextAugmentation(Transform):
             changed = changed.reshape(value.shape)
             tensordict.set(key, torch.where(is_shut.unsqueeze(-1), changed, value))
         return tensordict
+
+    def _rotations(self, count: int, device: torch.device) -> torch.Tensor:
+        rotation = random_rotations(count, self.steps, device)
+        if self.steps > 1:
+            upright = torch.zeros_like(rotation)
+            upright[:, :-1, :-1] = random_rotations(count, self.steps - 1, device)
+            upright[:, -1, -1] = 1.0
+            stays = torch.rand(count, 1, 1, device=device) < 0.5
+            rotation = torch.where(stays, upright, rotation)
+        return rotation
 
     def _reset(
         self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase

@@ -147,6 +147,18 @@ def test_rotations_are_uniform_and_mirror_half_the_time():
     assert (torch.linalg.det(rotations) > 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
+def test_up_remains_up_for_every_second_transition(dataset, bank):
+    torch.manual_seed(0)
+    retrieval, before, after = batch_of(dataset, bank, 0.0)
+    heights = [
+        torch.stack([data["prompt_context"][:, part.stop - 1] for part in vectors], -1)
+        for data in (before, after)
+        for vectors in (retrieval.equivariant_columns()[0],)
+    ]
+    same = (heights[0] - heights[1]).abs().amax(-1) < 1e-5
+    assert same.float().mean().item() == pytest.approx(0.5, abs=0.12)
+
+
 def test_a_wrong_scale_is_refused(bank):
     with pytest.raises(ValueError, match="smallest_scale"):
         ContextAugmentation(PromptRetrieval(bank, METAWORLD_FRAME, FIELDS), smallest_scale=2.0)
