@@ -5,8 +5,8 @@ on the five that ML45 holds out, on the same goals, which neither the training n
 ``pooled`` is the paper's conditioning; ``tokens`` reads the trajectory prompt as a function of the
 observation; ``retrieve_and_play`` replays the prompt and is not trained. All were trained, where
 they are, with prompts left out at random, so that one policy serves all controls: both prompts, one
-of them, none, those of another task (``wrong``), and a trajectory out of order (``shuffled``). The
-prompts are one text and the first successful demonstration of the task.
+of them, none, or those of another task (``wrong``). The prompts are one text and the first
+successful demonstration of the task.
 
 Design choices belong to ``--split ml45_validation``, which holds six of the training tasks out
 instead and writes its figures apart.
@@ -49,14 +49,18 @@ from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 ROOT = Path(__file__).parents[1]
-CONTROLS = ("both", "text", "trajectory", "none", "wrong", "shuffled")
+CONTROLS = ("both", "text", "trajectory", "none", "wrong")
 #: Overrides of ``preset=ml45``; ``None``: not trained.
 VARIANTS: dict[str, tuple[str, ...] | None] = {
-    "pooled": ("network.conditioning=pooled",),
+    # A few prompts a task and batch: each distinct one is encoded, and a transformer is not cheap.
+    "pooled": (
+        "network.conditioning=pooled",
+        "trajectory_prompt.length=32",
+        "trajectory_prompt.per_task=2",
+    ),
     "tokens": (),
     "retrieve_and_play": None,
 }
-PROMPT_LENGTH = 128  # of the preset
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def arms(variants: Iterable[str], seeds: Sequence[int]) -> list[Arm]:
     for variant in variants:
         trained = VARIANTS[variant] is not None
         for seed in seeds if trained else (0,):
-            controls = CONTROLS if trained else ("trajectory", "wrong", "shuffled")
+            controls = CONTROLS if trained else ("trajectory", "wrong")
             found += [Arm(variant, seed, control, "unseen") for control in controls]
             found.append(Arm(variant, seed, controls[0], "seen"))
     return found
@@ -100,12 +104,14 @@ def make_policy(arm: Arm, options: argparse.Namespace) -> LLMDPDPolicy:
     return LLMDPDPolicy.from_pretrained(ROOT / "outputs" / name / "checkpoint")
 
 
-def make_bank(group: str, tasks: Sequence[str], options: argparse.Namespace) -> Any:
+def make_bank(
+    group: str, tasks: Sequence[str], length: int, options: argparse.Namespace
+) -> TrajectoryPromptBank:
     """One demonstration of each task: of the training data for seen tasks, else a support set."""
     folder = options.data / ("train" if group == "seen" else "support")
     dataset = TrajectoryDataset.load(folder, tasks)
     return TrajectoryPromptBank.from_dataset(
-        dataset, PROMPT_LENGTH, max_per_task=1, trained_on=group == "seen"
+        dataset, length, max_per_task=1, trained_on=group == "seen"
     )
 
 
@@ -122,10 +128,11 @@ def run(arm: Arm, split: TaskSplit, options: argparse.Namespace) -> None:
         episodes_per_task=options.seen_episodes if seen else options.episodes
     )
     table = text_embedding_table(METAWORLD_TASKS.names)
-    table, bank = apply_control(arm.control, tasks, table, make_bank(arm.group, tasks, options))
+    bank = make_bank(arm.group, tasks, policy.config.trajectory_length, options)
+    table, shown = apply_control(arm.control, tasks, table, bank)
     print(path.stem, flush=True)
     episodes = evaluate(
-        policy, tasks, text_table=table, bank=bank, settings=settings, workers=options.workers
+        policy, tasks, text_table=table, bank=shown, settings=settings, workers=options.workers
     )
     names = [field.name for field in fields(EpisodeResult)]
 
