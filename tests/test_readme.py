@@ -5,22 +5,36 @@ from pathlib import Path
 
 from llmdpd_torchrl.data import export_d4rl
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.prompts import load_text_prompts
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_composed_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = CollectionSettings(episodes_per_task=2, max_steps=20)
     collect_metaworld("data_cache/metaworld/train", ["reach-v3", "push-v3"], settings, workers=1)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
-    exec(blocks[0].replace("total_updates=1000", "total_updates=2"), names)
+    exec(BLOCKS[0].replace("total_updates=1000", "total_updates=2"), names)
     export_d4rl(names["data"], "episodes.hdf5")  # instead of a download
-    exec(blocks[1].replace("hopper-medium-v2", "episodes.hdf5"), names)
+    exec(BLOCKS[1].replace("hopper-medium-v2", "episodes.hdf5"), names)
     observation = names["data"].transitions.select("observation")[:3]
     assert names["policy"](observation)["action"].shape == (3, 4)
     assert len(names["hopper"]) == len(names["data"].transitions)
+
+
+def test_the_prompted_example_runs(dataset, tmp_path):
+    config = NetworkConfig(hidden=[8], trajectory_length=16)
+    info = {"text_encoder": "smollm2", "trained_task_ids": []}
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config), info)
+    policy.save_pretrained(tmp_path)
+    (block,) = [block for block in BLOCKS if "policy.prompt(" in block]
+    text = load_text_prompts()["door-lock-v3"].render()  # comes with the package: no model needed
+    block = block.replace("outputs/quick-both-seed0/checkpoint", str(tmp_path))
+    block = block.replace('"Task: Lock the door."', repr(text)).replace("rollout(500", "rollout(3")
+    exec(block.replace("...", "given", 1), {"given": dataset.trajectory(0)})
 
 
 def test_the_paths_that_it_names_exist():
