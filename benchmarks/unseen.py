@@ -115,13 +115,21 @@ def make_bank(
     )
 
 
-def run(arm: Arm, split: TaskSplit, options: argparse.Namespace) -> None:
-    """Evaluate an arm, unless that is done, and keep its episodes."""
+def run(
+    arm: Arm,
+    split: TaskSplit,
+    options: argparse.Namespace,
+    policies: dict[tuple[str, int], LLMDPDPolicy],
+) -> None:
+    """Evaluate an arm, unless that is done, and keep its episodes; ``policies`` are made once."""
     path = arm.path(options.keep)
     if path.exists():
         print(f"{path.stem}: kept")
         return
-    policy = make_policy(arm, options)
+    key = (arm.variant, arm.seed)
+    if key not in policies:
+        policies[key] = make_policy(arm, options)
+    policy = policies[key]
     tasks = split.train if arm.group == "seen" else split.held_out
     seen = arm.group == "seen"
     settings = EvaluationSettings(
@@ -292,9 +300,10 @@ def main() -> int:
     if options.check:
         return check_figures(name, figures(options.keep), tolerance=1e-9)
     split = make_split(options.split)
+    policies: dict[tuple[str, int], LLMDPDPolicy] = {}
     try:
         for arm in arms(options.variants, options.seeds):
-            run(arm, split, options)
+            run(arm, split, options, policies)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

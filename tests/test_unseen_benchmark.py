@@ -91,13 +91,13 @@ def test_an_arm_is_run_once_and_kept(dataset, tmp_path, monkeypatch):
     )
     split = make_split("tests", train=["reach-v3"], held_out=["window-open-v3"])
     arm = unseen.Arm("retrieve_and_play", 0, "trajectory", "unseen")
-    unseen.run(arm, split, options)
+    unseen.run(arm, split, options, {})
     path = arm.path(tmp_path)
     (episode,) = unseen.read(path)
     assert episode.task == "window-open-v3"
     assert episode.success
     before = path.stat().st_mtime_ns
-    unseen.run(arm, split, options)
+    unseen.run(arm, split, options, {})
     assert path.stat().st_mtime_ns == before
 
 
