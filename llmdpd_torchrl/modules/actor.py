@@ -84,6 +84,11 @@ class DiffusionActor(SafeModule):
                 raise ValueError("give condition_dim (for the default network) or a score_network")
             score_network = MLPDenoiser(action_dim, condition_dim, hidden, activation, time_dim)
         if base is not None:
+            if not isinstance(score_network, MLPDenoiser):
+                raise ConfigError(
+                    f"a base action needs an MLPDenoiser, got {type(score_network).__name__}: leave "
+                    "base out, or wrap the network yourself"
+                )
             score_network = ResidualDenoiser(score_network, base, num_steps, schedule, prediction)
         module = DiffusionModule(
             score_network,

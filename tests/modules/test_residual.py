@@ -83,3 +83,8 @@ def test_a_network_that_predicts_nothing_copies_the_base():
 def test_a_base_that_is_no_action_is_refused(base):
     with pytest.raises(ConfigError, match="the base action is columns"):
         ResidualDenoiser(MLPDenoiser(2, 4), base, 5)
+
+
+def test_a_network_of_another_kind_has_no_base():
+    with pytest.raises(ConfigError, match="needs an MLPDenoiser, got Linear"):
+        DiffusionActor(2, score_network=torch.nn.Linear(7, 2), base=BASE)
