@@ -43,7 +43,7 @@ from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.controls import apply_control
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
-from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.files import write_atomic, write_text
 from llmdpd_torchrl.modules import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
@@ -135,9 +135,10 @@ def run(
     settings = EvaluationSettings(
         episodes_per_task=options.seen_episodes if seen else options.episodes
     )
-    table = text_embedding_table(METAWORLD_TASKS.names)
     bank = make_bank(arm.group, tasks, policy.config.trajectory_length, options)
-    table, shown = apply_control(arm.control, tasks, table, bank)
+    table, shown = apply_control(
+        arm.control, tasks, text_embedding_table(METAWORLD_TASKS.names), bank
+    )
     print(path.stem, flush=True)
     episodes = evaluate(
         policy, tasks, text_table=table, bank=shown, settings=settings, workers=options.workers
@@ -253,7 +254,7 @@ def write_table(keep: Path, path: Path) -> None:
         assert mean is not None
         whole = f"{100 * mean.success_rate:.0f} ({100 * mean.low:.0f}-{100 * mean.high:.0f})"
         lines.append(f"| {variant} | {control} | {' | '.join(cells)} | {whole} |")
-    write_atomic(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def plot(found: Mapping[str, float], path: Path) -> None:

@@ -86,8 +86,8 @@ class DiffusionActor(SafeModule):
         if base is not None:
             if not isinstance(score_network, MLPDenoiser):
                 raise ConfigError(
-                    f"a base action needs an MLPDenoiser, got {type(score_network).__name__}: leave "
-                    "base out, or wrap the network yourself"
+                    f"a base action needs an MLPDenoiser, got {type(score_network).__name__}: "
+                    "leave base out, or wrap the network yourself"
                 )
             score_network = ResidualDenoiser(score_network, base, num_steps, schedule, prediction)
         module = DiffusionModule(
