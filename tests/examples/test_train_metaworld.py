@@ -143,6 +143,8 @@ def test_help_and_configuration_read_well():
         (["logger.kind=paper"], 'logger "paper" is unknown'),
         (["evaluation.max_steps=900"], "max_steps is 900"),
         (["force=[collect]"], "force is ['collect']"),
+        (["until=dance"], "until is 'dance'"),
+        (["network.text_dropout=1.0"], "network.text_dropout is 1.0"),
         (["video.tasks=[nothing-v3]"], "unknown task 'nothing-v3'"),
         (["optim.learning_rate=-1"], "learning_rate is -1"),
     ],
