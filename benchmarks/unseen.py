@@ -16,6 +16,7 @@ again: a run that was stopped goes on.
 
     python benchmarks/unseen.py                          # three seeds, hours
     python benchmarks/unseen.py --variants retrieve_and_play
+    python benchmarks/unseen.py --summarise              # figures of what is kept so far
     python benchmarks/unseen.py --check                  # recompute the figures from the kept files
 """
 
@@ -294,7 +295,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="processes of the evaluation")
     parser.add_argument("--keep", type=Path, help="folder of the episodes")
     parser.add_argument("--override", nargs="*", default=[], help="more settings of the training")
-    parser.add_argument("--check", action="store_true", help="recompute from the kept files")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--summarise", action="store_true", help="run nothing, write the figures")
+    mode.add_argument("--check", action="store_true", help="recompute from the kept files")
     options = parser.parse_args()
     name = "unseen" if options.split == "ml45" else "unseen_validation"
     options.keep = options.keep or RESULTS / name
@@ -302,8 +305,9 @@ def main() -> int:
         return check_figures(name, figures(options.keep), tolerance=1e-9)
     split = make_split(options.split)
     policies: dict[tuple[str, int], LLMDPDPolicy] = {}
+    wanted = [] if options.summarise else arms(options.variants, options.seeds)
     try:
-        for arm in arms(options.variants, options.seeds):
+        for arm in wanted:
             run(arm, split, options, policies)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -51,8 +51,9 @@ class NetworkConfig:
         frame: how prompts are compared with the present, see
             :class:`~llmdpd_torchrl.prompts.frames.FrameSpec`; its fields are the observation's.
         lookaheads: of the context, see :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval`.
-        around_prompt: where the actor retrieves, let it learn how actions differ from what the
-            prompt suggests, see :class:`~llmdpd_torchrl.modules.ResidualDenoiser`.
+        around_prompt: where the actor retrieves and the state is hidden, let it learn how actions
+            differ from what the prompt suggests, see
+            :class:`~llmdpd_torchrl.modules.ResidualDenoiser`.
         action_dim: A.
         text_dim: D, the width of the frozen text embedding.
         text_features: width of h_ψ's output.
@@ -239,11 +240,11 @@ def make_networks(
     conditioner: ObservationConditioner
     base = None
     if config.retrieves:
-        gated = known.stop - known.start
-        conditioner = GatedConditioner(copy.deepcopy(features), gated_context=gated)
-        if config.around_prompt:
-            play, before = config.context_parts["play"], features.out_features + 1
-            base = slice(before + play.start, before + play.stop)
+        play = config.context_parts["play"] if config.around_prompt else None
+        conditioner = GatedConditioner(copy.deepcopy(features), known.stop - known.start, play)
+        if play is not None:
+            base = slice(condition_dim, condition_dim + config.action_dim)
+            condition_dim = base.stop
     else:
         conditioner = ObservationConditioner(copy.deepcopy(features))
     actor = DiffusionActor(

@@ -139,9 +139,12 @@ class GatedConditioner(ObservationConditioner):
     Args:
         observation_module: maps observations to features.
         gated_context: columns at the end of the context that pass the gate too.
+        base: columns of the context that hold an action. They are repeated at the end of the
+            condition where the gate is shut, and are 0 there where it is open: a policy that may go
+            by what it knows is not bound to what the prompt suggests.
 
     Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
-    embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i]``.
+    embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i + base]``.
 
     Examples:
         >>> conditioner = GatedConditioner(nn.Identity(), gated_context=1)
@@ -150,15 +153,22 @@ class GatedConditioner(ObservationConditioner):
         tensor([[0., 0., 0., 1., 0.]])
     """
 
-    def __init__(self, observation_module: nn.Module, gated_context: int = 0) -> None:
+    def __init__(
+        self,
+        observation_module: nn.Module,
+        gated_context: int = 0,
+        base: slice | None = None,
+    ) -> None:
         super().__init__(observation_module)
         self.gated_context = gated_context
+        self.base = base
 
     def forward(self, observation: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """Concatenate gated features, gate, context and what of the context and else is gated."""
         gate, context, *embeddings = others
         features = self.observation_module(observation) * gate
+        base = [] if self.base is None else [context[..., self.base] * (1.0 - gate)]
         free = context.shape[-1] - self.gated_context
         context, known = context.split([free, self.gated_context], dim=-1)
         gated = (part * gate for part in (known, *embeddings))
-        return torch.cat([features, gate, context, *gated], dim=-1)
+        return torch.cat([features, gate, context, *gated, *base], dim=-1)

@@ -73,3 +73,12 @@ def test_a_part_of_the_context_can_be_gated_too():
     for gate, same in ((torch.zeros(2, 1), True), (torch.ones(2, 1), False)):
         first, second = module(observation, gate, context), module(observation, gate, other)
         assert torch.equal(first, second) == same
+
+
+def test_a_base_is_repeated_where_the_gate_is_shut():
+    module = GatedConditioner(features(), base=slice(1, 3))
+    observation, context = torch.randn(2, 5), torch.randn(2, 4)
+    condition = module(observation, torch.tensor([[0.0], [1.0]]), context, torch.randn(2, 3))
+    assert condition.shape == (2, 3 + 1 + 4 + 3 + 2)
+    assert torch.equal(condition[0, -2:], context[0, 1:3])
+    assert (condition[1, -2:] == 0).all()

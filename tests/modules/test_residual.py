@@ -7,7 +7,9 @@ from llmdpd_torchrl.modules import (
     DiffusionActor,
     DiffusionModule,
     MLPDenoiser,
+    NetworkConfig,
     ResidualDenoiser,
+    make_networks,
 )
 
 BASE = slice(1, 3)
@@ -88,3 +90,14 @@ def test_a_base_that_is_no_action_is_refused(base):
 def test_a_network_of_another_kind_has_no_base():
     with pytest.raises(ConfigError, match="needs an MLPDenoiser, got Linear"):
         DiffusionActor(2, score_network=torch.nn.Linear(7, 2), base=BASE)
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_an_actor_that_retrieves_is_about_the_suggestion_where_the_state_is_hidden(gate):
+    config = NetworkConfig(prompt="trajectory", hidden=[8])
+    actor = make_networks(config).actor
+    context = torch.randn(3, config.context_parts["known"].stop)
+    condition = actor.module.condition(torch.randn(3, 39), torch.full((3, 1), gate), context)
+    base = condition[:, actor.module.score_network.base]
+    suggestion = context[:, config.context_parts["play"]]
+    assert torch.equal(base, suggestion * (1 - gate))
