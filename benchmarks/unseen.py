@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import subprocess
 import sys
@@ -271,6 +272,8 @@ def plot(found: Mapping[str, float], path: Path) -> None:
             main = control == ("trajectory" if VARIANTS[variant] is None else "both")
             name = f"unseen_{variant}" + ("" if main else f"_{control}")
             heights.append(found.get(name.replace("_wrong", "_wrong_prompt"), float("nan")))
+        if all(math.isnan(height) for height in heights):
+            continue
         places = [index + (number - 1) * width for index in range(len(CONTROLS))]
         bars = axis.bar(places, heights, width, label=variant.replace("_", " "))
         axis.bar_label(bars, fmt="%.0f", fontsize=8)
