@@ -213,6 +213,13 @@ def paired_interval(
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+def figure_name(variant: str, control: str, group: str) -> str:
+    """What an arm's figure is called: all that a variant reads goes without saying."""
+    if control == ("trajectory" if VARIANTS[variant] is None else "both"):
+        return f"{group}_{variant}"
+    return f"{group}_{variant}_{'wrong_prompt' if control == 'wrong' else control}"
+
+
 def figures(keep: Path) -> dict[str, float]:
     """All figures, from the kept files."""
     kept: dict[tuple[str, str, str], list[list[EpisodeResult]]] = {}
@@ -221,9 +228,7 @@ def figures(keep: Path) -> dict[str, float]:
         kept.setdefault((variant, control, group), []).append(read(path))
     found: dict[str, float] = {}
     for (variant, control, group), results in kept.items():
-        main = control == ("trajectory" if VARIANTS[variant] is None else "both")
-        name = f"{group}_{variant}" + ("" if main else f"_{control}")
-        found[name.replace("_wrong", "_wrong_prompt")] = mean_success(results)
+        found[figure_name(variant, control, group)] = mean_success(results)
         found[f"seeds_{group}_{variant}_{control}"] = len(results)
     if "unseen_tokens_none" in found:
         found["unseen_no_prompt"] = found["unseen_tokens_none"]
@@ -267,11 +272,9 @@ def plot(found: Mapping[str, float], path: Path) -> None:
     axis = figure.subplots()
     width = 0.8 / len(VARIANTS)
     for number, variant in enumerate(VARIANTS):
-        heights = []
-        for control in CONTROLS:
-            main = control == ("trajectory" if VARIANTS[variant] is None else "both")
-            name = f"unseen_{variant}" + ("" if main else f"_{control}")
-            heights.append(found.get(name.replace("_wrong", "_wrong_prompt"), float("nan")))
+        heights = [
+            found.get(figure_name(variant, control, "unseen"), math.nan) for control in CONTROLS
+        ]
         if all(math.isnan(height) for height in heights):
             continue
         places = [index + (number - 1) * width for index in range(len(CONTROLS))]

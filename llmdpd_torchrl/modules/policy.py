@@ -19,6 +19,7 @@ from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.prompted import PromptedPolicy
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 __all__ = ["LLMDPDPolicy"]
@@ -111,6 +112,13 @@ class LLMDPDPolicy:
                 config.trajectory_length, config.observation_dim, config.action_dim
             )
         return text_table, bank
+
+    def retrieval(self, bank: TrajectoryPromptBank) -> PromptRetrieval:
+        """What a policy that retrieves reads the prompts in ``bank`` with."""
+        config = self.config
+        return PromptRetrieval(
+            bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
+        )
 
     def check_tables(
         self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.prompts import embed_texts
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank, cut_trajectory
 
 if TYPE_CHECKING:
@@ -84,11 +83,7 @@ class PromptedPolicy(TensorDictModuleBase):
         bank = _bank(trajectories, policy) if trajectories else None
         has_text, has_trajectory = table is not None, bank is not None
         table, bank = policy.tables(table, bank)
-        self.retrieval = None
-        if config.retrieves:
-            self.retrieval = PromptRetrieval(
-                bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
-            )
+        self.retrieval = policy.retrieval(bank) if config.retrieves else None
         self.row = 0 if has_trajectory else -1
         self.is_open = trained_task or not has_trajectory
         self.register_buffer(

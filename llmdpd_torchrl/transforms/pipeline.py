@@ -8,7 +8,6 @@ import torch
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
@@ -107,9 +106,6 @@ def _transforms(
     if config.retrieves:
         trained: Sequence[int] = policy.info["trained_task_ids"]
         _, prompts = policy.tables(text_table, bank)
-        retrieval = PromptRetrieval(
-            prompts, config.frame, config.observation_fields, lookaheads=config.lookaheads
-        )
-        transforms.append(PromptContextTransform(retrieval))
+        transforms.append(PromptContextTransform(policy.retrieval(prompts)))
         transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
     return transforms
