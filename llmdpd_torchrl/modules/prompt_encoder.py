@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -188,14 +188,14 @@ class PromptEncoder(nn.Module):
             parts.append(_only_where(has_text, self.text(text)))
         if self.trajectory is not None:
             assert trajectory is not None
-            features = self.trajectory(
-                trajectory["observation"],
-                trajectory["action"],
-                trajectory["reward"],
-                trajectory["mask"],
-            )
-            parts.append(_only_where(has_trajectory, features))
+            parts.append(_only_where(has_trajectory, self.encode_trajectory(trajectory)))
         return torch.cat(parts, dim=-1)
+
+    def encode_trajectory(self, trajectory: TensorDictBase) -> torch.Tensor:
+        """g_φ of prompts ``[*, L]``."""
+        assert self.trajectory is not None
+        names = ("observation", "action", "reward", "mask")
+        return self.trajectory(*(trajectory[name] for name in names))
 
 
 def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.Tensor:
@@ -275,20 +275,15 @@ class PromptNetwork(TensorDictModuleBase):
         return self.encoder(text, tensordict.get(("prompt", "trajectory"), None))
 
     def _indexed(self, tensordict: TensorDictBase) -> torch.Tensor:
-        columns = [tensordict.get(key).squeeze(-1) for key in self.in_keys]
-        sizes = [len(t) + 1 for t in (self._text_table, self._bank) if t is not None]
-        # One integer per combination, row -1 being 0: torch.unique is far faster on a vector than
-        # on rows.
-        code = columns[0] + 1
-        if len(columns) > 1:
-            code = code * sizes[1] + columns[1] + 1
-        distinct, inverse = torch.unique(code, return_inverse=True)
-        rows = [distinct] if len(columns) == 1 else [distinct // sizes[1], distinct % sizes[1]]
-        rows = [row - 1 for row in rows]
-        text, has_text = _rows(self._text_table, rows[0])
-        trajectory, has_trajectory = _rows(self._bank, rows[-1])
-        z = self.encoder(text, trajectory, has_text=has_text, has_trajectory=has_trajectory)
-        return z[inverse]
+        # Each table by itself: of the pairs, dropout alone would make several times as many.
+        parts = []
+        if self.encoder.text is not None:
+            row = tensordict.get(("prompt", "text_index"))
+            parts.append(_encode_rows(self.encoder.text, self._text_table, row))
+        if self.encoder.trajectory is not None:
+            row = tensordict.get(("prompt", "trajectory_index"))
+            parts.append(_encode_rows(self.encoder.encode_trajectory, self._bank, row))
+        return torch.cat(parts, dim=-1)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Move the tables with the weights, without changing the type of integers and masks."""
@@ -302,6 +297,7 @@ class PromptNetwork(TensorDictModuleBase):
         return self
 
 
-def _rows(table: Any, row: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
-    """Rows of a table, and which of them are wanted: those from 0 on."""
-    return (None, None) if table is None else (table[row.clamp_min(0)], row >= 0)
+def _encode_rows(encode: Callable[[Any], torch.Tensor], table: Any, row: torch.Tensor) -> Any:
+    """Features [*, F] of rows [*, 1] of a table, each distinct one encoded once; 0 for row -1."""
+    distinct, inverse = torch.unique(row.squeeze(-1).clamp_min(0), return_inverse=True)
+    return torch.where(row >= 0, encode(table[distinct])[inverse], 0.0)

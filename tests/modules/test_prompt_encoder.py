@@ -89,7 +89,8 @@ def test_each_distinct_prompt_is_encoded_once(bank):
     index = {"text_index": torch.tensor([[1], [1], [2], [1]]),
              "trajectory_index": torch.tensor([[0], [0], [0], [3]])}  # fmt: skip
     network(TensorDict({"prompt": index}, [4]))
-    assert sizes == [3]
+    network(TensorDict({"prompt": {key: -row.sign() for key, row in index.items()}}, [4]))
+    assert sizes == [2, 1]
 
 
 def test_a_part_can_be_left_out(bank):
