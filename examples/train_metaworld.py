@@ -98,9 +98,14 @@ def prepare(cfg: DictConfig) -> Run:
                 f"{', '.join(split.tasks)}"
             )
     if cfg.prompt in ("both", "text"):
-        make_text_encoder(cfg.text_encoder)
+        make_text_encoder(plain(cfg.text_encoder))
     output = make_writable_folder(cfg.output_dir, "output", "output_dir")
     return Run(cfg, output, split)
+
+
+def plain(value: Any) -> Any:
+    """A setting without the configuration around it, as JSON has it."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def collection_settings(cfg: DictConfig) -> DictConfig:
@@ -121,7 +126,7 @@ def embed(run: Run) -> None:
     from llmdpd_torchrl.prompts import text_embedding_table
 
     if run.cfg.prompt in ("both", "text"):
-        run.text_table = text_embedding_table(METAWORLD_TASKS.names, run.cfg.text_encoder)
+        run.text_table = text_embedding_table(METAWORLD_TASKS.names, plain(run.cfg.text_encoder))
 
 
 def collect(run: Run) -> None:
@@ -221,7 +226,7 @@ def fit(run: Run) -> Any:
             "trained_tasks": list(run.split.train),
             "trained_task_ids": dataset.trajectory_task.unique().tolist(),
             "task_table": dataset.manifest.task_table,
-            "text_encoder": cfg.text_encoder if config.uses_text else None,
+            "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
             "hide_goal": cfg.data.hide_goal,
         },
     )

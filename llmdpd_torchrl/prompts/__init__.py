@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from llmdpd_torchrl.prompts.cache import embed_texts, text_embedding_table
 from llmdpd_torchrl.prompts.encoders import (
-    HuggingFaceEncoder,
+    ENCODERS,
     SmolLM2Encoder,
     TextEncoder,
     make_text_encoder,
 )
+from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS, HuggingFaceEncoder
 from llmdpd_torchrl.prompts.similarity import centred_similarity, nearest_tasks
 from llmdpd_torchrl.prompts.storage import cache_root
 from llmdpd_torchrl.prompts.text_prompts import PROMPT_SUITES, TextPrompt, load_text_prompts
 from llmdpd_torchrl.prompts.velocity import velocity_prompt, velocity_task
 
 __all__ = [
+    "ENCODERS",
+    "POOLINGS",
     "PROMPT_SUITES",
+    "QUANTIZATIONS",
     "HuggingFaceEncoder",
     "SmolLM2Encoder",
     "TextEncoder",

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from safetensors.torch import save_file
 
 from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.files import write_atomic, write_json
 from llmdpd_torchrl.prompts import (
+    ENCODERS,
     PROMPT_SUITES,
     SmolLM2Encoder,
+    TextEncoder,
     TextPrompt,
     embed_texts,
     load_text_prompts,
@@ -69,17 +72,41 @@ def _parser() -> argparse.ArgumentParser:
     source = embed.add_mutually_exclusive_group(required=True)
     source.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a prompt file (YAML)")
     source.add_argument("--builtin", action="store_true", help="regenerate the package's own data")
-    embed.add_argument("--encoder", default="smollm2", help="smollm2, a Hub id, or a model folder")
+    _add_encoder(embed)
     embed.set_defaults(run=_embed)
 
     nearest = commands.add_parser("nearest", help="find the built-in tasks nearest to a text")
     nearest.add_argument("text", metavar="TEXT", help="any description of a task")
     nearest.add_argument("--count", type=int, default=5, help="how many tasks (default: 5)")
-    nearest.add_argument(
-        "--encoder", default="smollm2", help="smollm2, a Hub id, or a model folder"
-    )
+    _add_encoder(nearest)
     nearest.set_defaults(run=_nearest)
     return parser
+
+
+def _add_encoder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--encoder",
+        default="smollm2",
+        help=f"smollm2, {', '.join(ENCODERS)}, a Hub id, or a model folder (default: %(default)s)",
+    )
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the encoder, say pooling=last_token, layer=last, layers=4, device_map=auto or "
+        "quantization=8bit; see HuggingFaceEncoder",
+    )
+
+
+def _encoder(options: argparse.Namespace) -> TextEncoder:
+    settings = {"model": options.encoder}
+    for option in options.option:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--option {option!r}: write NAME=VALUE")
+        settings[name] = yaml.safe_load(value)
+    return make_text_encoder(settings)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -93,13 +120,13 @@ def _list(options: argparse.Namespace) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     if options.builtin:
-        if options.encoder != "smollm2":
-            raise UserError("--builtin is for the embedded model: leave --encoder out")
+        if options.encoder != "smollm2" or options.option:
+            raise UserError("--builtin is for the embedded model: leave --encoder and --option out")
         _write_package_data(_texts(builtin_prompts()))
     else:
         prompts = load_text_prompts(options.file)
         texts = _texts(prompts.values())
-        table = embed_texts(texts, make_text_encoder(options.encoder))
+        table = embed_texts(texts, _encoder(options))
         print(f"{len(texts)} texts of {len(prompts)} tasks embedded, {table.shape[1]} wide")
 
 
@@ -132,7 +159,7 @@ def _nearest(options: argparse.Namespace) -> None:
     if options.count < 1:
         raise UserError(f"--count must be at least 1, got {options.count}")
     for name, similarity in nearest_tasks(
-        options.text, encoder=options.encoder, count=options.count
+        options.text, encoder=_encoder(options), count=options.count
     ):
         print(f"{similarity:+.3f}  {name}")
 

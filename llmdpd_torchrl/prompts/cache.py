@@ -22,7 +22,8 @@ from torch import Tensor
 
 from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.files import write_atomic, write_json
-from llmdpd_torchrl.prompts.encoders import TextEncoder, check_texts, make_text_encoder
+from llmdpd_torchrl.prompts.encoders import TextEncoder, make_text_encoder
+from llmdpd_torchrl.prompts.language_model import check_texts
 from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
 from llmdpd_torchrl.prompts.text_prompts import TextPrompt, load_text_prompts
 
@@ -33,7 +34,7 @@ _FILE = "embeddings.safetensors"
 
 def text_embedding_table(
     task_names: Sequence[str],
-    encoder: str | TextEncoder = "smollm2",
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
     prompts: Mapping[str, TextPrompt] | None = None,
     variant: int | None = None,
 ) -> Tensor:
@@ -68,7 +69,7 @@ def text_embedding_table(
 
 def embed_texts(
     texts: Sequence[str],
-    encoder: str | TextEncoder = "smollm2",
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
     *,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -77,7 +78,7 @@ def embed_texts(
 
     Args:
         texts: the prompts. Equal ones are computed once.
-        encoder: an encoder or its name (see :func:`make_text_encoder`).
+        encoder: an encoder, or what :func:`make_text_encoder` makes one of.
 
     Keyword Args:
         cache_dir (str or Path): root of the cache. Default: ``embeddings`` in :func:`cache_root`.
@@ -96,7 +97,7 @@ def embed_texts(
         torch.Size([2, 576])
     """
     check_texts(texts)
-    model = make_text_encoder(encoder) if isinstance(encoder, str) else encoder
+    model = encoder if isinstance(encoder, TextEncoder) else make_text_encoder(encoder)
     identity = model.identity
     names = {text: entry_name(identity, text) for text in texts}
     found = read_package_data(identity)

@@ -17,7 +17,7 @@ from llmdpd_torchrl.prompts import (
     TextEncoder,
     make_text_encoder,
 )
-from llmdpd_torchrl.prompts.encoders import pool
+from llmdpd_torchrl.prompts.language_model import pool
 
 TEXTS = ["open the door", "close the window slowly and then stop now", "robot arm"]
 
@@ -56,6 +56,82 @@ def test_embedding_equals_the_hand_computation(tiny_folder, layer, read):
         torch.testing.assert_close(row, by_hand(tiny_folder, text, read), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("layer", "layers"), [(3, 2), ("last", 4)])
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_pooling_options_equal_the_hand_computation(tiny_folder, layer, layers, skip_first):
+    from transformers import AutoModel, AutoTokenizer
+
+    options = {"layer": layer, "layers": layers, "device": "cpu"}
+    mean = HuggingFaceEncoder(tiny_folder, skip_first=skip_first, **options).encode(TEXTS)
+    last = HuggingFaceEncoder(tiny_folder, pooling="last_token", **options).encode(TEXTS)
+    top = 4 if layer == "last" else layer
+    for row, text in enumerate(TEXTS):
+        ids = AutoTokenizer.from_pretrained(tiny_folder)(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            full = AutoModel.from_pretrained(tiny_folder).eval()
+            states = full(input_ids=ids, output_hidden_states=True).hidden_states
+        averaged = torch.stack(states[top - layers + 1 : top + 1]).mean(0)[0]
+        torch.testing.assert_close(mean[row], averaged[int(skip_first) :].mean(0))
+        torch.testing.assert_close(last[row], averaged[-1])
+
+
+def test_of_an_encoder_decoder_the_encoder_reads(tiny_folder, tmp_path):
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel, T5ForConditionalGeneration
+
+    folder = tmp_path / "tiny-t5"
+    config = T5Config(
+        vocab_size=32, d_model=16, d_kv=4, d_ff=32, num_layers=4, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.save_pretrained(folder)
+    table = HuggingFaceEncoder(folder, device="cpu").encode(TEXTS[:1])
+    ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        full = T5EncoderModel.from_pretrained(folder).eval()
+        states = full(input_ids=ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(table[0], states[2][0, 1:].mean(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pooling": "max"}, "unknown pooling 'max': use one of mean, last_token"),
+        ({"quantization": "2bit"}, "unknown quantization '2bit': use one of 8bit, 4bit"),
+        ({"layers": 0}, "layers is 0"),
+        ({"dtype": "int8"}, "unknown dtype 'int8': use one of float32"),
+        ({"layers": 3, "layer": 2}, "no 3 layers up to layer 2"),
+    ],
+)
+def test_impossible_options(tiny_folder, options, words):
+    with pytest.raises(PromptError, match=words):
+        HuggingFaceEncoder(tiny_folder, device="cpu", **options).encode(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device_map": "auto"}, "device_map of .* needs accelerate"),
+        ({"quantization": "8bit"}, "quantization of .* needs accelerate and bitsandbytes"),
+    ],
+)
+def test_missing_packages_name_the_extra(tiny_folder, monkeypatch, options, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    encoder = HuggingFaceEncoder(tiny_folder, device="cpu", **options)
+    with pytest.raises(PromptError, match=words + r'.*llmdpd_torchrl\[quant\]"'):
+        encoder._check_packages()
+
+
+def test_options_are_handed_to_transformers(tiny_folder):
+    encoder = HuggingFaceEncoder(tiny_folder, device="cpu", quantization="4bit", device_map="auto")
+    placement = encoder._placement()
+    assert placement["device_map"] == "auto"
+    assert placement["quantization_config"].load_in_4bit
+    assert encoder.identity["quantization"] == "4bit"
+    assert HuggingFaceEncoder(tiny_folder, device="cpu")._placement() == {}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batch_and_padding_change_nothing(tiny_folder, batch_size):
     together = HuggingFaceEncoder(tiny_folder, batch_size=batch_size, device="cpu").encode(TEXTS)
@@ -81,6 +157,9 @@ def test_identity_follows_the_weights_and_not_the_path(tiny_folder, tmp_path):
     changed = [
         HuggingFaceEncoder(tiny_folder, device="cpu", layer=1),
         HuggingFaceEncoder(tiny_folder, device="cpu", max_length=99),
+        HuggingFaceEncoder(tiny_folder, device="cpu", pooling="last_token"),
+        HuggingFaceEncoder(tiny_folder, device="cpu", layers=2),
+        HuggingFaceEncoder(tiny_folder, device="cpu", skip_first=False),
         HuggingFaceEncoder(tiny_folder, device="cpu", dtype=torch.bfloat16),
     ]
     assert all(encoder.identity != original for encoder in changed)
@@ -119,7 +198,7 @@ def test_one_string_instead_of_a_list_is_a_programming_error(tiny_folder):
         HuggingFaceEncoder(tiny_folder, device="cpu").encode("open the door")
 
 
-@pytest.mark.parametrize("layer", [0, -1, "last"])
+@pytest.mark.parametrize("layer", [0, -1, "top"])
 def test_impossible_layer(tiny_folder, layer):
     with pytest.raises(PromptError, match="layer must be"):
         HuggingFaceEncoder(tiny_folder, layer=layer)
@@ -153,7 +232,7 @@ def test_a_cut_off_weights_file_is_reported(tiny_folder, tmp_path):
 
 
 def test_too_little_memory_is_said_before_loading(tiny_folder, monkeypatch):
-    monkeypatch.setattr("llmdpd_torchrl.prompts.encoders._free_memory", lambda device: 100)
+    monkeypatch.setattr("llmdpd_torchrl.prompts.language_model._free_memory", lambda device: 100)
     with pytest.raises(PromptError, match="GB for its weights and cpu has"):
         HuggingFaceEncoder(tiny_folder, device="cpu").encode(TEXTS)
 
@@ -171,6 +250,22 @@ def test_names(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "smollm2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert make_text_encoder("smollm2").identity == SmolLM2Encoder().identity
+
+
+def test_named_encoders_and_options(tiny_folder):
+    llama = make_text_encoder("llama-3-8b")
+    assert (llama.name, llama.dtype) == ("meta-llama/Meta-Llama-3-8B", torch.bfloat16)
+    assert make_text_encoder({"model": "olmo-1b", "layers": 4}).layers == 4
+    minilm = make_text_encoder({"model": "minilm", "pooling": "last_token"})
+    assert (minilm.layer, minilm.skip_first, minilm.pooling) == ("last", False, "last_token")
+    assert make_text_encoder({"model": "smollm2", "layer": 12}).layer == 12
+    assert make_text_encoder({"model": str(tiny_folder), "revision": "x"}).revision == "x"
+    with pytest.raises(PromptError, match="no option 'pool': there are batch_size, device"):
+        make_text_encoder({"model": "olmo-1b", "pool": "mean"})
+    with pytest.raises(PromptError, match="no option 'dtype'"):
+        make_text_encoder({"model": "smollm2", "dtype": "bfloat16"})
+    with pytest.raises(PromptError, match="kept up to layer 15"):
+        make_text_encoder({"model": "smollm2", "layer": 16})
 
 
 def test_missing_transformers_names_the_extra(tiny_folder, monkeypatch):

@@ -53,7 +53,9 @@ def test_nearest(capsys):
         (["nearest", " "], "prompt 0 is empty"),
         (["nearest", "a b", "--count", "0"], "--count must be"),
         (["embed", "absent.yaml"], "absent.yaml"),
-        (["embed", "--builtin", "--encoder", "owner/name"], "leave --encoder out"),
+        (["embed", "--builtin", "--encoder", "owner/name"], "leave --encoder and --option out"),
+        (["nearest", "a b", "--option", "layer"], "write NAME=VALUE"),
+        (["nearest", "a b", "--option", "size=3"], "no option 'size'"),
         (["list", "--file", "absent.yaml"], "absent.yaml"),
     ],
 )
