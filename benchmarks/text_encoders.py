@@ -1,0 +1,215 @@
+"""What a text encoder makes of the tasks' prompts: a table of encoders and of controls.
+
+Every paraphrase of the 50 Meta-World tasks avoids the words of its prompt. An encoder that carries
+meaning still finds the prompt that it belongs to: ``paraphrase_at_1`` and ``_at_5``, the share of
+paraphrases whose own prompt is nearest, or among the five nearest, of all 50 (chance is 2 % and
+10 %). ``opposites_cosine`` is the mean similarity of prompts such as *lock* and *unlock the door*,
+which a policy must tell apart. Controls: TF-IDF, which knows words only; SmolLM2 with random
+weights; and SmolLM2 on random strings as long as the texts.
+
+With ``--policies``: the same similarity after the text head of each trained policy, for the pairs
+of its training tasks and for the others.
+
+    python benchmarks/text_encoders.py
+    python benchmarks/text_encoders.py --also minilm=FOLDER:layer=last:skip_first=false
+    python benchmarks/text_encoders.py --policies outputs/ml45-pooled-seed*/checkpoint
+    python benchmarks/text_encoders.py --check    # SmolLM2 and TF-IDF anew, against the figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import re
+import statistics
+import string
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from common import RESULTS, check_figures, write_figures
+from torch import Tensor
+
+from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.files import write_text
+from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.prompts import (
+    HuggingFaceEncoder,
+    centred_similarity,
+    embed_texts,
+    load_text_prompts,
+    make_text_encoder,
+)
+from llmdpd_torchrl.prompts.smollm2 import smollm2_folder
+
+OPPOSITES = (
+    ("door-lock-v3", "door-unlock-v3"),
+    ("door-open-v3", "door-close-v3"),
+    ("drawer-open-v3", "drawer-close-v3"),
+    ("faucet-open-v3", "faucet-close-v3"),
+    ("window-open-v3", "window-close-v3"),
+)
+Embed = Callable[[Sequence[str]], Tensor]
+
+
+def by_name(name: str | Mapping[str, Any]) -> Embed:
+    """An encoder of the library, through its cache."""
+    return lambda texts: embed_texts(texts, make_text_encoder(name))
+
+
+def tf_idf(texts: Sequence[str]) -> Tensor:
+    """Words, weighted by how few of the texts have them."""
+    counts = [Counter(re.findall(r"[a-z]+", text.lower())) for text in texts]
+    in_texts = Counter(word for count in counts for word in count)
+    words = sorted(in_texts)
+    rows = [
+        [count[word] * math.log(len(texts) / in_texts[word]) for word in words] for count in counts
+    ]
+    return torch.tensor(rows)
+
+
+def untrained(texts: Sequence[str]) -> Tensor:
+    """SmolLM2's architecture and tokenizer with random weights."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModel.from_config(AutoConfig.from_pretrained(smollm2_folder())).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(smollm2_folder()).save_pretrained(folder)
+        return HuggingFaceEncoder(folder, layer=15, device="cpu").encode(texts)
+
+
+def random_strings(texts: Sequence[str]) -> Tensor:
+    """SmolLM2 on letters and blanks, as many as each text has characters."""
+    draw = random.Random(0)
+    letters = string.ascii_lowercase + "    "
+    drawn = ["".join(draw.choices(letters, k=len(text))) for text in texts]
+    return make_text_encoder("smollm2").encode(drawn)
+
+
+def encoders(more: Sequence[str]) -> dict[str, Embed]:
+    """Rows of the table."""
+    found: dict[str, Embed] = {
+        "smollm2": by_name("smollm2"),
+        "smollm2_last_token": by_name({"model": "smollm2", "pooling": "last_token"}),
+        "smollm2_4_layers": by_name({"model": "smollm2", "layers": 4}),
+        "smollm2_with_first_token": by_name({"model": "smollm2", "skip_first": False}),
+    }
+    for entry in more:
+        name, _, text = entry.partition("=")
+        model, *options = text.split(":")
+        settings = {key: yaml.safe_load(value) for key, value in (o.split("=") for o in options)}
+        found[name] = by_name({"model": model, **settings})
+    return found | {
+        "control_tf_idf": tf_idf,
+        "control_untrained": untrained,
+        "control_random_strings": random_strings,
+    }
+
+
+def measure(embed: Embed) -> dict[str, Any]:
+    """Ranks of the right prompts, from 1, and the similarities of the opposites."""
+    prompts = load_text_prompts()
+    names = list(prompts)
+    rendered = [prompts[name].render() for name in names]
+    own = [i for i, name in enumerate(names) for _ in prompts[name].paraphrases]
+    paraphrases = [text for name in names for text in prompts[name].paraphrases]
+    table = embed([*rendered, *paraphrases])
+    references, queries = table[: len(names)], table[len(names) :]
+    similarity = centred_similarity(queries, references, queries.mean(0))
+    right = similarity[torch.arange(len(own)), own]
+    ranks = 1 + (similarity > right[:, None]).sum(-1)
+    between = centred_similarity(references, references)
+    pairs = {
+        f"{a} / {b}": float(between[names.index(a), names.index(b)]) for a, b in OPPOSITES
+    }
+    return {"ranks": ranks.tolist(), "opposites": pairs, "width": table.shape[1]}
+
+
+def measure_policy(path: Path) -> dict[str, Any]:
+    """Similarities of the opposites after a trained policy's text head, centred on all tasks."""
+    policy = LLMDPDPolicy.from_pretrained(path)
+    if policy.encoder is None or policy.encoder.text is None:
+        raise UserError(f"{path}: this policy reads no text")
+    prompts = load_text_prompts()
+    names = list(prompts)
+    texts = [prompts[name].render() for name in names]
+    with torch.no_grad():
+        features = policy.encoder.text(embed_texts(texts, policy.info["text_encoder"]))
+    between = centred_similarity(features, features)
+    trained = policy.info["trained_tasks"]
+    groups: dict[str, dict[str, float]] = {"trained": {}, "held_out": {}}
+    for a, b in OPPOSITES:
+        group = "trained" if a in trained and b in trained else "held_out"
+        groups[group][f"{a} / {b}"] = float(between[names.index(a), names.index(b)])
+    return groups
+
+
+def figures(raw: Mapping[str, Any]) -> dict[str, float]:
+    """All figures; of shares and of cosines."""
+    found: dict[str, float] = {}
+    for name, row in raw["encoders"].items():
+        for count in (1, 5):
+            share = statistics.mean(rank <= count for rank in row["ranks"])
+            found[f"{name}_paraphrase_at_{count}"] = share
+        found[f"{name}_opposites_cosine"] = statistics.mean(row["opposites"].values())
+    for group in ("trained", "held_out"):
+        pairs = [c for policy in raw["policies"].values() for c in policy[group].values()]
+        if pairs:
+            found[f"head_{group}_opposites_cosine"] = statistics.mean(pairs)
+            found[f"head_{group}_opposites_largest"] = max(pairs)
+    return found
+
+
+def write_table(raw: Mapping[str, Any], found: Mapping[str, float], path: Path) -> None:
+    """Markdown: a row an encoder."""
+    lines = [
+        "| encoder | width | paraphrase finds its prompt | among 5 | opposites' cosine |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in raw["encoders"].items():
+        first, five = (f"{100 * found[f'{name}_paraphrase_at_{k}']:.0f} %" for k in (1, 5))
+        cosine = found[f"{name}_opposites_cosine"]
+        lines.append(
+            f"| {name.replace('_', ' ')} | {row['width']} | {first} | {five} | {cosine:.2f} |"
+        )
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def main() -> int:
+    """Measure, or check the committed figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--also", nargs="*", default=[], metavar="NAME=MODEL[:OPTION=VALUE...]",
+        help="more encoders: a Hub id or a folder, and options of HuggingFaceEncoder",
+    )  # fmt: skip
+    parser.add_argument("--policies", nargs="*", type=Path, default=[], help="trained, with text")
+    parser.add_argument("--check", action="store_true", help="two rows against the committed file")
+    options = parser.parse_args()
+    try:
+        rows = encoders(options.also)
+        if options.check:
+            rows = {name: rows[name] for name in ("smollm2", "control_tf_idf")}
+        raw = {
+            "encoders": {name: measure(embed) for name, embed in rows.items()},
+            "policies": {path.parent.name: measure_policy(path) for path in options.policies},
+        }
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = figures(raw)
+    if options.check:
+        return check_figures("text_encoders", found, tolerance=1e-3)
+    write_figures("text_encoders", found, raw, "python benchmarks/text_encoders.py")
+    write_table(raw, found, RESULTS / "text_encoders.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
