@@ -126,9 +126,7 @@ def measure(embed: Embed) -> dict[str, Any]:
     right = similarity[torch.arange(len(own)), own]
     ranks = 1 + (similarity > right[:, None]).sum(-1)
     between = centred_similarity(references, references)
-    pairs = {
-        f"{a} / {b}": float(between[names.index(a), names.index(b)]) for a, b in OPPOSITES
-    }
+    pairs = {f"{a} / {b}": float(between[names.index(a), names.index(b)]) for a, b in OPPOSITES}
     return {"ranks": ranks.tolist(), "opposites": pairs, "width": table.shape[1]}
 
 

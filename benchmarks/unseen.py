@@ -134,8 +134,12 @@ def run(
     policy = policies[key]
     tasks = split.train if arm.group == "seen" else split.held_out
     seen = arm.group == "seen"
+    # Who follows a demonstration step by step does best without noise; who knows the task, or has
+    # nothing to go by, stands still at times without it. Both were seen on training tasks.
+    follows = not seen and arm.variant != "pooled" and arm.control not in ("text", "none")
     settings = EvaluationSettings(
-        episodes_per_task=options.seen_episodes if seen else options.episodes
+        episodes_per_task=options.seen_episodes if seen else options.episodes,
+        stochastic=not follows,
     )
     bank = make_bank(arm.group, tasks, policy.config.trajectory_length, options)
     table, shown = apply_control(

@@ -33,6 +33,7 @@ class DiffusionActor(SafeModule):
         hidden, activation, time_dim: of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
             learns how actions differ from it, see :class:`ResidualDenoiser`.
+        movement (int): so many of that action's first entries may not be cancelled, see there.
         num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.
         out_keys (sequence of NestedKey): defaults to ``["action"]``.
@@ -69,6 +70,7 @@ class DiffusionActor(SafeModule):
         activation: str = "mish",
         time_dim: int = 16,
         base: slice | None = None,
+        movement: int = 0,
         num_steps: int = 5,
         schedule: str = "vp",
         prediction: str = "epsilon",
@@ -89,7 +91,9 @@ class DiffusionActor(SafeModule):
                     f"a base action needs an MLPDenoiser, got {type(score_network).__name__}: "
                     "leave base out, or wrap the network yourself"
                 )
-            score_network = ResidualDenoiser(score_network, base, num_steps, schedule, prediction)
+            score_network = ResidualDenoiser(
+                score_network, base, num_steps, schedule, prediction, movement=movement
+            )
         module = DiffusionModule(
             score_network,
             action_dim,

@@ -276,7 +276,9 @@ class DiffusionModule(nn.Module):
             clean = self.predict_clean(action, path[position], outputs(action, position))
             action = reverse_step(action, clean, previous, generator)
             previous = clean
-        return self.predict_clean(action, path[-1], outputs(action, len(steps)))
+        action = self.predict_clean(action, path[-1], outputs(action, len(steps)))
+        limit = getattr(self.score_network, "limit", None)
+        return action if limit is None else limit(action, condition).clamp(*self.action_bounds)
 
     def forward(self, *inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Condition on the inputs and sample, as :func:`~tensordict.nn.interaction_type` says.

@@ -241,7 +241,7 @@ def make_networks(
     base = None
     if config.retrieves:
         play = config.context_parts["play"] if config.around_prompt else None
-        conditioner = GatedConditioner(copy.deepcopy(features), known.stop - known.start, play)
+        conditioner = GatedConditioner(copy.deepcopy(features), _width(known), play)
         if play is not None:
             base = slice(condition_dim, condition_dim + config.action_dim)
             condition_dim = base.stop
@@ -252,6 +252,7 @@ def make_networks(
         condition_dim,
         conditioner=conditioner,
         base=base,
+        movement=_width(config.context_parts["way"]),
         hidden=config.hidden,
         activation=config.activation,
         num_steps=config.diffusion_steps,
@@ -304,3 +305,7 @@ def _make_encoder(
             copy.deepcopy(features), config.action_dim, config.trajectory_length, **options
         )
     return PromptEncoder(text, trajectory)
+
+
+def _width(columns: slice) -> int:
+    return columns.stop - columns.start

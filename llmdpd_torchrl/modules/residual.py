@@ -44,15 +44,22 @@ class ResidualDenoiser(nn.Module):
     and on a task that it never saw falls back to the mean of those it did. One that predicts the
     difference copies by predicting nothing.
 
+    Nor may the difference cancel what it is added to: where the network does not know the task, it
+    takes back what the prompt's nearest step asks for, and the policy stands still for ever.
+    :meth:`limit` leaves samples at least ``least_share`` of b's movement.
+
     Args:
         network (MLPDenoiser): of noisy differences, the condition and the step.
         base (slice): columns of the condition that hold b, as many as the action has entries.
         num_steps (int): K of the diffusion.
         schedule (str): of its noise, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
         prediction (str): one of :data:`~llmdpd_torchrl.modules.PREDICTIONS`.
+        movement (int): so many first entries of an action are a movement; 0: nothing is limited.
+        least_share (float): in [0, 1]; 0 forbids turning back only, 1 slowing down at all.
 
     Raises:
-        ConfigError: if the base is not of the action's width, or not in the condition.
+        ConfigError: if the base is not of the action's width, or not in the condition, or a number
+            is out of range.
 
     Examples:
         >>> network = MLPDenoiser(action_dim=2, condition_dim=6, hidden=(8,))
@@ -69,6 +76,9 @@ class ResidualDenoiser(nn.Module):
         num_steps: int,
         schedule: str = "vp",
         prediction: str = "epsilon",
+        *,
+        movement: int = 0,
+        least_share: float = 0.75,
     ) -> None:
         super().__init__()
         if not 0 <= base.start <= base.stop <= network.condition_dim or (
@@ -78,8 +88,15 @@ class ResidualDenoiser(nn.Module):
                 f"the base action is columns {base.start} to {base.stop} of a condition "
                 f"{network.condition_dim} wide: it must be {network.action_dim} of them"
             )
+        if not 0 <= movement <= network.action_dim or not 0.0 <= least_share <= 1.0:
+            raise ConfigError(
+                f"movement is {movement} and least_share {least_share}: give at most the action's "
+                f"{network.action_dim} entries, and a share in [0, 1]"
+            )
         self.network = network
         self.base = base
+        self.movement = movement
+        self.least_share = least_share
         self.prediction = prediction
         # Its own: a module that is shared with the diffusion would be made functional twice.
         self.schedule = NoiseSchedule(num_steps, schedule)
@@ -114,6 +131,18 @@ class ResidualDenoiser(nn.Module):
                 self.network.precondition(condition, steps), alpha_bar, strict=True
             )
         ]
+
+    def limit(self, action: Tensor, condition: Tensor) -> Tensor:
+        """Actions [*, A] whose movement has at least ``least_share`` of the base's along it.
+
+        Where the base is zero, as it is where nothing is retrieved, nothing changes.
+        """
+        movement, rest = action.tensor_split([self.movement], dim=-1)
+        base = condition[..., self.base][..., : self.movement]
+        size = base.square().sum(-1, keepdim=True)
+        share = (movement * base).sum(-1, keepdim=True) / size.clamp_min(1e-8)
+        movement = movement + (self.least_share - share).clamp_min(0.0) * base
+        return torch.cat([movement, rest], dim=-1)
 
     def _back(self, output: Tensor, base: Tensor, noise: Tensor | float) -> Tensor:
         if self.prediction == "epsilon":
