@@ -37,25 +37,12 @@ def make(name, bank):
         network = TensorDictModule(torch.nn.Linear(6, 3), [("prompt", "text")], ["z"])
         return Compose(TextPromptTransform(TABLE), PromptEmbeddingTransform(network, 3))
     return {
-        "text": lambda: TextPromptTransform(TABLE),
-        "text index": lambda: TextPromptTransform(TABLE, mode="index"),
-        "trajectory": lambda: TrajectoryPromptTransform(bank),
-        "trajectory index": lambda: index,
         "gate": lambda: Compose(index, ObservationGateTransform([REACH])),
         "absent": lambda: AbsentPromptTransform([("prompt", "trajectory_index")]),
     }[name]()
 
 
-ALL = [
-    "text",
-    "text index",
-    "trajectory",
-    "trajectory index",
-    "gate",
-    "absent",
-    "context",
-    "embedding",
-]
+ALL = ["gate", "absent", "context", "embedding"]  # the prompts' own: see test_template.py
 
 
 def reach():
