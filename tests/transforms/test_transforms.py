@@ -197,7 +197,7 @@ def test_wrong_arguments(build, bank):
 
 
 def test_nothing_frozen_is_saved_with_a_buffer(dataset, bank):
-    transforms = [make(name, bank) for name in ("text", "trajectory index", "gate")]
+    transforms = [TextPromptTransform(TABLE), make("gate", bank)]
     buffer = dataset.replay_buffer(4, transforms=transforms, seed=0)
     state = buffer.state_dict()["_transforms"]
     assert not [key for key in state if "table" in key or "_rows" in key]
