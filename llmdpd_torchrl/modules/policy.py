@@ -133,10 +133,13 @@ class LLMDPDPolicy:
             raise ConfigError("this policy reads text prompts: give a text_table")
         if config.uses_trajectory and bank is None and not config.trajectory_dropout:
             raise ConfigError("this policy reads trajectory prompts: give a bank")
-        if bank is not None and bank.length != self.config.trajectory_length:
+        # Several demonstrations may be joined where they are only retrieved from.
+        rest = 0 if bank is None else bank.length % config.trajectory_length
+        longer = bank is not None and bank.length > config.trajectory_length
+        if bank is not None and (rest or (longer and not config.retrieves)):
             raise ConfigError(
                 f"the prompts have {bank.length} steps, this policy was trained with "
-                f"{self.config.trajectory_length}: cut them to that length"
+                f"{config.trajectory_length}: cut them to that length"
             )
 
     def _modules(self) -> torch.nn.ModuleDict:

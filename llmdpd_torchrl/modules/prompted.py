@@ -32,7 +32,8 @@ class PromptedPolicy(TensorDictModuleBase):
         text: the task in words, or its embedding ``[D]`` by the policy's text encoder.
         trajectories: demonstrations of the task, each a TensorDict ``[T]`` with ``observation``,
             ``action`` and ``("next", "reward")``: a rollout, or a trajectory of a dataset. A pooled
-            policy averages what it makes of several; one that retrieves reads exactly one.
+            policy averages what it makes of several; one that retrieves reads the nearest step of
+            all.
         trained_task: whether the policy was trained on this task, and may go by what it knows.
 
     ``in_keys`` is ``["observation"]``, ``out_keys`` those of the policy's actor.
@@ -70,11 +71,6 @@ class PromptedPolicy(TensorDictModuleBase):
         if trajectories and not config.uses_trajectory:
             raise ConfigError(
                 f"this policy reads no trajectory (prompt={config.prompt!r}): leave it out"
-            )
-        if config.retrieves and len(trajectories) > 1:
-            raise ConfigError(
-                f"{len(trajectories)} demonstrations, but a policy that retrieves follows one: "
-                "choose one"
             )
         self.actor = policy.actor
         self.in_keys = ["observation"]
@@ -156,7 +152,8 @@ def _bank(trajectories: Sequence[TensorDictBase], policy: LLMDPDPolicy) -> Traje
                 )
     prompts = torch.stack([cut_trajectory(t, config.trajectory_length) for t in trajectories])
     nobody = torch.full((len(trajectories),), -1)
-    return TrajectoryPromptBank(prompts, nobody, nobody.clone())
+    bank = TrajectoryPromptBank(prompts, nobody, nobody.clone())
+    return bank.joined() if config.retrieves and len(trajectories) > 1 else bank
 
 
 @torch.no_grad()

@@ -39,7 +39,9 @@ class PromptRetrieval:
       anchors, the goal. Which of the pulls counts depends on the task, so that a policy can only
       know it on tasks it was trained on: these columns are for those.
 
-    Nothing of it is trained, so that transforms compute it and no gradient is lost.
+    Nothing of it is trained, so that transforms compute it and no gradient is lost. Of a task's
+    several demonstrations, joined by :meth:`~llmdpd_torchrl.prompts.trajectory.\
+TrajectoryPromptBank.joined`, the nearest step of all is read.
 
     Args:
         bank: the prompts.
@@ -96,7 +98,10 @@ class PromptRetrieval:
         self._centre = self._frames[mask].mean(0)
         self._scaled = (self._frames - self._centre) * self.frame.weights
         self._squared = self._scaled.square().sum(-1).masked_fill(~mask, torch.inf)
-        self._lengths = mask.sum(-1)
+        last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
+        # Of prompts that hold several demonstrations, each step knows its own.
+        self._starts = bank.prompts.get("start", torch.zeros_like(last))
+        self._ends = bank.prompts.get("end", last)
         self.parts = self.layout(spec, fields, self._actions.shape[-1], self.lookaheads)
         self.features = max(part.stop for part in self.parts.values())
 
@@ -188,10 +193,11 @@ class PromptRetrieval:
         there = self._frames[row, near]
         error = now - there
         action = self._actions[row, near]
+        start, end = self._starts[row, near], self._ends[row, near]
         parts = [action, frame.scale * error]
         known: list[torch.Tensor] = []
         for number, lookahead in enumerate(self.lookaheads):
-            ahead = torch.minimum(near + lookahead, self._lengths[row] - 1)
+            ahead = torch.minimum(near + lookahead, end)
             later = self._frames[row, ahead]
             pulls = self._pulls(later - now)
             if not number:
@@ -201,7 +207,7 @@ class PromptRetrieval:
                 parts.append(self._actions[row, ahead])
             else:
                 known = pulls[1:]
-        progress = (near / self._lengths[row]).to(now.dtype)
+        progress = ((near - start) / (end - start + 1)).to(now.dtype)
         distance = (error * frame.weights).norm(dim=-1).clamp(max=3.0)
         parts += [frame.values(now), frame.values(there)]
         parts += [progress.unsqueeze(-1), distance.unsqueeze(-1), *known]

@@ -145,3 +145,35 @@ class TrajectoryPromptBank:
             torch.cat([bank.task_id for bank in banks]),
             torch.cat([bank.trajectory_id for bank in banks]),
         )
+
+    def joined(self) -> TrajectoryPromptBank:
+        """One prompt a task, of all its demonstrations one after the other, to be retrieved from.
+
+        ``start`` and ``end`` [L'] say of every step where its own demonstration starts and ends.
+
+        Returns:
+            a bank of ``[T, n · L]``, n being the largest number of demonstrations of a task.
+
+        Examples:
+            >>> mask = torch.tensor([[True, True, False], [True, True, True]])
+            >>> prompts = TensorDict({"mask": mask}, batch_size=[2, 3])
+            >>> bank = TrajectoryPromptBank(prompts, torch.tensor([7, 7]), torch.tensor([0, 1]))
+            >>> bank.joined().prompts["end"].tolist()
+            [[1, 1, 1, 5, 5, 5]]
+        """
+        tasks = self.task_id.unique()
+        rows = [self.rows_of(int(task)) for task in tasks]
+        count = max(len(of_task) for of_task in rows)
+        offsets = self.length * torch.arange(count)
+        joined = []
+        for of_task in rows:
+            prompts = self.prompts[of_task]
+            last = prompts["mask"].sum(-1) - 1
+            start = offsets[: len(of_task)].unsqueeze(-1).expand(-1, self.length)
+            prompts = prompts.clone(recurse=False).update(
+                {"start": start, "end": start + last.unsqueeze(-1)}
+            )
+            long = prompts.reshape(-1)
+            padding = long[:1].expand(count * self.length - len(long)).clone().zero_()
+            joined.append(torch.cat([long, padding]))
+        return TrajectoryPromptBank(torch.stack(joined), tasks, torch.full_like(tasks, -1))
