@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmdpd_torchrl.objectives.alignment import alignment_loss
 from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
 from llmdpd_torchrl.objectives.diffusion_ql import DiffusionQLLoss
 from llmdpd_torchrl.objectives.llmdpd import (
@@ -20,5 +21,6 @@ __all__ = [
     "DiffusionQLLoss",
     "LLMDPDLoss",
     "PromptedActorCriticLoss",
+    "alignment_loss",
     "diffusion_process",
 ]

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, dispatch
+from tensordict.utils import unravel_key
 from torch import Tensor
 
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.objectives.alignment import aligned_width, alignment_loss
 from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
 from llmdpd_torchrl.objectives.checks import check_names, check_weight
 
@@ -75,6 +77,9 @@ class LLMDPDLoss(PromptedActorCriticLoss):
         prompt_gradient (sequence of str, optional): some of :data:`PROMPT_GRADIENTS`. Defaults to
             ``("diffusion", "qvalue")``; with ``"one_step"`` guidance, ``"guidance"`` shares the
             forward pass of ``"diffusion"`` and so must be given with it, and is by default.
+        alignment (float): weight, in the actor's loss, of a contrastive loss between the text's and
+            the trajectory's part of z, see :func:`~llmdpd_torchrl.objectives.alignment_loss`.
+            Needs a :class:`~llmdpd_torchrl.modules.PromptNetwork` with both parts.
         max_q_backup (int): candidates a' per next state, of which each target critic's best counts.
             0 and 1 mean a single one.
         target_sampling_steps (int, optional): reverse steps of a', if fewer than the actor's.
@@ -89,8 +94,8 @@ class LLMDPDLoss(PromptedActorCriticLoss):
     γ and the estimator are set by :meth:`make_value_estimator` (TD(0), γ = 0.99 by default).
 
     Besides the two losses the output holds detached scalars: ``bc`` (L_d), ``guidance`` (L_r, 0
-    while λ is 0), ``lmbda``, ``q_value`` and ``target_value`` (batch means). They do not start with
-    "loss", since trainers sum what does. Priorities are written to ``td_error`` in the input.
+    while λ is 0), ``lmbda``, ``q_value`` and ``target_value`` (batch means), and ``alignment`` if
+    it has a weight. They do not start with "loss", since trainers sum what does. Priorities are written to ``td_error`` in the input.
 
     Raises:
         ConfigError: on an unknown name or combination, a number out of range or fewer than two
@@ -159,6 +164,7 @@ class LLMDPDLoss(PromptedActorCriticLoss):
         guidance: str = "chain",
         q_normalization: str = "cross",
         prompt_gradient: Sequence[str] | None = None,
+        alignment: float = 0.0,
         max_q_backup: int = 1,
         target_sampling_steps: int | None = None,
         reduction: str = "mean",
@@ -169,6 +175,8 @@ class LLMDPDLoss(PromptedActorCriticLoss):
         check_names("guidance", [guidance], GUIDANCE_MODES)
         check_names("q_normalization", [q_normalization], Q_NORMALIZATIONS)
         check_weight("lmbda", lmbda)
+        check_weight("alignment", alignment)
+        width = aligned_width(prompt_network) if alignment else 0
         if max_q_backup < 0:
             raise ConfigError(f"max_q_backup is {max_q_backup}: it can not be negative")
         if prompt_gradient is None:
@@ -197,6 +205,10 @@ class LLMDPDLoss(PromptedActorCriticLoss):
             raise ConfigError(
                 f"target_sampling_steps is {target_sampling_steps}: the actor takes 1 to {most}"
             )
+        self.alignment = alignment
+        self._aligned_width = width
+        if alignment:
+            self.out_keys = [*self.out_keys, "alignment"]
         self.guidance = guidance
         self.q_normalization = q_normalization
         self.prompt_gradient = frozenset(prompt_gradient)
@@ -297,11 +309,26 @@ class LLMDPDLoss(PromptedActorCriticLoss):
             weights = self._maybe_get_priority_weight(data)
             guidance = self._reduce_loss(self._merit(data, proposal), data, weights=weights)
             loss = bc - self.lmbda * guidance
-        return loss, {
+        metadata = {
             "bc": bc.detach(),
             "guidance": guidance.detach(),
             "lmbda": self.lmbda.clone(),
         }
+        if self.alignment:
+            aligned = self._alignment(data)
+            loss = loss + self.alignment * aligned
+            metadata["alignment"] = aligned.detach()
+        return loss, metadata
+
+    def _alignment(self, data: TensorDictBase) -> Tensor:
+        keys = self.tensor_keys
+        rows = [
+            self._get(data, unravel_key((keys.prompt, name))).reshape(-1)
+            for name in ("text_index", "trajectory_index")
+        ]
+        z = self._get(data, keys.prompt_embedding).flatten(0, -2)
+        text, trajectory = z.tensor_split([self._aligned_width], dim=-1)
+        return alignment_loss(text, trajectory, rows[0], (rows[0] >= 0) & (rows[1] >= 0))
 
     def _noised(self, data: TensorDictBase) -> _Noised:
         process = self._process
