@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from llmdpd_torchrl.errors import ConfigError
 
-__all__ = ["aligned_width", "alignment_loss"]
+__all__ = ["aligned_width", "alignment_loss", "batch_alignment"]
 
 
 def alignment_loss(
@@ -52,6 +54,17 @@ def alignment_loss(
     others = similarity.masked_fill(task[:, None] != task, -1e4)
     each = sum(similarity.logsumexp(side) - others.logsumexp(side) for side in (0, 1)) / 2
     return (each * present).sum() / present.sum().clamp_min(1)
+
+
+def batch_alignment(
+    data: TensorDictBase, prompt: NestedKey, embedding: NestedKey, width: int
+) -> Tensor:
+    """:func:`alignment_loss` of a batch: of its rows of tables, and of z split at ``width``."""
+    text_row, trajectory_row = (
+        data[unravel_key((prompt, name))].reshape(-1) for name in ("text_index", "trajectory_index")
+    )
+    text, trajectory = data[embedding].flatten(0, -2).tensor_split([width], dim=-1)
+    return alignment_loss(text, trajectory, text_row, (text_row >= 0) & (trajectory_row >= 0))
 
 
 def aligned_width(prompt_network: nn.Module | None) -> int:

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, dispatch
-from tensordict.utils import unravel_key
 from torch import Tensor
 
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.objectives.alignment import aligned_width, alignment_loss
+from llmdpd_torchrl.objectives.alignment import aligned_width, batch_alignment
 from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
 from llmdpd_torchrl.objectives.checks import check_names, check_weight
 
@@ -95,7 +94,8 @@ class LLMDPDLoss(PromptedActorCriticLoss):
 
     Besides the two losses the output holds detached scalars: ``bc`` (L_d), ``guidance`` (L_r, 0
     while λ is 0), ``lmbda``, ``q_value`` and ``target_value`` (batch means), and ``alignment`` if
-    it has a weight. They do not start with "loss", since trainers sum what does. Priorities are written to ``td_error`` in the input.
+    it has a weight. They do not start with "loss", since trainers sum what does. Priorities are
+    written to ``td_error`` in the input.
 
     Raises:
         ConfigError: on an unknown name or combination, a number out of range or fewer than two
@@ -315,20 +315,11 @@ class LLMDPDLoss(PromptedActorCriticLoss):
             "lmbda": self.lmbda.clone(),
         }
         if self.alignment:
-            aligned = self._alignment(data)
+            keys = self.tensor_keys
+            aligned = batch_alignment(data, keys.prompt, keys.prompt_embedding, self._aligned_width)
             loss = loss + self.alignment * aligned
             metadata["alignment"] = aligned.detach()
         return loss, metadata
-
-    def _alignment(self, data: TensorDictBase) -> Tensor:
-        keys = self.tensor_keys
-        rows = [
-            self._get(data, unravel_key((keys.prompt, name))).reshape(-1)
-            for name in ("text_index", "trajectory_index")
-        ]
-        z = self._get(data, keys.prompt_embedding).flatten(0, -2)
-        text, trajectory = z.tensor_split([self._aligned_width], dim=-1)
-        return alignment_loss(text, trajectory, rows[0], (rows[0] >= 0) & (rows[1] >= 0))
 
     def _noised(self, data: TensorDictBase) -> _Noised:
         process = self._process

@@ -78,6 +78,10 @@ class LanguageModelEncoder:
 
     Only the layers up to ``layer`` are loaded, and only while :meth:`encode` runs. For the
     arguments see :class:`HuggingFaceEncoder`.
+
+    Examples:
+        >>> issubclass(HuggingFaceEncoder, LanguageModelEncoder)
+        True
     """
 
     def __init__(
