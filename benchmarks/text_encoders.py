@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import re
 import statistics
-import string
 import sys
 import tempfile
 from collections import Counter
@@ -37,6 +35,7 @@ from common import RESULTS, check_figures, write_figures
 from torch import Tensor
 
 from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.files import write_text
 from llmdpd_torchrl.modules import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
@@ -85,12 +84,9 @@ def untrained(texts: Sequence[str]) -> Tensor:
         return HuggingFaceEncoder(folder, layer=15, device="cpu").encode(texts)
 
 
-def random_strings(texts: Sequence[str]) -> Tensor:
-    """SmolLM2 on letters and blanks, as many as each text has characters."""
-    draw = random.Random(0)
-    letters = string.ascii_lowercase + "    "
-    drawn = ["".join(draw.choices(letters, k=len(text))) for text in texts]
-    return make_text_encoder("smollm2").encode(drawn)
+def random_letters(texts: Sequence[str]) -> Tensor:
+    """SmolLM2 on random strings in the place of the texts."""
+    return make_text_encoder("smollm2").encode(random_strings(texts))
 
 
 def encoders(more: Sequence[str]) -> dict[str, Embed]:
@@ -109,7 +105,7 @@ def encoders(more: Sequence[str]) -> dict[str, Embed]:
     return found | {
         "control_tf_idf": tf_idf,
         "control_untrained": untrained,
-        "control_random_strings": random_strings,
+        "control_random_strings": random_letters,
     }
 
 

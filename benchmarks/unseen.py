@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import statistics
 import subprocess
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import RESULTS, check_figures, write_figures
 from scipy.stats import bootstrap
 
@@ -45,13 +47,19 @@ from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.controls import apply_control
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
-from llmdpd_torchrl.files import write_atomic, write_text
+from llmdpd_torchrl.files import write_atomic, write_json, write_text
 from llmdpd_torchrl.modules import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 ROOT = Path(__file__).parents[1]
 CONTROLS = ("both", "text", "trajectory", "none", "wrong")
+NOISE = 0.2  # of the actions; with more, the expert fails at some tasks
+SEVERAL = ("demonstrations_2", "demonstrations_5")
+#: Of demonstrations: steps out of order; one of an expert whose actions were disturbed; several.
+DEMONSTRATIONS = ("shuffled", "noisy", *SEVERAL)
+#: Of texts, each alone, on the tasks whose texts have been trained on.
+TEXTS = ("text", "paraphrase", "random_text", "none")
 #: Overrides of ``preset=ml45``; ``None``: not trained.
 VARIANTS: dict[str, tuple[str, ...] | None] = {
     # A few prompts a task and batch: each distinct one is encoded, and a transformer is not cheap.
@@ -86,8 +94,11 @@ def arms(variants: Iterable[str], seeds: Sequence[int]) -> list[Arm]:
         trained = VARIANTS[variant] is not None
         for seed in seeds if trained else (0,):
             controls = CONTROLS if trained else ("trajectory", "wrong")
+            if variant != "pooled":
+                controls += DEMONSTRATIONS
             found += [Arm(variant, seed, control, "unseen") for control in controls]
-            found.append(Arm(variant, seed, controls[0], "seen"))
+            seen = controls[:1] + (TEXTS if variant == "pooled" else ())
+            found += [Arm(variant, seed, control, "seen") for control in seen]
     return found
 
 
@@ -103,18 +114,31 @@ def make_policy(arm: Arm, options: argparse.Namespace) -> LLMDPDPolicy:
         f"data.folder={options.data.resolve()}", *overrides, *options.override,
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True)
-    return LLMDPDPolicy.from_pretrained(ROOT / "outputs" / name / "checkpoint")
+    output = ROOT / "outputs" / name
+    policy = LLMDPDPolicy.from_pretrained(output / "checkpoint")
+    # Beside the episodes; of a training that was done before, its own time is kept.
+    seconds = json.loads((output / "timings.json").read_text())["stage_seconds"]["train"]
+    training = options.keep / f"{arm.variant}-seed{arm.seed}-training.json"
+    if not training.exists():
+        settings = [part for part in command[2:] if not part.startswith("data.folder")]
+        write_json(training, {"train_seconds": seconds, "settings": settings})
+    return policy
 
 
 def make_bank(
-    group: str, tasks: Sequence[str], length: int, options: argparse.Namespace
+    arm: Arm, tasks: Sequence[str], length: int, options: argparse.Namespace
 ) -> TrajectoryPromptBank:
-    """One demonstration of each task: of the training data for seen tasks, else a support set."""
-    folder = options.data / ("train" if group == "seen" else "support")
-    dataset = TrajectoryDataset.load(folder, tasks)
-    return TrajectoryPromptBank.from_dataset(
-        dataset, length, max_per_task=1, trained_on=group == "seen"
-    )
+    """A demonstration of each task, or several: of the training data for seen tasks."""
+    seen = arm.group == "seen"
+    dataset = TrajectoryDataset.load(options.data / ("train" if seen else "support"), tasks)
+    bank = TrajectoryPromptBank.from_dataset(dataset, length)
+    if arm.control == "noisy":
+        tasks_of = dataset.manifest.tasks
+        noise = torch.tensor([e["noise"] for t in dataset.tasks for e in tasks_of[t].episodes])
+        bank = bank.only((noise[bank.trajectory_id] == NOISE).nonzero().squeeze(-1))
+    if arm.control not in SEVERAL:
+        return bank.first(1)
+    return bank.first(int(arm.control.rpartition("_")[2])).joined()
 
 
 def run(
@@ -136,15 +160,15 @@ def run(
     seen = arm.group == "seen"
     # Who follows a demonstration step by step does best without noise; who knows the task, or has
     # nothing to go by, stands still at times without it. Both were seen on training tasks.
-    follows = not seen and arm.variant != "pooled" and arm.control not in ("text", "none")
+    follows = not seen and arm.variant != "pooled" and arm.control not in TEXTS
     settings = EvaluationSettings(
         episodes_per_task=options.seen_episodes if seen else options.episodes,
         stochastic=not follows,
     )
-    bank = make_bank(arm.group, tasks, policy.config.trajectory_length, options)
-    table, shown = apply_control(
-        arm.control, tasks, text_embedding_table(METAWORLD_TASKS.names), bank
-    )
+    bank = make_bank(arm, tasks, policy.config.trajectory_length, options)
+    # Other demonstrations of the task are made above; the rest of the controls are the library's.
+    control = "both" if arm.control in ("noisy", *SEVERAL) else arm.control
+    table, shown = apply_control(control, tasks, text_embedding_table(METAWORLD_TASKS.names), bank)
     print(path.stem, flush=True)
     episodes = evaluate(
         policy, tasks, text_table=table, bank=shown, settings=settings, workers=options.workers
@@ -234,6 +258,13 @@ def figures(keep: Path) -> dict[str, float]:
     for (variant, control, group), results in kept.items():
         found[figure_name(variant, control, group)] = mean_success(results)
         found[f"seeds_{group}_{variant}_{control}"] = len(results)
+    for variant in VARIANTS:
+        minutes = [
+            json.loads(path.read_text())["train_seconds"] / 60
+            for path in sorted(keep.glob(f"{variant}-seed*-training.json"))
+        ]
+        if minutes:
+            found[f"train_minutes_{variant}"] = statistics.mean(minutes)
     if "unseen_tokens_none" in found:
         found["unseen_no_prompt"] = found["unseen_tokens_none"]
     ours = kept.get(("tokens", "both", "unseen"))

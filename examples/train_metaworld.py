@@ -69,6 +69,7 @@ def prepare(cfg: DictConfig) -> Run:
     """Check what can be checked before any work is done, and make the output folder."""
     from llmdpd_torchrl.data.collection import CollectionSettings
     from llmdpd_torchrl.envs.splits import make_split
+    from llmdpd_torchrl.evaluation.controls import CONTROLS
     from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
     from llmdpd_torchrl.files import make_writable_folder
     from llmdpd_torchrl.modules.networks import NetworkConfig
@@ -83,7 +84,13 @@ def prepare(cfg: DictConfig) -> Run:
         raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
     if set(cfg.force) - {"train", "evaluate"}:
         raise ConfigError(f"force is {list(cfg.force)}: it lists stages, train and evaluate")
-    for key in ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "video.every"):
+    for key in (
+        "optim.batch_size",
+        "trainer.total_updates",
+        "trainer.log_every",
+        "video.every",
+        "evaluation.demonstrations",
+    ):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least 1")
@@ -99,6 +106,10 @@ def prepare(cfg: DictConfig) -> Run:
             )
     if cfg.prompt in ("both", "text"):
         make_text_encoder(plain(cfg.text_encoder))
+    if cfg.evaluation.control not in CONTROLS:
+        raise ConfigError(
+            f"evaluation.control is {cfg.evaluation.control!r}: use one of {', '.join(CONTROLS)}"
+        )
     output = make_writable_folder(cfg.output_dir, "output", "output_dir")
     return Run(cfg, output, split)
 
@@ -288,10 +299,13 @@ def evaluate(run: Run) -> None:
         "evaluation",
         hide_goal=cfg.data.hide_goal,
     )
+    table, bank = shown(run)
     about = {
         "fingerprint": run.fingerprint,
         "support_hash": run.support_hash,  # other demonstrations, another result
         "evaluation": dataclasses.asdict(settings),
+        "control": cfg.evaluation.control,
+        "demonstrations": cfg.evaluation.demonstrations,
     }
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
@@ -302,8 +316,8 @@ def evaluate(run: Run) -> None:
     episodes = rollout.evaluate(
         run.policy,
         split.tasks,
-        text_table=run.text_table,
-        bank=run.evaluation_bank,
+        text_table=table,
+        bank=bank,
         settings=settings,
         workers=cfg.evaluation.workers,
         progress=cfg.progress,
@@ -324,6 +338,23 @@ def evaluate(run: Run) -> None:
     if (run.output / "metrics.csv").exists():
         plot_learning_curves(run.output / "metrics.csv", run.output / "learning_curves.png")
     report.print_table(summary)
+
+
+def shown(run: Run) -> tuple[Any, Any]:
+    """The prompts that the evaluation shows."""
+    from llmdpd_torchrl.evaluation.controls import apply_control
+
+    cfg = run.cfg
+    bank = run.evaluation_bank
+    if bank is not None and cfg.evaluation.demonstrations > 1:
+        bank = bank.first(cfg.evaluation.demonstrations).joined()
+    return apply_control(
+        cfg.evaluation.control,
+        run.split.tasks,
+        run.text_table,
+        bank,
+        encoder=plain(cfg.text_encoder),
+    )
 
 
 def film(run: Run) -> None:

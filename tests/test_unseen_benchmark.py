@@ -35,9 +35,14 @@ def test_every_policy_is_evaluated_under_every_control():
     found = unseen.arms(["tokens", "retrieve_and_play"], [0, 1])
     trained = [arm for arm in found if arm.variant == "tokens"]
     assert {arm.seed for arm in trained} == {0, 1}
-    assert {arm.control for arm in trained} == set(unseen.CONTROLS)
+    assert {arm.control for arm in trained} == {*unseen.CONTROLS, *unseen.DEMONSTRATIONS}
     baseline = [arm for arm in found if arm.variant == "retrieve_and_play"]
-    assert {arm.control for arm in baseline if arm.group == "unseen"} == {"trajectory", "wrong"}
+    shown = {arm.control for arm in baseline if arm.group == "unseen"}
+    assert shown == {"trajectory", "wrong", *unseen.DEMONSTRATIONS}
+    pooled = unseen.arms(["pooled"], [0])
+    shown = {arm.control for arm in pooled if arm.group == "seen"}
+    assert shown == {"both", *unseen.TEXTS}
+    assert {arm.control for arm in pooled if arm.group == "unseen"} == set(unseen.CONTROLS)
     assert len({arm.path(Path("x")) for arm in found}) == len(found)
 
 

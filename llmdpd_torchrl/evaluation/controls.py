@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.prompts import embed_texts, load_text_prompts, text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
-__all__ = ["CONTROLS", "apply_control", "shuffle_steps", "swap_prompts"]
+__all__ = ["CONTROLS", "apply_control", "random_strings", "shuffle_steps", "swap_prompts"]
 
 #: What a policy is shown: all it reads; one of the prompts, or neither; those of another task; a
-#: trajectory whose steps are out of order.
-CONTROLS = ("both", "text", "trajectory", "none", "wrong", "shuffled")
+#: trajectory whose steps are out of order; a text alone that means the same in other words, or
+#: letters at random in its place.
+CONTROLS = (
+    "both",
+    "text",
+    "trajectory",
+    "none",
+    "wrong",
+    "shuffled",
+    "paraphrase",
+    "random_text",
+)
 
 
 def apply_control(
@@ -23,6 +37,8 @@ def apply_control(
     tasks: Sequence[str],
     text_table: Tensor | None,
     bank: TrajectoryPromptBank | None,
+    *,
+    encoder: str | Mapping[str, Any] = "smollm2",
 ) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
     """The tables of prompts that a policy is evaluated with under a control.
 
@@ -31,12 +47,15 @@ def apply_control(
         tasks: Meta-World tasks that are evaluated.
         text_table: ``[T, D]`` text embeddings by task id.
         bank: trajectory prompts.
+        encoder: of the texts, for ``"paraphrase"`` and ``"random_text"``, which need others. The
+            language model runs for the latter.
 
     Returns:
         text table and bank, ``None`` for what is not shown.
 
     Raises:
         ConfigError: if the control is unknown, or ``"wrong"`` is asked for a single task.
+        PromptError: if the language model is needed and can not be had.
 
     Examples:
         >>> apply_control("none", ["reach-v3"], torch.zeros(50, 6), None)
@@ -48,6 +67,12 @@ def apply_control(
         return swap_prompts(tasks, text_table, bank)
     if control == "shuffled":
         return text_table, None if bank is None else shuffle_steps(bank)
+    if control == "paraphrase":
+        return text_embedding_table(METAWORLD_TASKS.names, encoder, variant=0), None
+    if control == "random_text":
+        prompts = load_text_prompts()
+        texts = [prompts[name].render() for name in METAWORLD_TASKS.names]
+        return embed_texts(random_strings(texts), encoder), None
     shows_text, shows_trajectory = control in ("both", "text"), control in ("both", "trajectory")
     return (text_table if shows_text else None), (bank if shows_trajectory else None)
 
@@ -88,3 +113,15 @@ def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPrompt
     order = order.masked_fill(~bank.prompts["mask"], 2.0).argsort(dim=-1)
     rows = torch.arange(len(bank)).unsqueeze(-1)
     return TrajectoryPromptBank(bank.prompts[rows, order], bank.task_id, bank.trajectory_id)
+
+
+def random_strings(texts: Sequence[str], seed: int = 0) -> list[str]:
+    """Letters and blanks at random, as many as each text has characters.
+
+    Examples:
+        >>> [len(text) for text in random_strings(["open the door", "close it"])]
+        [13, 8]
+    """
+    draw = random.Random(seed)
+    letters = string.ascii_lowercase + "    "
+    return ["".join(draw.choices(letters, k=len(text))) for text in texts]

@@ -146,6 +146,18 @@ class TrajectoryPromptBank:
             torch.cat([bank.trajectory_id for bank in banks]),
         )
 
+    def first(self, count: int) -> TrajectoryPromptBank:
+        """The first ``count`` prompts of each task, or all that there are."""
+        return self.only(
+            torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
+        )
+
+    def only(self, rows: torch.Tensor) -> TrajectoryPromptBank:
+        """The prompts in these rows, ``[n]`` int64."""
+        return TrajectoryPromptBank(
+            self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
+        )
+
     def joined(self) -> TrajectoryPromptBank:
         """One prompt a task, of all its demonstrations one after the other, to be retrieved from.
 

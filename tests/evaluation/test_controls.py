@@ -6,9 +6,11 @@ from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.controls import (
     CONTROLS,
     apply_control,
+    random_strings,
     shuffle_steps,
     swap_prompts,
 )
+from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
 
 TABLE = torch.arange(50.0).unsqueeze(-1)
 REACH, WINDOW = (METAWORLD_TASKS.index(f"{name}-v3") for name in ("reach", "window-open"))
@@ -28,6 +30,28 @@ def test_what_is_shown(bank, control, text, trajectory):
     shown = apply_control(control, TASKS, TABLE, bank)
     assert (shown[0] is TABLE, shown[1] is bank) == (text, trajectory)
     assert [value is None for value in shown] == [not text, not trajectory]
+
+
+def test_texts_in_other_words_and_no_words_at_all(bank, monkeypatch):
+    asked = []
+
+    def embed(texts, encoder):
+        asked.extend(texts)
+        return torch.zeros(len(texts), 1)
+
+    monkeypatch.setattr("llmdpd_torchrl.evaluation.controls.embed_texts", embed)
+    table, shown = apply_control("random_text", TASKS, TABLE, bank)
+    assert shown is None
+    assert table.shape == (50, 1)
+    prompts = load_text_prompts()
+    expected = [prompts[name].render() for name in METAWORLD_TASKS.names]
+    assert [len(text) for text in asked] == [len(text) for text in expected]
+    assert not set(asked) & set(expected)
+    assert random_strings(expected) == asked  # the same in every run
+    table, shown = apply_control("paraphrase", TASKS, TABLE, bank)
+    assert shown is None
+    paraphrase = embed_texts([prompts["reach-v3"].paraphrases[0]])[0]
+    assert torch.equal(table[REACH], paraphrase)
 
 
 def test_every_task_is_shown_anothers_prompts(bank):

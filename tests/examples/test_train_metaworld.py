@@ -129,6 +129,8 @@ def test_help_and_configuration_read_well():
         (["tasks.train=[reech-v3]"], "unknown task 'reech-v3': did you mean"),
         (["tasks.train=[reach-v3,door-close-v3]"], "held-out task 'door-close-v3' is in the train"),
         (["tasks.split=nothing", "tasks.train=null"], "unknown task split 'nothing'"),
+        (["evaluation.control=half"], "evaluation.control is 'half': use one of both"),
+        (["evaluation.demonstrations=0"], "evaluation.demonstrations is 0"),
         (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
         (["prompt=all"], "unknown prompt 'all'"),
         (["output_dir=/dev/null/x"], "can not make the output folder /dev/null/x"),
