@@ -158,12 +158,8 @@ def run(
     policy = policies[key]
     tasks = split.train if arm.group == "seen" else split.held_out
     seen = arm.group == "seen"
-    # Who follows a demonstration step by step does best without noise; who knows the task, or has
-    # nothing to go by, stands still at times without it. Both were seen on training tasks.
-    follows = not seen and arm.variant != "pooled" and arm.control not in TEXTS
     settings = EvaluationSettings(
-        episodes_per_task=options.seen_episodes if seen else options.episodes,
-        stochastic=not follows,
+        episodes_per_task=options.seen_episodes if seen else options.episodes
     )
     bank = make_bank(arm, tasks, policy.config.trajectory_length, options)
     # Other demonstrations of the task are made above; the rest of the controls are the library's.

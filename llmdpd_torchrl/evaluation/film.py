@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import torch
-from torchrl.envs import set_exploration_type
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
@@ -57,14 +56,15 @@ def record_episode(
     generator = settings.generator(goal_index)
     frames = []
     bar = tqdm(total=settings.max_steps, desc=f"film {task}", unit="step", disable=not progress)
-    with bar, torch.no_grad(), set_exploration_type(settings.exploration):
+    with bar, torch.no_grad():
         env.base_env.choose_goal(goal_index)
         state = env.reset()
         done, steps = False, 0
         while not done:
             if steps % every == 0:
                 frames.append(render_frame(env.base_env.simulator))
-            step = env.step(policy.actor(state, generator=generator))["next"]
+            action = settings.act(policy, state, generator)
+            step = env.step(state.set("action", action))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
             steps += 1
             bar.update()

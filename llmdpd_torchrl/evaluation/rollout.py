@@ -32,8 +32,10 @@ class EvaluationSettings:
         max_steps: length of an episode without success.
         seed: of the goals, which differ from those of every collection.
         hide_goal: as in the training data.
-        stochastic: draw actions from the policy, as the method does; else take its deterministic
-            one.
+        stochastic: draw actions from the policy, as the method does (true), or take its
+            deterministic one (false). ``None`` draws unless the state is hidden from the actor:
+            who follows a demonstration does best without noise, who knows the task stalls now and
+            then without it (both seen on training tasks).
 
     Raises:
         ConfigError: if a number is out of range.
@@ -48,7 +50,7 @@ class EvaluationSettings:
     max_steps: int = 500
     seed: int = 0
     hide_goal: bool = False
-    stochastic: bool = True
+    stochastic: bool | None = None
 
     def __post_init__(self) -> None:
         if self.episodes_per_task < 1:
@@ -56,10 +58,26 @@ class EvaluationSettings:
         if not 1 <= self.max_steps <= 500:
             raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
 
-    @property
-    def exploration(self) -> ExplorationType:
-        """How the policy acts."""
-        return ExplorationType.RANDOM if self.stochastic else ExplorationType.DETERMINISTIC
+    def act(
+        self, policy: LLMDPDPolicy, states: TensorDictBase, generator: torch.Generator
+    ) -> torch.Tensor:
+        """The policy's actions [*, A] in ``states``."""
+
+        def under(exploration: ExplorationType) -> torch.Tensor:
+            with set_exploration_type(exploration):
+                return policy.actor(states.copy(), generator=generator)["action"]
+
+        gate = states.get(("prompt", "observation_gate"), None)
+        if self.stochastic is not None or gate is None:
+            draws = self.stochastic is not False
+            return under(ExplorationType.RANDOM if draws else ExplorationType.DETERMINISTIC)
+        is_shut = gate == 0
+        if is_shut.all():
+            return under(ExplorationType.DETERMINISTIC)
+        drawn = under(ExplorationType.RANDOM)
+        if not is_shut.any():
+            return drawn
+        return torch.where(is_shut, under(ExplorationType.DETERMINISTIC), drawn)
 
     def generator(self, goal: int) -> torch.Generator:
         """The source of the actions' noise on goal number ``goal``.
@@ -162,9 +180,9 @@ def run_episodes(
         for task in tasks
     ]
     results: list[EpisodeResult] = []
-    with torch.no_grad(), set_exploration_type(settings.exploration):
+    with torch.no_grad():
         for goal in goals:
-            results += _run_round(policy, tasks, envs, goal, settings.generator(goal))
+            results += _run_round(policy, tasks, envs, goal, settings)
     for env in envs:
         env.close()
     return results
@@ -175,9 +193,10 @@ def _run_round(
     tasks: Sequence[str],
     envs: Sequence[TransformedEnv],
     goal: int,
-    generator: torch.Generator,
+    settings: EvaluationSettings,
 ) -> list[EpisodeResult]:
     """One episode of each task, on its goal number ``goal``."""
+    generator = settings.generator(goal)
     for env in envs:
         env.base_env.choose_goal(goal)
     current: dict[int, TensorDictBase] = {i: env.reset() for i, env in enumerate(envs)}
@@ -186,7 +205,7 @@ def _run_round(
     results = []
     while current:
         states = torch.stack([state.select(*policy.actor.in_keys) for state in current.values()])
-        actions = policy.actor(states, generator=generator)["action"]
+        actions = settings.act(policy, states, generator)
         for action, index in zip(actions, list(current), strict=True):
             step = envs[index].step(current[index].set("action", action))["next"]
             returns[index] += float(step["reward"])

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.errors import ConfigError, PromptError
@@ -50,6 +51,30 @@ def test_every_episode_counts_whatever_the_workers(bank, stochastic):
         other = dataclasses.replace(settings, seed=1)
         assert settings.generator(0).initial_seed() != settings.generator(1).initial_seed()
         assert settings.generator(0).initial_seed() != other.generator(0).initial_seed()
+
+
+@pytest.mark.parametrize("stochastic", [None, True, False])
+def test_draws_are_made_where_the_state_is_seen(stochastic):
+    policy = make_policy(prompt="trajectory")
+    settings = dataclasses.replace(SETTINGS, stochastic=stochastic)
+    states = TensorDict(
+        {
+            "observation": torch.randn(1, 39).expand(4, 39),
+            "prompt_context": torch.randn(1, policy.config.context_parts["known"].stop).expand(
+                4, -1
+            ),
+            "prompt": {"observation_gate": torch.tensor([[0.0], [1.0], [0.0], [1.0]])},
+        },
+        [4],
+    )
+    with torch.no_grad():
+        one, other = (
+            settings.act(policy, states, torch.Generator().manual_seed(n)) for n in (0, 1)
+        )
+    drawn = (one != other).any(-1)
+    expected = {None: [False, True] * 2, True: [True] * 4, False: [False] * 4}[stochastic]
+    assert drawn.tolist() == expected
+    assert "action" not in states.keys()  # noqa: SIM118
 
 
 @pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])

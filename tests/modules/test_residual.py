@@ -81,6 +81,50 @@ def test_a_network_that_predicts_nothing_copies_the_base():
     assert (centre - condition[:, BASE]).abs().max() > 0.4
 
 
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_the_bases_movement_is_never_cancelled(share):
+    network = MLPDenoiser(3, 4, hidden=(8,))
+    denoiser = ResidualDenoiser(network, slice(1, 4), 5, movement=2, least_share=share)
+    condition, action = torch.randn(2000, 4), torch.randn(2000, 3)
+    base, limited = condition[:, 1:4], denoiser.limit(action, condition)
+    along = (limited * base)[:, :2].sum(-1) / base[:, :2].square().sum(-1)
+    assert along.min() > share - 1e-3
+    enough = (action * base)[:, :2].sum(-1) / base[:, :2].square().sum(-1) >= share
+    assert 0.1 < enough.float().mean() < 0.9
+    torch.testing.assert_close(limited[enough], action[enough])
+    # Only along the base is anything changed, and only of the movement.
+    assert torch.equal(limited[:, 2], action[:, 2])
+    across = torch.stack([-base[:, 1], base[:, 0]], -1)
+    torch.testing.assert_close(
+        (limited[:, :2] * across).sum(-1), (action[:, :2] * across).sum(-1), rtol=1e-3, atol=1e-3
+    )
+    nothing = torch.zeros(2000, 4)
+    assert torch.equal(denoiser.limit(action, nothing), action)
+
+
+def test_samples_are_limited_and_stay_in_range():
+    actor = DiffusionActor(
+        2, 4, base=BASE, movement=2, prediction="v", in_keys=["observation"], hidden=(8,)
+    )
+    for parameter in actor.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    condition = torch.rand(500, 4) * 2 - 1
+    actions = actor.module.sample(condition)
+    base = condition[:, BASE]
+    # 0.75 of the way, unless the range of actions ends before.
+    along = (actions * base).sum(-1) / base.square().sum(-1)
+    inside = (actions.abs() < 1.0).all(-1)
+    assert inside.any()
+    assert along[inside].min() > 0.75 - 1e-3
+    assert actions.abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("options", [{"movement": 3}, {"least_share": 1.5}, {"movement": -1}])
+def test_an_impossible_limit_is_refused(options):
+    with pytest.raises(ConfigError, match="movement is"):
+        ResidualDenoiser(MLPDenoiser(2, 4), BASE, 5, **options)
+
+
 @pytest.mark.parametrize("base", [slice(0, 3), slice(3, 5), slice(-2, 0)])
 def test_a_base_that_is_no_action_is_refused(base):
     with pytest.raises(ConfigError, match="the base action is columns"):
