@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd_torchrl.evaluation.report import git_revision
-from llmdpd_torchrl.files import write_json
+from llmdpd_torchrl.files import write_json, write_text
 from llmdpd_torchrl.workers import available_cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,3 +88,14 @@ def plot_sides(
     ticks = sorted({row[key] for row in rows})
     axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axis.set_xticks([], minor=True)
+
+
+def write_readme_table(benchmark: str, lines: Sequence[str]) -> None:
+    """Put a table between the README's marks of this benchmark."""
+    start, end = f"<!-- written by benchmarks/{benchmark}.py -->", "<!-- end -->"
+    readme = RESULTS.parents[1] / "README.md"
+    head, found, rest = readme.read_text().partition(start)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"README.md has no place for the table: {start} ... {end}")
+    write_text(readme, "\n".join([head + start, *lines, end + tail]))

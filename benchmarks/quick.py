@@ -17,13 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, check_figures, write_figures
+from common import RESULTS, check_figures, write_figures, write_readme_table
 
 from llmdpd_torchrl.evaluation.plots import plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import ResultsSummary
 
 ROOT = Path(__file__).parents[1]
-MARKERS = ("<!-- written by benchmarks/quick.py -->", "<!-- end -->")
 ARMS: dict[str, tuple[str, ...]] = {
     "quick-both-seed0": (),
     "quick-none-seed0": ("prompt=none",),
@@ -77,11 +76,7 @@ def write_pages() -> None:
             f"{100 * m.success_rate:.0f} ({100 * m.low:.0f}-{100 * m.high:.0f})" for m in means
         ]
         lines.append(f"| {means[0].tasks} {group} tasks | {' | '.join(cells)} |")
-    readme = ROOT / "README.md"
-    head, _, rest = readme.read_text().partition(MARKERS[0])
-    _, _, tail = rest.partition(MARKERS[1])
-    table = "\n".join(lines)
-    readme.write_text(f"{head}{MARKERS[0]}\n{table}\n{MARKERS[1]}{tail}")
+    write_readme_table("quick", lines)
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, check_figures, write_figures
+from common import RESULTS, check_figures, write_figures, write_readme_table
 from scipy.stats import bootstrap
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
@@ -272,27 +272,48 @@ def figures(keep: Path) -> dict[str, float]:
     return found
 
 
-def write_table(keep: Path, path: Path) -> None:
-    """Markdown: a row an arm, all its seeds together, with the interval over their episodes."""
+def write_tables(keep: Path, path: Path) -> list[str]:
+    """Markdown: a row an arm, all its seeds together, with the interval over their episodes.
+
+    Returns:
+        the README's lines: a row a variant.
+    """
     rows: dict[tuple[str, str, str], list[EpisodeResult]] = {}
     for file in sorted(keep.glob("*.csv")):
         variant, _, control, group = file.stem.rsplit("-", 3)
         rows.setdefault((variant, control, group), []).extend(read(file))
     tasks = sorted({e.task for key, found in rows.items() if key[2] == "unseen" for e in found})
-    lines = [
-        f"| variant | shown | {' | '.join(tasks)} | unseen, % (95 %) |",
-        "|---|---|" + "---:|" * (len(tasks) + 1),
-    ]
+    tables = {
+        "unseen": [
+            f"| variant | shown | {' | '.join(tasks)} | unseen, % (95 %) |",
+            "|---|---|" + "---:|" * (len(tasks) + 1),
+        ],
+        "seen": ["| variant | shown | seen, % (95 %) |", "|---|---|---:|"],
+    }
+    means: dict[tuple[str, str, str], str] = {}
     for (variant, control, group), episodes in rows.items():
-        if group != "unseen":
-            continue
-        summary = summarise(episodes, [], tasks)
-        cells = [f"{100 * task.success_rate:.0f}" for task in summary.tasks]
+        of_group = sorted({episode.task for episode in episodes})
+        summary = summarise(episodes, [], of_group)
         mean = summary.unseen
         assert mean is not None
         whole = f"{100 * mean.success_rate:.0f} ({100 * mean.low:.0f}-{100 * mean.high:.0f})"
-        lines.append(f"| {variant} | {control} | {' | '.join(cells)} | {whole} |")
-    write_text(path, "\n".join(lines) + "\n")
+        means[variant, control, group] = whole
+        cells = [f"{100 * task.success_rate:.0f}" for task in summary.tasks]
+        each = cells if group == "unseen" else []
+        tables[group].append(f"| {' | '.join([variant, control, *each, whole])} |")
+    write_text(path, "\n".join([*tables["unseen"], "", *tables["seen"]]) + "\n")
+    lines = [
+        "| success, % (95 % interval) | own prompts | another task's | no prompt | 45 seen tasks |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for variant, name in (("pooled", "pooled, as in the paper"), ("tokens", "retrieved"),
+                          ("retrieve_and_play", "retrieve and play, untrained")):  # fmt: skip
+        own = "trajectory" if VARIANTS[variant] is None else "both"
+        arms_shown = ((own, "unseen"), ("wrong", "unseen"), ("none", "unseen"), (own, "seen"))
+        lines.append(
+            f"| {name} | {' | '.join(means.get((variant, *arm), '') for arm in arms_shown)} |"
+        )
+    return lines
 
 
 def plot(found: Mapping[str, float], path: Path) -> None:
@@ -353,7 +374,9 @@ def main() -> int:
     if options.keep == RESULTS / name:
         raw = {path.stem: f"{name}/{path.name}" for path in sorted(options.keep.glob("*.csv"))}
         write_figures(name, found, raw, f"python benchmarks/unseen.py --split {options.split}")
-        write_table(options.keep, RESULTS / f"{name}.md")
+        lines = write_tables(options.keep, RESULTS / f"{name}.md")
+        if options.split == "ml45":
+            write_readme_table("unseen", lines)
         plot(found, RESULTS / f"{name}.png")
     else:
         for figure, value in found.items():

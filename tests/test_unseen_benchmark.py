@@ -3,6 +3,7 @@
 import argparse
 import csv
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -65,11 +66,22 @@ def test_figures_are_means_over_seeds_and_tasks(tmp_path):
     assert found["unseen_tokens_wrong_prompt"] == 25
     assert found["unseen_no_prompt"] == 0
     assert found["unseen_retrieve_and_play"] == 25
-    unseen.write_table(tmp_path, tmp_path / "table.md")
-    lines = (tmp_path / "table.md").read_text().splitlines()
-    assert "| tokens | both | 25 | 75 | 50 (" in "\n".join(lines)
+    keep(tmp_path, "tokens-seed0-both-seen", [[1, 1], [1, 0]])
+    lines = unseen.write_tables(tmp_path, tmp_path / "table.md")
+    table = (tmp_path / "table.md").read_text()
+    assert "| tokens | both | 25 | 75 | 50 (" in table
+    assert "| tokens | both | 75 (" in table.partition("\n\n")[2]
+    row = next(line for line in lines if line.startswith("| retrieved |")).split("|")
+    assert [cell.strip().partition(" ")[0] for cell in row[2:6]] == ["50", "25", "0", "75"]
     unseen.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_time_of_training_is_averaged_over_seeds(tmp_path):
+    for seed, seconds in enumerate((600, 1200)):
+        path = tmp_path / f"tokens-seed{seed}-training.json"
+        path.write_text(json.dumps({"train_seconds": seconds}))
+    assert unseen.figures(tmp_path) == {"train_minutes_tokens": 15}
 
 
 def test_the_paired_interval_resamples_goals_within_tasks(tmp_path):
