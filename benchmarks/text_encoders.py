@@ -4,9 +4,9 @@ Every paraphrase of the 50 Meta-World tasks avoids the words of its prompt. An e
 meaning still finds the prompt that it belongs to: ``paraphrase_at_1`` and ``_at_5``, the share of
 paraphrases whose own prompt is nearest, or among the five nearest, of all 50 (chance is 2 % and
 10 %). ``opposites_cosine`` is the mean similarity of prompts such as *lock* and *unlock the door*,
-which a policy must tell apart. ``cold_50_s`` and ``warm_50_s`` are the seconds that 50 new prompts take, fetch
-and conversion of the model included, and again from the cache. Controls: TF-IDF, which knows words only; SmolLM2 with random
-weights; and SmolLM2 on random strings as long as the texts.
+which a policy must tell apart. ``cold_50_s`` and ``warm_50_s`` are the seconds that 50 new prompts
+take, fetch and conversion of the model included, and again from the cache. Controls: TF-IDF, which
+knows words only; SmolLM2 with random weights; and SmolLM2 on random strings as long as the texts.
 
 With ``--policies``: the same similarity after the text head of each trained policy, for the pairs
 of its training tasks and for the others.
