@@ -123,7 +123,9 @@ def measure(embed: Embed) -> dict[str, Any]:
     references, queries = table[: len(names)], table[len(names) :]
     similarity = centred_similarity(queries, references, queries.mean(0))
     right = similarity[torch.arange(len(own)), own]
-    ranks = 1 + (similarity > right[:, None]).sum(-1)
+    # Ties count half: an encoder that gives all texts one vector must not seem to be right.
+    ties = (similarity == right[:, None]).sum(-1) - 1
+    ranks = 1 + (similarity > right[:, None]).sum(-1) + ties / 2
     between = centred_similarity(references, references)
     pairs = {f"{a} / {b}": float(between[names.index(a), names.index(b)]) for a, b in OPPOSITES}
     return {"ranks": ranks.tolist(), "opposites": pairs, "width": table.shape[1]}
@@ -229,7 +231,12 @@ def main() -> int:
     found = figures(raw)
     if options.check:
         return check_figures("text_encoders", found, tolerance=1e-3)
-    write_figures("text_encoders", found, raw, "python benchmarks/text_encoders.py")
+    extra = [f"--also {entry}" for entry in options.also]
+    if options.policies:
+        extra.append(f"--policies {' '.join(path.parent.name for path in options.policies)}")
+    write_figures(
+        "text_encoders", found, raw, " ".join(["python benchmarks/text_encoders.py", *extra])
+    )
     write_table(raw, found, RESULTS / "text_encoders.md")
     return 0
 

@@ -93,7 +93,7 @@ def arms(variants: Iterable[str], seeds: Sequence[int]) -> list[Arm]:
     for variant in variants:
         trained = VARIANTS[variant] is not None
         for seed in seeds if trained else (0,):
-            controls = CONTROLS if trained else ("trajectory", "wrong")
+            controls: tuple[str, ...] = CONTROLS if trained else ("trajectory", "wrong")
             if variant != "pooled":
                 controls += DEMONSTRATIONS
             found += [Arm(variant, seed, control, "unseen") for control in controls]
@@ -119,9 +119,15 @@ def make_policy(arm: Arm, options: argparse.Namespace) -> LLMDPDPolicy:
     # Beside the episodes; of a training that was done before, its own time is kept.
     seconds = json.loads((output / "timings.json").read_text())["stage_seconds"]["train"]
     training = options.keep / f"{arm.variant}-seed{arm.seed}-training.json"
+    about = {"fingerprint": policy.info["fingerprint"]}
     if not training.exists():
         settings = [part for part in command[2:] if not part.startswith("data.folder")]
-        write_json(training, {"train_seconds": seconds, "settings": settings})
+        write_json(training, about | {"train_seconds": seconds, "settings": settings})
+    elif json.loads(training.read_text())["fingerprint"] != about["fingerprint"]:
+        raise UserError(
+            f"{training}: the kept episodes are of another training than {output}; delete "
+            f"{arm.variant}-seed{arm.seed}-* there to evaluate this one"
+        )
     return policy
 
 

@@ -69,7 +69,7 @@ def prepare(cfg: DictConfig) -> Run:
     """Check what can be checked before any work is done, and make the output folder."""
     from llmdpd_torchrl.data.collection import CollectionSettings
     from llmdpd_torchrl.envs.splits import make_split
-    from llmdpd_torchrl.evaluation.controls import CONTROLS
+    from llmdpd_torchrl.evaluation.controls import check_control
     from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
     from llmdpd_torchrl.files import make_writable_folder
     from llmdpd_torchrl.modules.networks import NetworkConfig
@@ -79,7 +79,7 @@ def prepare(cfg: DictConfig) -> Run:
     split = make_split(cfg.tasks.split, train=cfg.tasks.train, held_out=cfg.tasks.held_out)
     read(CollectionSettings, collection_settings(cfg), "data")
     read(EvaluationSettings, evaluation_settings(cfg), "evaluation")
-    read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
+    network = read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
     if cfg.until not in STAGES:
         raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
     if set(cfg.force) - {"train", "evaluate"}:
@@ -94,6 +94,12 @@ def prepare(cfg: DictConfig) -> Run:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least 1")
+    check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
+    if cfg.loss.alignment and (network.prompt != "both" or network.retrieves):
+        raise ConfigError(
+            "loss.alignment needs both prompts as vectors: use network.conditioning=pooled and "
+            "prompt=both, or set it to 0"
+        )
     known = inspect.signature(LLMDPDLoss.__init__).parameters
     unknown = sorted(set(cfg.loss) - set(known) - {"gamma", "reward_scale"})
     if unknown:
@@ -106,10 +112,6 @@ def prepare(cfg: DictConfig) -> Run:
             )
     if cfg.prompt in ("both", "text"):
         make_text_encoder(plain(cfg.text_encoder))
-    if cfg.evaluation.control not in CONTROLS:
-        raise ConfigError(
-            f"evaluation.control is {cfg.evaluation.control!r}: use one of {', '.join(CONTROLS)}"
-        )
     output = make_writable_folder(cfg.output_dir, "output", "output_dir")
     return Run(cfg, output, split)
 
@@ -345,16 +347,16 @@ def shown(run: Run) -> tuple[Any, Any]:
     from llmdpd_torchrl.evaluation.controls import apply_control
 
     cfg = run.cfg
-    bank = run.evaluation_bank
-    if bank is not None and cfg.evaluation.demonstrations > 1:
-        bank = bank.first(cfg.evaluation.demonstrations).joined()
-    return apply_control(
+    table, bank = apply_control(
         cfg.evaluation.control,
         run.split.tasks,
         run.text_table,
-        bank,
+        run.evaluation_bank,
         encoder=plain(cfg.text_encoder),
     )
+    if bank is not None and cfg.evaluation.demonstrations > 1:
+        bank = bank.first(cfg.evaluation.demonstrations).joined()
+    return table, bank
 
 
 def film(run: Run) -> None:
@@ -376,15 +378,18 @@ def film(run: Run) -> None:
         EvaluationSettings, evaluation_settings(cfg), "evaluation", hide_goal=cfg.data.hide_goal
     )
     prompts = load_text_prompts()
+    table, bank = shown(run)
+    control = cfg.evaluation.control
+    prompt = cfg.prompt if control == "both" else f"{cfg.prompt}, shown {control}"
     for task in tasks:
         record_episode(
             run.policy,
             task,
             run.output / f"{task}.mp4",
             caption=f"{task} ({'seen' if task in run.split.train else 'unseen'}, "
-            f"prompt: {cfg.prompt}): {prompts[task].objective}",
-            text_table=run.text_table,
-            bank=run.evaluation_bank,
+            f"prompt: {prompt}): {prompts[task].objective}",
+            text_table=table,
+            bank=bank,
             settings=settings,
             fps=cfg.video.fps,
             every=cfg.video.every,

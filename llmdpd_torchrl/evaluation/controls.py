@@ -12,10 +12,18 @@ from torch import Tensor
 
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules.networks import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts, text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
-__all__ = ["CONTROLS", "apply_control", "random_strings", "shuffle_steps", "swap_prompts"]
+__all__ = [
+    "CONTROLS",
+    "apply_control",
+    "check_control",
+    "random_strings",
+    "shuffle_steps",
+    "swap_prompts",
+]
 
 #: What a policy is shown: all it reads; one of the prompts, or neither; those of another task; a
 #: trajectory whose steps are out of order; a text alone that means the same in other words, or
@@ -30,6 +38,9 @@ CONTROLS = (
     "paraphrase",
     "random_text",
 )
+
+
+_WITHOUT_TRAJECTORY = ("text", "none", "paraphrase", "random_text")
 
 
 def apply_control(
@@ -48,7 +59,7 @@ def apply_control(
         text_table: ``[T, D]`` text embeddings by task id.
         bank: trajectory prompts.
         encoder: of the texts, for ``"paraphrase"`` and ``"random_text"``, which need others. The
-            language model runs for the latter.
+            language model runs for texts whose embeddings are not stored.
 
     Returns:
         text table and bank, ``None`` for what is not shown.
@@ -75,6 +86,35 @@ def apply_control(
         return embed_texts(random_strings(texts), encoder), None
     shows_text, shows_trajectory = control in ("both", "text"), control in ("both", "trajectory")
     return (text_table if shows_text else None), (bank if shows_trajectory else None)
+
+
+def check_control(
+    control: str, demonstrations: int, config: NetworkConfig, tasks: Sequence[str]
+) -> None:
+    """Refuse, before anything is trained, what a policy of this structure can not be shown.
+
+    Raises:
+        ConfigError: if it can not do without a prompt that the control hides, can not read several
+            demonstrations, or the control needs more tasks.
+    """
+    if control not in CONTROLS:
+        raise ConfigError(f"evaluation.control is {control!r}: use one of {', '.join(CONTROLS)}")
+    for prompt, uses, dropout, shown_by in (
+        ("text", config.uses_text, config.text_dropout, ("trajectory", "none")),
+        ("trajectory", config.uses_trajectory, config.trajectory_dropout, _WITHOUT_TRAJECTORY),
+    ):
+        if uses and not dropout and control in shown_by:
+            raise ConfigError(
+                f"evaluation.control={control} hides the {prompt} prompt, and the policy learns to "
+                f"do without only with network.{prompt}_dropout above 0"
+            )
+    if demonstrations > 1 and not config.retrieves:
+        raise ConfigError(
+            f"evaluation.demonstrations is {demonstrations}, but this policy retrieves from none: "
+            "use conditioning=retrieved with a trajectory prompt, or show one"
+        )
+    if control == "wrong" and len(tasks) < 2:
+        raise ConfigError("wrong prompts need at least two tasks: evaluate more")
 
 
 def swap_prompts(
@@ -107,7 +147,13 @@ def swap_prompts(
 
 
 def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPromptBank:
-    """The same prompts with the steps of each in random order; padding stays at the end."""
+    """The same prompts with the steps of each in random order; padding stays at the end.
+
+    Raises:
+        ConfigError: if the prompts hold several demonstrations: shuffle first, then join.
+    """
+    if "start" in bank.prompts.keys():  # noqa: SIM118 (no dictionary)
+        raise ConfigError("joined demonstrations can not be shuffled: shuffle them, then join")
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(bank.prompts["mask"].shape, generator=generator)
     order = order.masked_fill(~bank.prompts["mask"], 2.0).argsort(dim=-1)

@@ -57,6 +57,8 @@ class EvaluationSettings:
             raise ConfigError(f"episodes_per_task is {self.episodes_per_task}: must be >= 1")
         if not 1 <= self.max_steps <= 500:
             raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
+        if self.stochastic not in (None, True, False) or type(self.stochastic) is int:
+            raise ConfigError(f"stochastic is {self.stochastic!r}: use true, false or null")
 
     def act(
         self, policy: LLMDPDPolicy, states: TensorDictBase, generator: torch.Generator

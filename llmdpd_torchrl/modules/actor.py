@@ -33,7 +33,7 @@ class DiffusionActor(SafeModule):
         hidden, activation, time_dim: of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
             learns how actions differ from it, see :class:`ResidualDenoiser`.
-        movement (int): so many of that action's first entries may not be cancelled, see there.
+        movement, least_share: how far that action may be cancelled, see there.
         num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.
         out_keys (sequence of NestedKey): defaults to ``["action"]``.
@@ -71,6 +71,7 @@ class DiffusionActor(SafeModule):
         time_dim: int = 16,
         base: slice | None = None,
         movement: int = 0,
+        least_share: float = 0.75,
         num_steps: int = 5,
         schedule: str = "vp",
         prediction: str = "epsilon",
@@ -92,7 +93,13 @@ class DiffusionActor(SafeModule):
                     "leave base out, or wrap the network yourself"
                 )
             score_network = ResidualDenoiser(
-                score_network, base, num_steps, schedule, prediction, movement=movement
+                score_network,
+                base,
+                num_steps,
+                schedule,
+                prediction,
+                movement=movement,
+                least_share=least_share,
             )
         module = DiffusionModule(
             score_network,

@@ -11,6 +11,7 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
 from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import reverse_process
 from llmdpd_torchrl.modules.schedules import NoiseSchedule
 
@@ -248,7 +249,8 @@ class DiffusionModule(nn.Module):
             num_steps (int, optional): reverse steps, at most K. Defaults to ``sampling_steps``.
 
         Returns:
-            actions [*sample_shape, *, A] within the action range.
+            actions [*sample_shape, *, A] within the action range; those of a
+            :class:`~llmdpd_torchrl.modules.ResidualDenoiser` within its limit.
 
         Raises:
             ConfigError: on an unknown sampler, an impossible number of steps, or a condition of
@@ -277,8 +279,9 @@ class DiffusionModule(nn.Module):
             action = reverse_step(action, clean, previous, generator)
             previous = clean
         action = self.predict_clean(action, path[-1], outputs(action, len(steps)))
-        limit = getattr(self.score_network, "limit", None)
-        return action if limit is None else limit(action, condition).clamp(*self.action_bounds)
+        if not isinstance(self.score_network, ResidualDenoiser):
+            return action
+        return self.score_network.limit(action, condition).clamp(*self.action_bounds)
 
     def forward(self, *inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Condition on the inputs and sample, as :func:`~tensordict.nn.interaction_type` says.

@@ -54,6 +54,7 @@ class NetworkConfig:
         around_prompt: where the actor retrieves and the state is hidden, let it learn how actions
             differ from what the prompt suggests, see
             :class:`~llmdpd_torchrl.modules.ResidualDenoiser`.
+        least_share: of the suggested movement, that the learnt difference must leave, see there.
         action_dim: A.
         text_dim: D, the width of the frozen text embedding.
         text_features: width of h_ψ's output.
@@ -93,6 +94,7 @@ class NetworkConfig:
     frame: FrameSpec = METAWORLD_FRAME
     lookaheads: Sequence[int] = (3,)
     around_prompt: bool = True
+    least_share: float = 0.75
     action_dim: int = 4
     text_dim: int = 576
     text_features: int = 32
@@ -253,6 +255,7 @@ def make_networks(
         conditioner=conditioner,
         base=base,
         movement=_width(config.context_parts["way"]),
+        least_share=config.least_share,
         hidden=config.hidden,
         activation=config.activation,
         num_steps=config.diffusion_steps,

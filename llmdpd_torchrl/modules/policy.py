@@ -133,10 +133,17 @@ class LLMDPDPolicy:
             raise ConfigError("this policy reads text prompts: give a text_table")
         if config.uses_trajectory and bank is None and not config.trajectory_dropout:
             raise ConfigError("this policy reads trajectory prompts: give a bank")
+        if bank is None or not config.uses_trajectory:
+            return
         # Several demonstrations may be joined where they are only retrieved from.
-        rest = 0 if bank is None else bank.length % config.trajectory_length
-        longer = bank is not None and bank.length > config.trajectory_length
-        if bank is not None and (rest or (longer and not config.retrieves)):
+        is_joined = "start" in bank.prompts.keys()  # noqa: SIM118 (no dictionary)
+        if is_joined and not config.retrieves:
+            raise ConfigError(
+                "this policy pools its trajectory prompt and can not read joined demonstrations: "
+                "show one (evaluation.demonstrations=1)"
+            )
+        rest = bank.length % config.trajectory_length
+        if rest or (bank.length > config.trajectory_length and not is_joined):
             raise ConfigError(
                 f"the prompts have {bank.length} steps, this policy was trained with "
                 f"{config.trajectory_length}: cut them to that length"

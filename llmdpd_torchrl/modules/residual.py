@@ -46,7 +46,8 @@ class ResidualDenoiser(nn.Module):
 
     Nor may the difference cancel what it is added to: where the network does not know the task, it
     takes back what the prompt's nearest step asks for, and the policy stands still for ever.
-    :meth:`limit` leaves samples at least ``least_share`` of b's movement.
+    :meth:`limit` leaves samples at least ``least_share`` of b's movement, as far as the range of
+    actions has room for it.
 
     Args:
         network (MLPDenoiser): of noisy differences, the condition and the step.
@@ -135,12 +136,15 @@ class ResidualDenoiser(nn.Module):
     def limit(self, action: Tensor, condition: Tensor) -> Tensor:
         """Actions [*, A] whose movement has at least ``least_share`` of the base's along it.
 
-        Where the base is zero, as it is where nothing is retrieved, nothing changes.
+        Where the base is zero, as it is where nothing is retrieved, nothing changes. The range of
+        actions may end before that share is reached.
         """
         movement, rest = action.tensor_split([self.movement], dim=-1)
         base = condition[..., self.base][..., : self.movement]
         size = base.square().sum(-1, keepdim=True)
-        share = (movement * base).sum(-1, keepdim=True) / size.clamp_min(1e-8)
+        share = (movement * base).sum(-1, keepdim=True) / size.clamp_min(
+            torch.finfo(size.dtype).eps
+        )
         movement = movement + (self.least_share - share).clamp_min(0.0) * base
         return torch.cat([movement, rest], dim=-1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -57,12 +59,10 @@ def alignment_loss(
 
 
 def batch_alignment(
-    data: TensorDictBase, prompt: NestedKey, embedding: NestedKey, width: int
+    data: TensorDictBase, rows: Sequence[NestedKey], embedding: NestedKey, width: int
 ) -> Tensor:
     """:func:`alignment_loss` of a batch: of its rows of tables, and of z split at ``width``."""
-    text_row, trajectory_row = (
-        data[unravel_key((prompt, name))].reshape(-1) for name in ("text_index", "trajectory_index")
-    )
+    text_row, trajectory_row = (data[key].reshape(-1) for key in rows)
     text, trajectory = data[embedding].flatten(0, -2).tensor_split([width], dim=-1)
     return alignment_loss(text, trajectory, text_row, (text_row >= 0) & (trajectory_row >= 0))
 

@@ -70,7 +70,8 @@ class LLMDPDLoss(PromptedActorCriticLoss):
             computed.
         guidance (str): ``"chain"`` differentiates Q through all reverse steps (Diffusion-QL).
             ``"one_step"`` judges the clean action behind L_d's own noised forward pass (EDP, Kang
-            et al. 2023), without another run of the denoiser.
+            et al. 2023), without another run of the denoiser, and before any limit that the actor's
+            samples have.
         q_normalization (str): ``"cross"`` divides Q_i, i random, by another critic's mean
             magnitude; ``"own"`` by its own; ``"none"`` by nothing.
         prompt_gradient (sequence of str, optional): some of :data:`PROMPT_GRADIENTS`. Defaults to
@@ -78,7 +79,8 @@ class LLMDPDLoss(PromptedActorCriticLoss):
             forward pass of ``"diffusion"`` and so must be given with it, and is by default.
         alignment (float): weight, in the actor's loss, of a contrastive loss between the text's and
             the trajectory's part of z, see :func:`~llmdpd_torchrl.objectives.alignment_loss`.
-            Needs a :class:`~llmdpd_torchrl.modules.PromptNetwork` with both parts.
+            Needs a :class:`~llmdpd_torchrl.modules.PromptNetwork` with both parts. It is a mean
+            over the batch whatever the reduction, and added to each row where that is ``"none"``.
         max_q_backup (int): candidates a' per next state, of which each target critic's best counts.
             0 and 1 mean a single one.
         target_sampling_steps (int, optional): reverse steps of a', if fewer than the actor's.
@@ -251,7 +253,7 @@ class LLMDPDLoss(PromptedActorCriticLoss):
         return bc, {"bc": bc.detach()}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_d - λ L_r.
+        """L_d - λ L_r, and the alignment if it has a weight.
 
         Returns:
             the reduced loss, and metadata with the detached ``"bc"``, ``"guidance"`` and
@@ -315,8 +317,11 @@ class LLMDPDLoss(PromptedActorCriticLoss):
             "lmbda": self.lmbda.clone(),
         }
         if self.alignment:
-            keys = self.tensor_keys
-            aligned = batch_alignment(data, keys.prompt, keys.prompt_embedding, self._aligned_width)
+            network = self.prompt_network
+            assert network is not None  # aligned_width has seen it
+            aligned = batch_alignment(
+                data, network.in_keys, network.out_keys[0], self._aligned_width
+            )
             loss = loss + self.alignment * aligned
             metadata["alignment"] = aligned.detach()
         return loss, metadata

@@ -105,7 +105,10 @@ def _encoder(options: argparse.Namespace) -> TextEncoder:
         name, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--option {option!r}: write NAME=VALUE")
-        settings[name] = yaml.safe_load(value)
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--option {option!r}: {value!r} is no value of YAML") from None
     return make_text_encoder(settings)
 
 

@@ -122,7 +122,7 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
     text = str(options.pop("model", ""))
     if text in ENCODERS:
         options = ENCODERS[text] | options
-        text = options.pop("model")
+        text = str(options.pop("model"))
     is_folder = bool(text) and Path(text).expanduser().is_dir()  # Path("") is the working folder
     if text == "smollm2":
         return SmolLM2Encoder(**_known(options, SmolLM2Encoder))

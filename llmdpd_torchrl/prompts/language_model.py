@@ -8,9 +8,7 @@ raw; centring and scaling by the training prompts' statistics belong to the trai
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import file_sha256
 from llmdpd_torchrl.prompts.hub import explain_loading_error, quiet_transformers, resolve_commit
+from llmdpd_torchrl.prompts.weights import check_memory, folder_sha256
 
 __all__ = [
     "POOLINGS",
@@ -45,7 +43,6 @@ _LAST = "last"
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _MAX_LENGTH = 512
 _BATCH_SIZE = 8
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*", "merges.txt")
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = True) -> Tensor:
@@ -103,8 +100,15 @@ class LanguageModelEncoder:
             raise PromptError(
                 f"layer must be a number from 1 on, {_MIDDLE!r} or {_LAST!r}, got {layer!r}"
             )
-        if layers < 1:
-            raise PromptError(f"layers is {layers}: at least one must be read")
+        for option, value in (
+            ("layers", layers), ("max_length", max_length), ("batch_size", batch_size)
+        ):  # fmt: skip
+            if not isinstance(value, int) or value < 1:
+                raise PromptError(f"{option} is {value!r}: it must be a whole number from 1 on")
+        if not isinstance(skip_first, bool):
+            raise PromptError(f"skip_first is {skip_first!r}: use true or false")
+        if isinstance(layer, int) and layers > layer:
+            raise PromptError(f"there are no {layers} layers up to layer {layer}: read fewer")
         if pooling not in POOLINGS:
             raise PromptError(f"unknown pooling {pooling!r}: use one of {', '.join(POOLINGS)}")
         if quantization is not None and quantization not in QUANTIZATIONS:
@@ -118,7 +122,7 @@ class LanguageModelEncoder:
         self.pooling = pooling
         self.skip_first = skip_first
         self.max_length = max_length
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.device_map = device_map
         self.dtype = dtype
         self.quantization = quantization
@@ -240,7 +244,7 @@ class LanguageModelEncoder:
             kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
             spread = self.device_map is not None or self.quantization is not None
             if not spread:
-                _check_memory(self.name, kind, config, self.dtype, self.device)
+                check_memory(self.name, kind, config, self.dtype, self.device)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = kind.from_pretrained(
                 source, config=config, dtype=self.dtype, **options, **self._placement()
@@ -307,13 +311,14 @@ class HuggingFaceEncoder(LanguageModelEncoder):
         layer (int, "middle" or "last"): after how many layers the hidden state is read, from 1.
             Default: ``"middle"``, half of them. After the last it has passed the final norm.
         layers (int): the states of so many layers, ending with ``layer``, are averaged. Default: 1.
+            The last layer's has passed the final norm and may be of another scale than the rest.
         pooling (str): one of :data:`POOLINGS`. Default: ``"mean"``.
         skip_first (bool): leave the first token out of the mean. Default: true; false for models
             whose first token is no attention sink, BERT's kin.
         max_length (int): the most tokens a prompt may have; a longer one is an error, never cut.
         device (torch.device or str): where the model runs. Default: CUDA if there is one.
         device_map (str or mapping): spread the model over devices, ``"auto"`` say, as transformers
-            does; needs accelerate.
+            does, whatever ``device`` says; needs accelerate.
         dtype (torch.dtype or str): of weights and activations. Default: bfloat16 on CUDA and
             float32 elsewhere; never float16, in which some models overflow.
         quantization (str): one of :data:`QUANTIZATIONS`; needs bitsandbytes. Default: none.
@@ -338,11 +343,13 @@ class HuggingFaceEncoder(LanguageModelEncoder):
         dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> None:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if isinstance(dtype, str):
             if dtype not in _DTYPES:
                 raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
             dtype = _DTYPES[dtype]
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
         default = torch.bfloat16 if device.type == "cuda" else torch.float32
         super().__init__(str(model), device=device, dtype=dtype or default, **options)
         self.revision = revision
@@ -357,13 +364,21 @@ class HuggingFaceEncoder(LanguageModelEncoder):
 
     def _pinned(self) -> tuple[str, str]:
         if self.folder is not None:
-            return "local folder", _folder_sha256(self.folder)
+            return "local folder", folder_sha256(self.folder)
         return self.name, self._commit
 
     def _source(self) -> tuple[str, dict[str, Any]]:
         if self.folder is not None:
             return str(self.folder), {"local_files_only": True}
         return self.name, {"revision": self._commit}
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise PromptError(f"unknown device {device!r}: {first}") from None
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -375,40 +390,3 @@ def check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not text.strip():
             raise PromptError(f"prompt {i} is empty: describe the task in a few words")
-
-
-def _folder_sha256(folder: Path) -> str:
-    """Hash weights, config and tokenizer, by name and content, whatever the folder is called."""
-    files = sorted({file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)})
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _check_memory(
-    name: str, kind: Any, config: Any, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Compare the weights' bytes with the free memory, before half an hour of swapping."""
-    free = _free_memory(device)
-    if free is None:
-        return
-    with torch.device("meta"):
-        skeleton = kind.from_config(config, dtype=dtype)
-    needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())
-    if needed > free:
-        raise PromptError(
-            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has "
-            f"{free / 1e9:.1f} GB free: use a smaller model such as 'smollm2', or bfloat16"
-        )
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of ``device``, or ``None`` where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.is_file():
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-    return None if found is None else int(found[1]) * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -46,7 +47,7 @@ def centred_similarity(
 def nearest_tasks(
     text: str,
     *,
-    encoder: str | TextEncoder = "smollm2",
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
     prompts: Mapping[str, TextPrompt] | None = None,
     count: int = 5,
 ) -> list[tuple[str, float]]:

@@ -148,6 +148,8 @@ class TrajectoryPromptBank:
 
     def first(self, count: int) -> TrajectoryPromptBank:
         """The first ``count`` prompts of each task, or all that there are."""
+        if not len(self):
+            raise PromptError("there is no trajectory prompt to choose from: the bank is empty")
         return self.only(
             torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
         )
@@ -173,6 +175,8 @@ class TrajectoryPromptBank:
             >>> bank.joined().prompts["end"].tolist()
             [[1, 1, 1, 5, 5, 5]]
         """
+        if not len(self):
+            raise PromptError("there is no trajectory prompt to join: the bank is empty")
         tasks = self.task_id.unique()
         rows = [self.rows_of(int(task)) for task in tasks]
         count = max(len(of_task) for of_task in rows)

@@ -6,10 +6,12 @@ from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.controls import (
     CONTROLS,
     apply_control,
+    check_control,
     random_strings,
     shuffle_steps,
     swap_prompts,
 )
+from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
 
 TABLE = torch.arange(50.0).unsqueeze(-1)
@@ -88,3 +90,35 @@ def test_mistakes_are_named():
         apply_control("nothing", TASKS, TABLE, None)
     with pytest.raises(ConfigError, match="at least two tasks"):
         apply_control("wrong", TASKS[:1], TABLE, None)
+
+
+@pytest.mark.parametrize(
+    ("control", "demonstrations", "config", "words"),
+    [
+        ("half", 1, {}, "evaluation.control is 'half'"),
+        ("text", 1, {}, "hides the trajectory prompt"),
+        ("random_text", 1, {"text_dropout": 0.1}, "hides the trajectory prompt"),
+        ("trajectory", 1, {"trajectory_dropout": 0.1}, "hides the text prompt"),
+        ("both", 2, {"conditioning": "pooled"}, "retrieves from none"),
+        ("both", 2, {"prompt": "text"}, "retrieves from none"),
+    ],
+)
+def test_what_can_not_be_shown_is_said_early(control, demonstrations, config, words):
+    with pytest.raises(ConfigError, match=words):
+        check_control(control, demonstrations, NetworkConfig(**config), TASKS)
+
+
+def test_what_can_be_shown_passes():
+    bare = NetworkConfig(text_dropout=0.1, trajectory_dropout=0.1)
+    for control in CONTROLS:
+        check_control(control, 1, bare, TASKS)
+    check_control("none", 1, NetworkConfig(prompt="none"), TASKS)
+    check_control("both", 3, NetworkConfig(), TASKS)
+    with pytest.raises(ConfigError, match="at least two tasks"):
+        check_control("wrong", 1, NetworkConfig(), TASKS[:1])
+
+
+def test_joined_demonstrations_are_not_shuffled(bank):
+    with pytest.raises(ConfigError, match="shuffle them, then join"):
+        shuffle_steps(bank.joined())
+    assert shuffle_steps(bank).joined().prompts["mask"].any()

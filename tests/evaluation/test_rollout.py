@@ -129,7 +129,12 @@ def test_wrong_requests(bank):
         evaluate(make_policy(), TASKS, text_table=TABLE, progress=False)
     with pytest.raises(PromptError, match="no trajectory prompt"):
         run_episodes(make_policy(), ["sweep-v3"], [0], TABLE, bank, SETTINGS)
-    for wrong in ({"episodes_per_task": 0}, {"max_steps": 0}):
+    for wrong in (
+        {"episodes_per_task": 0},
+        {"max_steps": 0},
+        {"stochastic": 0},
+        {"stochastic": "x"},
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             EvaluationSettings(**wrong)
 

@@ -98,6 +98,10 @@ def test_the_bases_movement_is_never_cancelled(share):
     torch.testing.assert_close(
         (limited[:, :2] * across).sum(-1), (action[:, :2] * across).sum(-1), rtol=1e-3, atol=1e-3
     )
+    halves = denoiser.limit(action.half(), torch.zeros(2000, 4).half())
+    assert torch.equal(halves, action.half())
+    several = denoiser.limit(action.expand(3, -1, -1), condition)  # draws of each row
+    assert torch.equal(several, limited.expand(3, -1, -1))
     nothing = torch.zeros(2000, 4)
     assert torch.equal(denoiser.limit(action, nothing), action)
 

@@ -129,6 +129,19 @@ def test_it_is_added_to_the_actors_loss_and_reported():
     assert aligned.out_keys == [*plain.out_keys, "alignment"]
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_it_is_a_mean_whatever_the_reduction(reduction):
+    options = {"lmbda": 0.0, "reduction": reduction}
+    plain, aligned = make_loss(**options), make_loss(**options, alignment=0.5)
+    data = batch()
+    torch.manual_seed(1)
+    before = plain(data.clone())
+    torch.manual_seed(1)
+    after = aligned(data.clone())
+    assert after["alignment"].ndim == 0
+    torch.testing.assert_close(after["loss_actor"], before["loss_actor"] + 0.5 * after["alignment"])
+
+
 def test_training_brings_text_and_trajectory_of_a_task_together():
     loss = make_loss(lmbda=0.0, alignment=1.0)
     optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], 3e-3)

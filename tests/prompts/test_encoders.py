@@ -100,13 +100,18 @@ def test_of_an_encoder_decoder_the_encoder_reads(tiny_folder, tmp_path):
         ({"pooling": "max"}, "unknown pooling 'max': use one of mean, last_token"),
         ({"quantization": "2bit"}, "unknown quantization '2bit': use one of 8bit, 4bit"),
         ({"layers": 0}, "layers is 0"),
+        ({"layers": "two"}, "layers is 'two'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"skip_first": "no"}, "skip_first is 'no': use true or false"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"dtype": 16}, "unknown dtype 16"),
         ({"dtype": "int8"}, "unknown dtype 'int8': use one of float32"),
         ({"layers": 3, "layer": 2}, "no 3 layers up to layer 2"),
     ],
 )
 def test_impossible_options(tiny_folder, options, words):
     with pytest.raises(PromptError, match=words):
-        HuggingFaceEncoder(tiny_folder, device="cpu", **options).encode(TEXTS)
+        HuggingFaceEncoder(tiny_folder, **{"device": "cpu", **options}).encode(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,7 @@ def test_a_cut_off_weights_file_is_reported(tiny_folder, tmp_path):
 
 
 def test_too_little_memory_is_said_before_loading(tiny_folder, monkeypatch):
-    monkeypatch.setattr("llmdpd_torchrl.prompts.language_model._free_memory", lambda device: 100)
+    monkeypatch.setattr("llmdpd_torchrl.prompts.weights._free_memory", lambda device: 100)
     with pytest.raises(PromptError, match="GB for its weights and cpu has"):
         HuggingFaceEncoder(tiny_folder, device="cpu").encode(TEXTS)
 
