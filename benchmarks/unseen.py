@@ -44,8 +44,8 @@ from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs.splits import TaskSplit, make_split
 from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.controls import apply_control
-from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
 from llmdpd_torchrl.files import write_atomic, write_json, write_text
 from llmdpd_torchrl.modules import LLMDPDPolicy

@@ -289,14 +289,14 @@ def fit(run: Run) -> Any:
 
 def evaluate(run: Run) -> None:
     """Evaluate on seen and unseen tasks, and write results, table and plots."""
-    from llmdpd_torchrl.evaluation import report, rollout
+    from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator, report
     from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
     from llmdpd_torchrl.evaluation.statistics import summarise
 
     cfg, split = run.cfg, run.split
     path = run.output / "results.json"
     settings = read(
-        rollout.EvaluationSettings,
+        EvaluationSettings,
         evaluation_settings(cfg),
         "evaluation",
         hide_goal=cfg.data.hide_goal,
@@ -315,15 +315,10 @@ def evaluate(run: Run) -> None:
             print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
             report.print_table(summary)
             return
-    episodes = rollout.evaluate(
-        run.policy,
-        split.tasks,
-        text_table=table,
-        bank=bank,
-        settings=settings,
-        workers=cfg.evaluation.workers,
-        progress=cfg.progress,
-    )
+    with Evaluator(
+        split.tasks, settings, workers=cfg.evaluation.workers, progress=cfg.progress
+    ) as evaluator:
+        episodes = evaluator(run.policy, text_table=table, bank=bank)
     summary = summarise(episodes, split.train, split.held_out)
     extra = {
         **about,
@@ -332,11 +327,15 @@ def evaluate(run: Run) -> None:
         "seed": cfg.seed,
         "split": dataclasses.asdict(split) | {"table": None},
         "data_hash": run.dataset.manifest.data_hash,
+        "starts": evaluator.suite.starts(),
         "episodes": [dataclasses.asdict(episode) for episode in episodes],
     }
     report.write_results_json(path, summary, extra)
     report.write_markdown(summary, run.output / "results.md")
-    plot_success_bars(summary, run.output / "success.png", title=f"Success by task: {cfg.name}")
+    title = f"Success by task: {cfg.name}"
+    if cfg.evaluation.control != "both":
+        title += f", shown {cfg.evaluation.control}"
+    plot_success_bars(summary, run.output / "success.png", title=title)
     if (run.output / "metrics.csv").exists():
         plot_learning_curves(run.output / "metrics.csv", run.output / "learning_curves.png")
     report.print_table(summary)

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -16,7 +16,13 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.errors import UserError
 
-__all__ = ["available_cores", "count_episode", "run_jobs"]
+__all__ = [
+    "available_cores",
+    "count_episode",
+    "die_with_parent",
+    "one_thread_each",
+    "run_jobs",
+]
 
 Result = TypeVar("Result")
 
@@ -55,7 +61,7 @@ def run_jobs(
     count = max(1, min(workers or available_cores(), len(jobs)))
     bar = tqdm(total=episodes, desc=description, unit="episode", disable=not progress)
     with bar, ProcessPoolExecutor(count, context, _start_worker, (counters,)) as pool:
-        with _one_thread_each():
+        with one_thread_each():
             futures: list[Future[Result]] = [pool.submit(function, *job) for job in jobs]
         pending = set(futures)
         started = time.monotonic()
@@ -90,9 +96,14 @@ _counters: Any = None
 
 
 def _start_worker(counters: Any) -> None:
-    """Remember the shared counters, and die with the parent instead of waiting for ever."""
+    """Remember the shared counters."""
     global _counters
     _counters = counters
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """In a worker process: end when the parent does, instead of waiting for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -104,7 +115,7 @@ def _start_worker(counters: Any) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Any:
+def one_thread_each() -> Iterator[None]:
     """Let processes started inside use one thread each: more would fight over the cores."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}

@@ -11,10 +11,8 @@ import mujoco
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase
 
+from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.errors import ConfigError
 
 __all__ = ["GYM_MUJOCO_TASKS", "Dynamics", "GymMujocoEnv", "HalfCheetahVelocityEnv"]
@@ -65,7 +63,7 @@ class Dynamics:
         mujoco.mj_setConst(model, data)
 
 
-class GymMujocoEnv(EnvBase):
+class GymMujocoEnv(SimulatorEnv):
     """HalfCheetah, Hopper or Walker2d, version 4, in float32.
 
     The first reset after :meth:`set_seed` starts the stream of initial states anew. Terminated and
@@ -94,8 +92,6 @@ class GymMujocoEnv(EnvBase):
         >>> env.close()
     """
 
-    batch_locked = True
-
     def __init__(
         self,
         task: str,
@@ -107,79 +103,59 @@ class GymMujocoEnv(EnvBase):
         render: tuple[int, int] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(device=device, batch_size=torch.Size([]))
         if task not in GYM_MUJOCO_TASKS:
             raise ConfigError(f"unknown task {task!r}: use one of {', '.join(GYM_MUJOCO_TASKS)}")
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}: it must be at least 1")
-        self.task = task
-        self.task_id = task_id
-        self.dynamics = dynamics or Dynamics()
+        dynamics = dynamics or Dynamics()
         options: dict[str, Any] = {"max_episode_steps": max_steps}
         if render is not None:
             options |= {"render_mode": "rgb_array", "width": render[0], "height": render[1]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that there is a version 5
-            self._simulator = gymnasium.make(task, **options)
-        unwrapped: Any = self._simulator.unwrapped
-        self.dynamics.apply(unwrapped.model, unwrapped.data)
+            simulator = gymnasium.make(task, **options)
+        unwrapped: Any = simulator.unwrapped
+        dynamics.apply(unwrapped.model, unwrapped.data)
+        super().__init__(
+            simulator,
+            observation_dim=unwrapped.observation_space.shape[0],
+            action_dim=unwrapped.action_space.shape[0],
+            task_id=task_id,
+            device=device,
+        )
+        self.task = task
+        self.dynamics = dynamics
         self._seed_of_next_reset: int | None = seed
-        self.observation_spec = Composite(
-            observation=Unbounded(self._simulator.observation_space.shape, dtype=torch.float32),
-            task_id=Unbounded((1,), dtype=torch.int64),
-            device=self.device,
-        )
-        shape = self._simulator.action_space.shape
-        self.action_spec = Bounded(-1.0, 1.0, shape, dtype=torch.float32, device=self.device)
-        self.reward_spec = Unbounded((1,), dtype=torch.float32, device=self.device)
-        self.full_done_spec = Composite(
-            {key: Binary(1, (1,), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
-            device=self.device,
-        )
+        self._seed = seed
 
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+    def begin(self) -> NDArray[np.float32]:
+        """Start in the next initial state and return the first observation [O]."""
         observation, _ = self._simulator.reset(seed=self._seed_of_next_reset)
         self._seed_of_next_reset = None
-        return self._tensordict(observation)
+        return observation.astype(np.float32)
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict["action"].numpy(force=True)
+    def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
+        """Act once, [A]."""
         observation, reward, terminated, truncated, info = self._simulator.step(action)
-        result = self._tensordict(observation)
-        reward = self._reward(action, float(reward), info)
-        result["reward"] = torch.tensor([reward], dtype=torch.float32)
-        result["terminated"] = torch.tensor([bool(terminated)])
-        result["truncated"] = torch.tensor([bool(truncated)])
-        result["done"] = result["terminated"] | result["truncated"]
-        return result
+        return SimulatorStep(
+            observation.astype(np.float32),
+            self._reward(action, float(reward), info),
+            bool(terminated),
+            bool(truncated),
+        )
 
     def _reward(self, action: NDArray[np.float32], reward: float, info: dict[str, Any]) -> float:
         """The reward of a step, from the simulator's own."""
         return reward
 
-    def _tensordict(self, observation: NDArray[np.float64]) -> TensorDict:
-        return TensorDict(
-            {
-                "observation": torch.from_numpy(observation.astype(np.float32)),
-                "task_id": torch.tensor([self.task_id]),
-            },
-            batch_size=[],
-            device=self.device,
-        )
-
     def _set_seed(self, seed: int | None) -> None:
         self._seed_of_next_reset = seed
+        self._seed = seed or 0
 
-    @property
-    def simulator(self) -> Any:
-        """The Gymnasium environment inside."""
-        return self._simulator
-
-    def close(self, *, raise_if_closed: bool = True) -> None:
-        """Free the simulator."""
-        if not self.is_closed:
-            self._simulator.close()
-        super().close(raise_if_closed=raise_if_closed)
+    def choose_episode(self, index: int) -> None:
+        """Let the next reset take initial state number ``index`` of the seed's list."""
+        entropy = np.random.SeedSequence((self._seed, index))
+        self._seed_of_next_reset = int(entropy.generate_state(1, np.uint32)[0])
 
 
 class HalfCheetahVelocityEnv(GymMujocoEnv):

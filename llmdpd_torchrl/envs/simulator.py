@@ -7,9 +7,11 @@ random numbers (object and goal placement) that the environment would have drawn
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
+import mujoco
 import numpy as np
 from metaworld.env_dict import ENV_CLS_MAP
 from numpy.typing import NDArray
@@ -44,12 +46,35 @@ def make_simulator(task: str, *, render: tuple[int, int] | None = None) -> Any:
             "width": render[0],
             "height": render[1],
         }
-    simulator = ENV_CLS_MAP[task](**options)
+    simulator = _simulator_class(task)(**options)
     simulator._partially_observable = False
     del simulator.sawyer_observation_space  # a cached property, computed with the goal hidden
     simulator._set_task_called = True
     simulator.seeded_rand_vec = True
     return simulator
+
+
+@functools.cache
+def _simulator_class(task: str) -> Any:
+    """Meta-World's class of ``task``, whose model is compiled once a process and then copied.
+
+    Compiling takes 0.15 s, copying a few milliseconds, and an evaluation runs many simulators.
+    """
+    base: Any = ENV_CLS_MAP[task]
+
+    def initialize(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        model = copy.copy(_compiled_model(self.fullpath))
+        size = model.vis.global_
+        size.offwidth = max(size.offwidth, self.width)
+        size.offheight = max(size.offheight, self.height)
+        return model, mujoco.MjData(model)
+
+    return type(base.__name__, (base,), {"_initialize_simulation": initialize})
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_model(path: str) -> mujoco.MjModel:
+    return mujoco.MjModel.from_xml_path(path)
 
 
 def goal_seed(seed: int, task: str, index: int, purpose: str) -> int:

@@ -1,6 +1,18 @@
 """Evaluation: episodes on fixed goals, success rates with intervals, tables, plots, videos."""
 
-from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate
+from llmdpd_torchrl.evaluation.evaluator import Evaluator, evaluate
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, ResultsSummary, summarise
+from llmdpd_torchrl.evaluation.suites import GymMujocoSuite, MetaWorldSuite, Suite
 
-__all__ = ["EpisodeResult", "EvaluationSettings", "ResultsSummary", "evaluate", "summarise"]
+__all__ = [
+    "EpisodeResult",
+    "EvaluationSettings",
+    "Evaluator",
+    "GymMujocoSuite",
+    "MetaWorldSuite",
+    "ResultsSummary",
+    "Suite",
+    "evaluate",
+    "summarise",
+]

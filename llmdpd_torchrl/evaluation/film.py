@@ -50,20 +50,19 @@ def record_episode(
         ConfigError: if nothing on this machine can render.
     """
     settings = settings or EvaluationSettings()
-    env = make_policy_env(
-        policy, task, text_table=text_table, bank=bank, settings=settings, render=size
-    )
+    simulator = settings.suite([task]).make(task, render=size)
+    env = make_policy_env(policy, simulator, text_table=text_table, bank=bank)
     generator = settings.generator(goal_index)
     frames = []
     bar = tqdm(total=settings.max_steps, desc=f"film {task}", unit="step", disable=not progress)
     with bar, torch.no_grad():
-        env.base_env.choose_goal(goal_index)
+        env.base_env.choose_episode(goal_index)
         state = env.reset()
         done, steps = False, 0
         while not done:
             if steps % every == 0:
                 frames.append(render_frame(env.base_env.simulator))
-            action = settings.act(policy, state, generator)
+            action = settings.act(policy, state.unsqueeze(0), generator).squeeze(0)
             step = env.step(state.set("action", action))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
             steps += 1

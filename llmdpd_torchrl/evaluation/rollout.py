@@ -1,31 +1,34 @@
-"""Evaluation episodes: every (task, goal) of a fixed list, once, in lockstep and in processes."""
+"""A policy in many episodes at once: one call for all lanes, the next episode where one ends."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
-from torchrl.envs.transforms import Compose
+from torchrl.envs import Compose, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.envs.metaworld import MetaWorldEnv
+from llmdpd_torchrl.envs import LanesEnv, SimulatorEnv
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms.pipeline import environment_transforms
-from llmdpd_torchrl.workers import available_cores, count_episode, run_jobs
 
-__all__ = ["EvaluationSettings", "evaluate", "make_policy_env", "run_episodes"]
+__all__ = ["EvaluationSettings", "GroupTiming", "make_policy_env", "run_group"]
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a policy is evaluated.
+    """How an evaluation is run; together with the policy and its prompts it decides the result.
 
     Args:
         episodes_per_task: every task gets so many goals, and each goal one episode.
@@ -36,6 +39,12 @@ class EvaluationSettings:
             deterministic one (false). ``None`` draws unless the state is hidden from the actor:
             who follows a demonstration does best without noise, who knows the task stalls now and
             then without it (both seen on training tasks).
+        stop_on_success: whether the first success ends an episode, so that success at any step is
+            success at the last; if not, all episodes run to their time limit.
+        lanes: so many episodes run at once in a process, for one call of the policy.
+        group_size: about so many episodes, at most, are one worker's job. Rounding depends on what
+            is computed together, so that results depend on lanes and groups, and not on how many
+            workers there are. Smaller groups keep more cores busy, larger ones cost less.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -51,175 +60,203 @@ class EvaluationSettings:
     seed: int = 0
     hide_goal: bool = False
     stochastic: bool | None = None
+    stop_on_success: bool = True
+    lanes: int = 64
+    group_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.episodes_per_task < 1:
-            raise ConfigError(f"episodes_per_task is {self.episodes_per_task}: must be >= 1")
+        for name in ("episodes_per_task", "lanes", "group_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: must be >= 1")
         if not 1 <= self.max_steps <= 500:
             raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
         if self.stochastic not in (None, True, False) or type(self.stochastic) is int:
             raise ConfigError(f"stochastic is {self.stochastic!r}: use true, false or null")
 
+    def suite(self, tasks: Sequence[str]) -> MetaWorldSuite:
+        """Meta-World ``tasks`` on these settings' goals."""
+        return MetaWorldSuite.sampled(
+            tasks,
+            self.episodes_per_task,
+            self.seed,
+            hide_goal=self.hide_goal,
+            max_steps=self.max_steps,
+            stop_on_success=self.stop_on_success,
+        )
+
+    def groups(self, tasks: Sequence[str]) -> list[list[EpisodeSpec]]:
+        """All episodes in groups of about one size, each with all tasks in it.
+
+        At least two groups, so that two cores have something to do.
+
+        Examples:
+            >>> groups = EvaluationSettings(episodes_per_task=50).groups(["a", "b", "c", "d", "e"])
+            >>> [len(group) for group in groups], groups[0][:2]
+            ([125, 125], [EpisodeSpec(task='a', start=0), EpisodeSpec(task='b', start=0)])
+        """
+        episodes = [
+            EpisodeSpec(task, start) for start in range(self.episodes_per_task) for task in tasks
+        ]
+        count = min(max(2, -(-len(episodes) // self.group_size)), len(episodes))
+        ends = [len(episodes) * number // count for number in range(count + 1)]
+        return [episodes[start:end] for start, end in itertools.pairwise(ends)]
+
     def act(
         self, policy: LLMDPDPolicy, states: TensorDictBase, generator: torch.Generator
     ) -> torch.Tensor:
-        """The policy's actions [*, A] in ``states``."""
+        """The policy's actions [N, A] in ``states`` [N]."""
 
-        def under(exploration: ExplorationType) -> torch.Tensor:
+        def under(exploration: ExplorationType, rows: TensorDictBase) -> torch.Tensor:
             with set_exploration_type(exploration):
-                return policy.actor(states.copy(), generator=generator)["action"]
+                return policy.actor(rows.copy(), generator=generator)["action"]
 
         gate = states.get(("prompt", "observation_gate"), None)
         if self.stochastic is not None or gate is None:
             draws = self.stochastic is not False
-            return under(ExplorationType.RANDOM if draws else ExplorationType.DETERMINISTIC)
-        is_shut = gate == 0
+            return under(ExplorationType.RANDOM if draws else ExplorationType.DETERMINISTIC, states)
+        is_shut = (gate == 0).squeeze(-1)
         if is_shut.all():
-            return under(ExplorationType.DETERMINISTIC)
-        drawn = under(ExplorationType.RANDOM)
+            return under(ExplorationType.DETERMINISTIC, states)
         if not is_shut.any():
-            return drawn
-        return torch.where(is_shut, under(ExplorationType.DETERMINISTIC), drawn)
+            return under(ExplorationType.RANDOM, states)
+        drawn = under(ExplorationType.RANDOM, states[~is_shut])
+        actions = drawn.new_empty((len(states), drawn.shape[-1]))
+        actions[~is_shut] = drawn
+        actions[is_shut] = under(ExplorationType.DETERMINISTIC, states[is_shut])
+        return actions
 
-    def generator(self, goal: int) -> torch.Generator:
-        """The source of the actions' noise on goal number ``goal``.
-
-        Every goal has its own, so that the result does not depend on which worker runs it.
-        """
-        digest = hashlib.sha256(f"{self.seed} {goal}".encode()).digest()
+    def generator(self, number: int) -> torch.Generator:
+        """The source of the actions' noise in group ``number``, whichever worker runs it."""
+        digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def evaluate(
-    policy: LLMDPDPolicy,
-    tasks: Sequence[str],
-    *,
-    text_table: torch.Tensor | None = None,
-    bank: TrajectoryPromptBank | None = None,
-    settings: EvaluationSettings | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> list[EpisodeResult]:
-    """Run every episode of every task; none is dropped and none is run twice.
+class GroupTiming(NamedTuple):
+    """Seconds of a group's run: of all, inside the simulators, and in the policy."""
 
-    Args:
-        policy: to be evaluated.
-        tasks: seen or unseen Meta-World tasks.
-        text_table: ``[T, D]`` text embeddings by task id, for a policy that reads them.
-        bank: trajectory prompts; each task is shown its first one, in all episodes.
-        settings: see :class:`EvaluationSettings`.
-        workers: processes; default: one per available core.
-        progress: whether to show a bar.
-
-    Returns:
-        one result an episode, by task and goal.
-
-    Raises:
-        ConfigError: if a task is unknown or a table that the policy needs is missing.
-        PromptError: if a task has no trajectory prompt.
-    """
-    settings = settings or EvaluationSettings()
-    names = METAWORLD_TASKS.check(tasks)
-    policy.check_tables(text_table, bank)  # a missing table is reported before work starts
-    count = min(workers or available_cores(), settings.episodes_per_task)
-    # Every worker gets a share of every task's goals, so that all are busy to the end.
-    shares = [list(range(w, settings.episodes_per_task, count)) for w in range(count)]
-    results = run_jobs(
-        run_episodes,
-        [(policy, names, share, text_table, bank, settings) for share in shares],
-        workers=count,
-        episodes=len(names) * settings.episodes_per_task,
-        description="evaluate",
-        progress=progress,
-    )
-    order = {name: position for position, name in enumerate(names)}
-    episodes = [episode for share in results for episode in share]
-    return sorted(episodes, key=lambda episode: (order[episode.task], episode.goal_index))
+    total: float
+    simulator: float
+    policy: float
 
 
 def make_policy_env(
     policy: LLMDPDPolicy,
-    task: str,
+    env: SimulatorEnv | LanesEnv,
     *,
     text_table: torch.Tensor | None,
     bank: TrajectoryPromptBank | None,
-    settings: EvaluationSettings,
-    render: tuple[int, int] | None = None,
 ) -> TransformedEnv:
-    """A Meta-World environment that shows ``policy`` its prompts, encoded once per episode.
-
-    The arguments are those of :func:`evaluate`; ``render`` is the size of pictures, if any are
-    going to be taken.
-    """
-    env = MetaWorldEnv(
-        task,
-        num_goals=settings.episodes_per_task,
-        seed=settings.seed,
-        hide_goal=settings.hide_goal,
-        max_steps=settings.max_steps,
-        stop_on_success=True,
-        render=render,
-    )
+    """An environment that shows ``policy`` its prompts, encoded once per episode."""
     transforms = environment_transforms(policy, text_table=text_table, bank=bank)
     return TransformedEnv(env, Compose(*transforms))
 
 
-def run_episodes(
+def run_group(
     policy: LLMDPDPolicy,
-    tasks: Sequence[str],
-    goals: Sequence[int],
+    suite: Suite,
+    episodes: Sequence[EpisodeSpec],
+    number: int,
+    *,
     text_table: torch.Tensor | None,
     bank: TrajectoryPromptBank | None,
     settings: EvaluationSettings,
-) -> list[EpisodeResult]:
-    """Run the goals numbered ``goals`` of all ``tasks``: one environment a task, in lockstep.
+) -> Iterator[EpisodeSpec | EpisodeResult | GroupTiming]:
+    """Run one group of episodes: a generator of what begins and what ends.
 
-    The policy is called once for all environments that are still running.
+    Args:
+        policy: acts.
+        suite: makes the environments.
+        episodes: of the group.
+        number: of the group; seeds the actions' noise.
+        text_table: ``[T, D]`` text embeddings by task id, for a policy that reads them.
+        bank: trajectory prompts.
+        settings: see :class:`EvaluationSettings`.
+
+    Yields:
+        an episode when it begins, its result when it ends, and at last the time that it all took.
     """
-    torch.set_num_threads(1)
-    envs = [
-        make_policy_env(policy, task, text_table=text_table, bank=bank, settings=settings)
-        for task in tasks
-    ]
-    results: list[EpisodeResult] = []
-    with torch.no_grad():
-        for goal in goals:
-            results += _run_round(policy, tasks, envs, goal, settings)
-    for env in envs:
-        env.close()
-    return results
-
-
-def _run_round(
-    policy: LLMDPDPolicy,
-    tasks: Sequence[str],
-    envs: Sequence[TransformedEnv],
-    goal: int,
-    settings: EvaluationSettings,
-) -> list[EpisodeResult]:
-    """One episode of each task, on its goal number ``goal``."""
-    generator = settings.generator(goal)
-    for env in envs:
-        env.base_env.choose_goal(goal)
-    current: dict[int, TensorDictBase] = {i: env.reset() for i, env in enumerate(envs)}
-    returns = [0.0] * len(envs)
-    lengths = [0] * len(envs)
-    results = []
-    while current:
-        states = torch.stack([state.select(*policy.actor.in_keys) for state in current.values()])
-        actions = settings.act(policy, states, generator)
-        for action, index in zip(actions, list(current), strict=True):
-            step = envs[index].step(current[index].set("action", action))["next"]
-            returns[index] += float(step["reward"])
-            lengths[index] += 1
-            if not step["done"]:
-                current[index] = step.exclude("reward")
+    began = time.perf_counter()
+    generator = settings.generator(number)
+    waiting = deque(episodes)
+    current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
+    lanes = LanesEnv(suite.make, [episode.task for episode in current])
+    env = make_policy_env(policy, lanes, text_table=text_table, bank=bank)
+    for lane, episode in enumerate(current):
+        lanes.assign(lane, *episode)
+        yield episode
+    tally = _Tally(len(current), env.action_spec.shape[-1])
+    state = env.reset()
+    running = torch.ones(len(current), dtype=torch.bool)
+    acting = 0.0
+    while running.any():
+        actions = torch.zeros(env.action_spec.shape)
+        started = time.perf_counter()
+        with torch.no_grad():
+            rows = state if running.all() else state[running]
+            actions[running] = settings.act(policy, rows.select(*policy.actor.in_keys), generator)
+        acting += time.perf_counter() - started
+        step = env.step(state.set("action", actions).set("_step", running))["next"]
+        tally.count(step, actions, running)
+        state = step.exclude("reward")
+        ended = (running & step["done"].squeeze(-1)).nonzero().squeeze(-1).tolist()
+        for lane in ended:
+            yield tally.result(lane, current[lane], suite, lanes.errors[lane])
+            if not waiting:
+                running[lane] = False
                 continue
-            del current[index]
-            # The first success ends an episode, so that success at any step is success at the last.
-            success = bool(step["success"])
-            results.append(
-                EpisodeResult(tasks[index], goal, success, success, returns[index], lengths[index])
-            )
-            count_episode(lengths[index])
-    return results
+            current[lane] = waiting.popleft()
+            lanes.assign(lane, *current[lane])
+            yield current[lane]
+        begun = [lane for lane in ended if running[lane]]
+        if begun:
+            mask = torch.zeros_like(running)
+            mask[begun] = True
+            tally.clear(mask)
+            state = env.reset(state.set("_reset", mask.unsqueeze(-1)))
+    env.close()
+    yield GroupTiming(time.perf_counter() - began, lanes.simulator_seconds, acting)
+
+
+class _Tally:
+    """What the running episodes have come to so far, by lane."""
+
+    def __init__(self, lanes: int, action_dim: int) -> None:
+        self.episode_return = torch.zeros(lanes, dtype=torch.float64)
+        self.length = torch.zeros(lanes, dtype=torch.int64)
+        self.success = torch.zeros(lanes, dtype=torch.bool)
+        self.success_at_end = torch.zeros(lanes, dtype=torch.bool)
+        self.change = torch.zeros(lanes, dtype=torch.float64)
+        self.action = torch.zeros(lanes, action_dim)
+
+    def count(self, step: TensorDictBase, actions: torch.Tensor, running: torch.Tensor) -> None:
+        success = step.get("success", None)
+        if success is not None:
+            self.success_at_end = torch.where(running, success.squeeze(-1), self.success_at_end)
+            self.success |= self.success_at_end
+        self.episode_return += step["reward"].squeeze(-1) * running
+        change = (actions - self.action).abs().mean(-1)
+        self.change += torch.where(running & (self.length > 0), change, torch.zeros_like(change))
+        self.length += running
+        self.action = actions
+
+    def clear(self, lanes: torch.Tensor) -> None:
+        for values in (self.episode_return, self.length, self.success, self.success_at_end,
+                       self.change):  # fmt: skip
+            values[lanes] = 0
+
+    def result(
+        self, lane: int, episode: EpisodeSpec, suite: Suite, error: str | None
+    ) -> EpisodeResult:
+        length = int(self.length[lane])
+        total = float(self.episode_return[lane])
+        return EpisodeResult(
+            task=episode.task,
+            goal_index=episode.start,
+            success=error is None and bool(self.success[lane]),
+            success_at_end=error is None and bool(self.success_at_end[lane]),
+            episode_return=total,
+            length=length,
+            error=error,
+            score=suite.score(episode.task, total),
+            action_change=float(self.change[lane]) / (length - 1) if length > 1 else None,
+        )

@@ -37,6 +37,9 @@ class EpisodeResult:
         episode_return: undiscounted sum of rewards.
         length: steps taken.
         error: one line when the episode broke off (a simulator exception, say), else ``None``.
+        score: the return as a normalised score, 0 to 100, where the task has one.
+        action_change: how much an action's entries differ from the step before, on average; less is
+            smoother.
 
     Examples:
         >>> EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60).error is None
@@ -50,6 +53,8 @@ class EpisodeResult:
     episode_return: float
     length: int
     error: str | None = None
+    score: float | None = None
+    action_change: float | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ class PromptedPolicy(TensorDictModuleBase):
             all.
         trained_task: whether the policy was trained on this task, and may go by what it knows.
 
-    ``in_keys`` is ``["observation"]``, ``out_keys`` those of the policy's actor.
+    ``in_keys`` is ``["observation"]``, ``out_keys`` those of the policy's actor. Actions are drawn
+    unless TorchRL's exploration type is ``DETERMINISTIC``, which is best where the policy follows a
+    demonstration of a task that it was not trained on.
 
     Raises:
         ConfigError: if a prompt is missing that the policy can not do without, or one is given that

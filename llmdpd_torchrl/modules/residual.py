@@ -136,8 +136,9 @@ class ResidualDenoiser(nn.Module):
     def limit(self, action: Tensor, condition: Tensor) -> Tensor:
         """Actions [*, A] whose movement has at least ``least_share`` of the base's along it.
 
-        Where the base is zero, as it is where nothing is retrieved, nothing changes. The range of
-        actions may end before that share is reached.
+        Where the base is zero, as it is where nothing is retrieved, nothing changes; however small
+        it is otherwise, its direction counts, so that the result jumps where the base turns round
+        through zero. The range of actions may end before that share is reached.
         """
         movement, rest = action.tensor_split([self.movement], dim=-1)
         base = condition[..., self.base][..., : self.movement]

@@ -3,7 +3,8 @@ import torch
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, evaluate, make_policy_env
+from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
+from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
@@ -23,7 +24,8 @@ def test_it_acts_in_a_rollout(dataset):
     bank = TrajectoryPromptBank.from_dataset(dataset, 128)
     policy = retrieve_and_play_policy()
     settings = EvaluationSettings(episodes_per_task=1, max_steps=5)
-    env = make_policy_env(policy, "reach-v3", text_table=None, bank=bank, settings=settings)
+    simulator = settings.suite(["reach-v3"]).make("reach-v3")
+    env = make_policy_env(policy, simulator, text_table=None, bank=bank)
     rollout = env.rollout(5, policy.actor)
     assert rollout["action"].shape == (5, 4)
     assert env.action_spec.is_in(rollout["action"][0])

@@ -34,7 +34,7 @@ def test_specs_of_a_serial_env():
 
 
 def test_the_observation_is_the_simulators(env):
-    env.choose_goal(1)
+    env.choose_episode(1)
     state = env.reset()
     simulator = make_simulator("push-v3")
     expected = reset_simulator(simulator, goal=env.goals[1])
@@ -73,10 +73,10 @@ def test_success_truncates_when_asked_to():
 def test_resets_go_through_the_goals_in_turn(env):
     env.set_seed(0)
     assert [env.reset()["goal_index"].item() for _ in range(4)] == [0, 1, 2, 0]
-    env.choose_goal(2)
+    env.choose_episode(2)
     assert env.reset()["goal_index"].item() == 2
     with pytest.raises(IndexError, match="has 3 goals, not number 3"):
-        env.choose_goal(3)
+        env.choose_episode(3)
 
 
 def test_a_rollout_repeats(env):

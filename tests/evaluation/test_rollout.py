@@ -6,13 +6,10 @@ from tensordict import TensorDict
 
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.errors import ConfigError, PromptError
+from llmdpd_torchrl.evaluation import EpisodeResult, EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.film import record_episode
-from llmdpd_torchrl.evaluation.rollout import (
-    EvaluationSettings,
-    evaluate,
-    make_policy_env,
-    run_episodes,
-)
+from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_group
+from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.evaluation.video import rendering_backend
 from llmdpd_torchrl.modules.networks import NetworkConfig, make_networks
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
@@ -37,20 +34,17 @@ def make_policy(**changes):
     return LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [40]})
 
 
-@pytest.mark.parametrize("stochastic", [True, False])
-def test_every_episode_counts_whatever_the_workers(bank, stochastic):
-    policy = make_policy()
-    settings = dataclasses.replace(SETTINGS, stochastic=stochastic)
-    options = {"text_table": TABLE, "bank": bank, "settings": settings, "progress": False}
-    one = evaluate(policy, TASKS, workers=1, **options)
-    two = evaluate(policy, TASKS, workers=2, **options)
-    assert one == two
-    assert [(e.task, e.goal_index) for e in one] == [(t, g) for t in TASKS for g in (0, 1)]
-    assert all(e.length == 12 and e.error is None for e in one)
-    if stochastic:  # the draws depend on the seed of the evaluation, not on torch's generator
-        other = dataclasses.replace(settings, seed=1)
-        assert settings.generator(0).initial_seed() != settings.generator(1).initial_seed()
-        assert settings.generator(0).initial_seed() != other.generator(0).initial_seed()
+def run(policy, episodes, settings, text_table=TABLE, bank=None, number=0):
+    """One group's results, by episode, and everything that it yielded."""
+    tasks = list(dict.fromkeys(task for task, _ in episodes))
+    events = list(
+        run_group(
+            policy, settings.suite(tasks), [EpisodeSpec(*e) for e in episodes], number,
+            text_table=text_table, bank=bank, settings=settings,
+        )
+    )  # fmt: skip
+    results = [event for event in events if isinstance(event, EpisodeResult)]
+    return {(e.task, e.goal_index): e for e in results}, events
 
 
 @pytest.mark.parametrize("stochastic", [None, True, False])
@@ -79,14 +73,33 @@ def test_draws_are_made_where_the_state_is_seen(stochastic):
 
 @pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])
 @pytest.mark.parametrize("prompt", ["both", "text", "trajectory", "none"])
-def test_lockstep_equals_one_environment_after_another(bank, prompt, conditioning):
+def test_lanes_equal_one_environment_after_another(bank, prompt, conditioning):
     policy = make_policy(prompt=prompt, conditioning=conditioning)
-    settings = dataclasses.replace(SETTINGS, stochastic=False)  # draws are made for the whole batch
-    together = run_episodes(policy, TASKS, [1], TABLE, bank, settings)
-    alone = [run_episodes(policy, [t], [1], TABLE, bank, settings)[0] for t in TASKS]
-    for one, other in zip(sorted(together, key=lambda e: TASKS.index(e.task)), alone, strict=True):
-        assert one.task == other.task
+    # Draws are made for the whole batch.
+    settings = dataclasses.replace(SETTINGS, stochastic=False, lanes=2)
+    episodes = [(task, start) for start in (1, 0) for task in TASKS]
+    together, events = run(policy, episodes, settings, bank=bank)
+    assert [e for e in events if isinstance(e, EpisodeSpec)] == episodes  # in order
+    assert isinstance(events[-1], GroupTiming)
+    assert len(together) == 4  # on two lanes
+    for episode in episodes:
+        alone, _ = run(policy, [episode], settings, bank=bank)
+        one, other = together[episode], alone[episode]
+        assert (one.length, one.success) == (other.length, other.success) == (12, False)
         assert one.episode_return == pytest.approx(other.episode_return, rel=1e-4)
+        assert one.action_change == pytest.approx(other.action_change, rel=1e-2)
+
+
+def test_the_noise_belongs_to_the_seed_and_the_group(bank):
+    policy = make_policy()
+    settings = dataclasses.replace(SETTINGS, stochastic=True)
+    episodes = [(task, 0) for task in TASKS]
+    torch.manual_seed(0)
+    first, _ = run(policy, episodes, settings, bank=bank)
+    torch.manual_seed(1)  # whatever torch's own generator does
+    again, _ = run(policy, episodes, settings, bank=bank)
+    other, _ = run(policy, episodes, settings, bank=bank, number=1)
+    assert first == again != other
 
 
 def test_a_policy_that_reaches_the_goal_is_scored(monkeypatch, bank):
@@ -102,18 +115,67 @@ def test_a_policy_that_reaches_the_goal_is_scored(monkeypatch, bank):
     actor.in_keys = ["observation"]
     policy.actor = actor
     settings = EvaluationSettings(episodes_per_task=3, max_steps=300)
-    results = run_episodes(policy, ["reach-v3"], [0, 1, 2], None, None, settings)
-    assert all(e.success and e.success_at_end and e.length < 300 for e in results)
-    failed = run_episodes(policy, ["door-open-v3"], [0], None, None, SETTINGS)
-    assert not failed[0].success
-    assert failed[0].length == 12
+    results, _ = run(policy, [("reach-v3", start) for start in range(3)], settings)
+    assert len(results) == 3
+    assert all(e.success and e.success_at_end and e.length < 300 for e in results.values())
+    whole = dataclasses.replace(settings, stop_on_success=False, max_steps=120)
+    results, _ = run(policy, [("reach-v3", 0)], whole)
+    assert results["reach-v3", 0].success
+    assert results["reach-v3", 0].length == 120
+    failed, _ = run(policy, [("door-open-v3", 0)], SETTINGS)
+    assert not failed["door-open-v3", 0].success
+    assert failed["door-open-v3", 0].length == 12
+
+
+def test_how_much_the_actions_change():
+    policy = make_policy(prompt="none")
+    values = iter([0.0, 0.5, 0.1] * 10)
+
+    def actor(state, generator):
+        return state.set("action", torch.full((len(state), 4), next(values)))
+
+    actor.in_keys = ["observation"]
+    policy.actor = actor
+    settings = dataclasses.replace(SETTINGS, max_steps=3)
+    results, _ = run(policy, [("reach-v3", 0)], settings)
+    assert results["reach-v3", 0].action_change == pytest.approx((0.5 + 0.4) / 2)
+
+
+def test_an_action_that_is_not_finite_fails_its_episode_alone():
+    policy = make_policy(prompt="none")
+    steps = []
+
+    def actor(state, generator):
+        steps.append(len(state))
+        action = torch.zeros(len(state), 4)
+        if len(steps) == 3:
+            action[1] = torch.nan
+        return state.set("action", action)
+
+    actor.in_keys = ["observation"]
+    policy.actor = actor
+    results, _ = run(policy, [("reach-v3", 0), ("reach-v3", 1)], SETTINGS)
+    assert results["reach-v3", 0].error is None
+    assert "nan" in results["reach-v3", 1].error
+    assert not results["reach-v3", 1].success
+    assert steps == [2, 2, 2] + [1] * 9
+
+
+def test_every_group_has_all_tasks():
+    settings = EvaluationSettings(episodes_per_task=50, group_size=60)
+    groups = settings.groups(["a", "b", "c"])
+    assert sorted(map(len, groups)) == [50, 50, 50]
+    assert len({episode for group in groups for episode in group}) == 150
+    assert all({task for task, _ in group} == {"a", "b", "c"} for group in groups)
+    assert EvaluationSettings(episodes_per_task=1).groups(["a"]) == [[("a", 0)]]
 
 
 def test_the_environment_shows_what_the_policy_reads(bank):
     policy = make_policy()
-    env = make_policy_env(policy, "reach-v3", text_table=TABLE, bank=bank, settings=SETTINGS)
+    simulator = SETTINGS.suite(["reach-v3"]).make("reach-v3")
+    env = make_policy_env(policy, simulator, text_table=TABLE, bank=bank)
     assert isinstance(env.base_env, MetaWorldEnv)
-    env.base_env.choose_goal(1)
+    env.base_env.choose_episode(1)
     state = env.reset()
     assert state["goal_index"].item() == 1
     for key in policy.actor.in_keys:
@@ -127,11 +189,13 @@ def test_wrong_requests(bank):
         evaluate(make_policy(), ["nothing-v3"], text_table=TABLE, bank=bank, progress=False)
     with pytest.raises(ConfigError, match="give a bank"):
         evaluate(make_policy(), TASKS, text_table=TABLE, progress=False)
-    with pytest.raises(PromptError, match="no trajectory prompt"):
-        run_episodes(make_policy(), ["sweep-v3"], [0], TABLE, bank, SETTINGS)
+    with pytest.raises(PromptError, match="no trajectory prompt for sweep-v3"):
+        evaluate(make_policy(), ["sweep-v3"], text_table=TABLE, bank=bank, progress=False)
     for wrong in (
         {"episodes_per_task": 0},
         {"max_steps": 0},
+        {"lanes": 0},
+        {"group_size": 0},
         {"stochastic": 0},
         {"stochastic": "x"},
     ):

@@ -33,7 +33,8 @@ def demonstration(dataset):
 def test_it_acts_as_the_policy_does_under_the_transforms(bank, demonstration, conditioning, prompt):
     policy = make_policy(conditioning=conditioning, prompt=prompt)
     settings = EvaluationSettings(episodes_per_task=1, max_steps=6)
-    env = make_policy_env(policy, "reach-v3", text_table=TABLE, bank=bank, settings=settings)
+    simulator = settings.suite(["reach-v3"]).make("reach-v3")
+    env = make_policy_env(policy, simulator, text_table=TABLE, bank=bank)
     prompted = policy.prompt(
         text=TABLE[REACH] if prompt in ("both", "text") else None,
         trajectories=demonstration if prompt in ("both", "trajectory") else (),

@@ -1,0 +1,144 @@
+"""What the environments have in common: a simulator behind TorchRL's interface."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
+
+__all__ = ["SimulatorEnv", "SimulatorStep"]
+
+
+class SimulatorStep(NamedTuple):
+    """What a simulator answers to an action.
+
+    Attributes:
+        observation: [O] float32.
+        reward: of the step.
+        terminated: the task's own end: a fall, say.
+        truncated: the time limit, or an end that was asked for.
+        success: the task is solved now; false where there is no such thing.
+    """
+
+    observation: NDArray[np.float32]
+    reward: float
+    terminated: bool
+    truncated: bool
+    success: bool = False
+
+
+class SimulatorEnv(EnvBase):
+    """One simulator, in float32, whose episodes are numbered.
+
+    :meth:`begin` and :meth:`advance` are its bare episodes in NumPy, without TorchRL's bookkeeping:
+    :class:`~llmdpd_torchrl.envs.LanesEnv` runs many of them as one environment. TorchRL's ``reset``
+    and ``step`` are built on both.
+
+    Args:
+        simulator: with Gymnasium's ``reset``, ``step`` and ``close``.
+        observation_dim: O.
+        action_dim: A; actions are in [-1, 1].
+        task_id: what ``task_id`` says.
+        num_tasks: how many task ids there are, if that is known.
+        has_success: whether there is a ``success``.
+        more: specs of what a subclass adds to the observations.
+        device: of the tensors.
+
+    Keys: ``observation`` [O] and ``action`` [A] float32, ``task_id`` [1] int64, and under
+    ``"next"`` ``reward`` [1] float32, ``terminated``, ``truncated``, ``done`` and, where there is
+    such a thing, ``success`` [1] bool.
+    """
+
+    batch_locked = True
+
+    def __init__(
+        self,
+        simulator: Any,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        task_id: int,
+        num_tasks: int | None = None,
+        has_success: bool = False,
+        more: Mapping[str, TensorSpec] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(device=device, batch_size=torch.Size([]))
+        self._simulator = simulator
+        self.task_id = task_id
+        self.has_success = has_success
+        task: TensorSpec = Unbounded((1,), dtype=torch.int64)
+        if num_tasks is not None:
+            task = Categorical(num_tasks, (1,), dtype=torch.int64)
+        # Unbounded: Meta-World's own box is violated by some of its resets.
+        observations: dict[str, TensorSpec] = {
+            "observation": Unbounded((observation_dim,), dtype=torch.float32),
+            "task_id": task,
+        }
+        if has_success:
+            observations["success"] = Binary(1, (1,), dtype=torch.bool)
+        observations |= more or {}
+        self.observation_spec = Composite(observations, device=self.device)
+        self.action_spec = Bounded(
+            -1.0, 1.0, (action_dim,), dtype=torch.float32, device=self.device
+        )
+        self.reward_spec = Unbounded((1,), dtype=torch.float32, device=self.device)
+        self.full_done_spec = Composite(
+            {key: Binary(1, (1,), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
+            device=self.device,
+        )
+
+    @abc.abstractmethod
+    def begin(self) -> NDArray[np.float32]:
+        """Start the next episode and return its first observation [O]."""
+
+    @abc.abstractmethod
+    def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
+        """Act once, [A]."""
+
+    @abc.abstractmethod
+    def choose_episode(self, index: int) -> None:
+        """Let the next reset begin episode number ``index``.
+
+        A method, because a transformed environment hands nothing that is given to ``reset`` on to
+        the environment inside.
+        """
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        return self._state(self.begin(), success=False)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        step = self.advance(tensordict["action"].numpy(force=True))
+        result = self._state(step.observation, step.success)
+        result["reward"] = torch.tensor([step.reward], dtype=torch.float32)
+        result["terminated"] = torch.tensor([step.terminated])
+        result["truncated"] = torch.tensor([step.truncated])
+        result["done"] = torch.tensor([step.terminated or step.truncated])
+        return result
+
+    def _state(self, observation: NDArray[np.float32], success: bool) -> TensorDict:
+        state = {
+            "observation": torch.from_numpy(observation),
+            "task_id": torch.tensor([self.task_id]),
+        }
+        if self.has_success:
+            state["success"] = torch.tensor([success])
+        return TensorDict(state, batch_size=[], device=self.device)
+
+    @property
+    def simulator(self) -> Any:
+        """The simulator inside."""
+        return self._simulator
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free the simulator."""
+        if not self.is_closed:
+            self._simulator.close()
+        super().close(raise_if_closed=raise_if_closed)

@@ -1,0 +1,253 @@
+"""Where groups of episodes run: processes of this machine, or Ray actors of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.workers import available_cores, die_with_parent, one_thread_each
+
+__all__ = ["Backend", "JobFailed", "LocalBackend", "RayBackend", "make_backend"]
+
+Job = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A job that came to no end: its worker died, or its function raised.
+
+    Attributes:
+        reason: one line.
+    """
+
+    reason: str
+
+
+class Backend(Protocol):
+    """Runs jobs in workers and hands back, as they come, the events that each yields."""
+
+    def run(
+        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Any]]:
+        """Call ``function(*job)``, a module-level generator, for every job.
+
+        Yields:
+            the number of a job and what it yielded, or a :class:`JobFailed` in the end.
+        """
+
+    def close(self) -> None:
+        """Stop the workers."""
+
+
+def make_backend(name: str = "local", workers: int | None = None) -> Backend:
+    """A backend by its name: ``"local"``, ``"ray"``, or ``"ray:ADDRESS"`` of a cluster.
+
+    Args:
+        name: see above.
+        workers: default: one per core.
+
+    Raises:
+        ConfigError: on another name.
+    """
+    kind, _, address = name.partition(":")
+    if kind == "local" and not address:
+        return LocalBackend(workers)
+    if kind == "ray":
+        return RayBackend(workers, address=address or None)
+    raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
+
+
+class LocalBackend:
+    """Spawned processes of one thread each. They are kept from one call of :meth:`run` to the next.
+
+    Args:
+        workers: number of processes; default: one per available core.
+
+    Raises:
+        ConfigError: if it is below 1.
+
+    Examples:
+        >>> backend = LocalBackend(workers=1)
+        >>> backend.close()
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}: it must be at least 1")
+        self.workers = workers or available_cores()
+        self._idle: list[_Worker] = []
+
+    def run(
+        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Any]]:
+        """See :class:`Backend`."""
+        waiting = deque((number, pickle.dumps((function, job))) for number, job in enumerate(jobs))
+        busy: dict[Connection, tuple[int, _Worker]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.workers:
+                    number, payload = waiting.popleft()
+                    worker = self._idle.pop() if self._idle else _Worker()
+                    worker.connection.send_bytes(payload)
+                    busy[worker.connection] = number, worker
+                for connection in wait(list(busy)):
+                    assert isinstance(connection, Connection)
+                    number, worker = busy[connection]
+                    try:
+                        event = connection.recv()
+                    except EOFError:
+                        del busy[connection]
+                        yield number, JobFailed(worker.end())
+                        continue
+                    if event is None:
+                        self._idle.append(worker)
+                        del busy[connection]
+                        continue
+                    yield number, event
+        finally:
+            for _, worker in busy.values():  # whoever listened has stopped
+                worker.process.kill()
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for worker in self._idle:
+            worker.connection.close()
+        for worker in self._idle:
+            worker.process.join()
+        self._idle = []
+
+
+class _Worker:
+    """A process and the line to it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with one_thread_each():
+            self.process.start()
+        theirs.close()  # or its end would not be seen when the process dies
+
+    def end(self) -> str:
+        """Why it is gone."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        with contextlib.suppress(ValueError):
+            if code < 0:
+                return f"the worker process was killed by {signal.Signals(-code).name}"
+        return f"the worker process ended with exit code {code}"
+
+
+def _serve(connection: Connection) -> None:
+    """A worker's life: a job, its events, ``None``, the next job."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and stops us
+    while True:
+        try:
+            payload = connection.recv_bytes()
+        except EOFError:
+            return
+        for event in _events(payload):
+            connection.send(event)
+        connection.send(None)
+
+
+def _events(payload: bytes) -> Iterator[Any]:
+    """What a job yields; if it raises, that."""
+    try:
+        function, job = pickle.loads(payload)
+        yield from function(*job)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        yield JobFailed(f"{type(error).__name__}: {first}")
+
+
+class RayBackend:
+    """Ray actors of one core each, on this machine or a cluster: extra ``ray``.
+
+    The cluster's machines need the package, and the same versions of its dependencies.
+
+    Args:
+        workers: number of actors; default: one per core of the cluster.
+        address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``. Default: a Ray of
+            its own on this machine, if none runs.
+
+    Raises:
+        ConfigError: if Ray is not installed or the cluster is not found.
+    """
+
+    def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError(
+                "the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'"
+            ) from None
+        self._ray: Any = ray
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
+            options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+            try:
+                ray.init(**({"address": address} if address else options), logging_level="ERROR")
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                first = (str(error).splitlines() or [""])[0]
+                raise ConfigError(f"no Ray cluster at {address!r}: {first}") from None
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        self.workers = workers or cores
+        # No retries: a job that killed its actor would run again, and its events come twice.
+        self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_RayWorker)
+        self._idle: list[Any] = []
+
+    def run(
+        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Any]]:
+        """See :class:`Backend`."""
+        ray = self._ray
+        waiting = deque((number, pickle.dumps((function, job))) for number, job in enumerate(jobs))
+        busy: dict[Any, tuple[int, Any]] = {}
+        while waiting or busy:
+            while waiting and len(busy) < self.workers:
+                number, payload = waiting.popleft()
+                actor = self._idle.pop() if self._idle else self._actor.remote()
+                stream = actor.run.options(num_returns="streaming").remote(payload)
+                busy[stream] = number, actor
+            ready, _ = ray.wait(list(busy), num_returns=1)
+            stream = ready[0]
+            number, actor = busy[stream]
+            try:
+                event = ray.get(next(stream))
+            except StopIteration:
+                self._idle.append(actor)
+                del busy[stream]
+                continue
+            except ray.exceptions.RayError as error:
+                del busy[stream]
+                yield number, JobFailed(f"the Ray actor died ({type(error).__name__})")
+                continue
+            yield number, event
+
+    def close(self) -> None:
+        """Stop the actors, and Ray if it was started here."""
+        for actor in self._idle:
+            self._ray.kill(actor)
+        self._idle = []
+        if self._started_here:
+            self._ray.shutdown()
+
+
+class _RayWorker:
+    def __init__(self) -> None:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = "1"
+
+    def run(self, payload: bytes) -> Iterator[Any]:
+        yield from _events(payload)

@@ -1,0 +1,200 @@
+"""Every episode of every task, in worker processes, each counted once whatever happens to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.evaluation.backends import Backend, JobFailed, LocalBackend
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, GroupTiming, run_group
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+__all__ = ["Evaluator", "evaluate"]
+
+
+class Evaluator:
+    """Evaluates policies on the same episodes, as often as it is called, with the same workers.
+
+    The result does not depend on the backend or the number of its workers. An episode whose
+    simulator raises, whose action is not finite or whose worker dies is reported with its
+    ``error``; what that worker had not begun goes on in another.
+
+    Args:
+        tasks: seen or unseen Meta-World tasks, or those of ``suite``.
+        settings: see :class:`EvaluationSettings`.
+        suite: other environments than Meta-World's.
+        backend: see :mod:`~llmdpd_torchrl.evaluation.backends`; default: processes.
+        workers: processes of the default backend; default: one per available core.
+        progress: whether to show a bar.
+
+    Attributes:
+        timings: of the last call's groups, see :class:`GroupTiming`.
+
+    Raises:
+        ConfigError: if a task is unknown.
+
+    Examples:
+        >>> from llmdpd_torchrl.baselines import retrieve_and_play_policy
+        >>> with Evaluator(["reach-v3"], EvaluationSettings(episodes_per_task=2)) as evaluator:
+        ...     evaluator.suite.tasks
+        ('reach-v3',)
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        settings: EvaluationSettings | None = None,
+        *,
+        suite: Suite | None = None,
+        backend: Backend | None = None,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.settings = settings or EvaluationSettings()
+        self.suite: Suite = self.settings.suite(tasks) if suite is None else suite
+        self.tasks = tuple(tasks)
+        self.backend: Backend = LocalBackend(workers) if backend is None else backend
+        self.progress = progress
+        self.timings: list[GroupTiming] = []
+
+    def __call__(
+        self,
+        policy: LLMDPDPolicy,
+        *,
+        text_table: torch.Tensor | None = None,
+        bank: TrajectoryPromptBank | None = None,
+    ) -> list[EpisodeResult]:
+        """Run every episode of every task; none is dropped and none is run twice.
+
+        Args:
+            policy: to be evaluated.
+            text_table: ``[T, D]`` text embeddings by task id, for a policy that reads them.
+            bank: trajectory prompts; each task is shown its first one, in all episodes.
+
+        Returns:
+            one result an episode, by task and goal.
+
+        Raises:
+            ConfigError: if a table that the policy needs is missing.
+            PromptError: if a task has no trajectory prompt.
+        """
+        policy.check_tables(text_table, bank)
+        self._check_bank(policy, bank)
+        self.timings = []
+        shown = {"text_table": text_table, "bank": bank, "settings": self.settings}
+        groups = dict(enumerate(self.settings.groups(self.tasks)))
+        found: dict[EpisodeSpec, EpisodeResult] = {}
+        total = len(self.tasks) * self.settings.episodes_per_task
+        bar = tqdm(total=total, desc="evaluate", unit="episode", disable=not self.progress)
+        with bar:
+            while groups:
+                groups = self._round(policy, groups, shown, found, bar)
+        order = {task: position for position, task in enumerate(self.tasks)}
+        return sorted(found.values(), key=lambda e: (order[e.task], e.goal_index))
+
+    def _round(
+        self,
+        policy: LLMDPDPolicy,
+        groups: dict[int, list[EpisodeSpec]],
+        shown: dict[str, Any],
+        found: dict[EpisodeSpec, EpisodeResult],
+        bar: Any,
+    ) -> dict[int, list[EpisodeSpec]]:
+        """Run groups of episodes, and return what is left of those whose worker died."""
+        left: dict[int, list[EpisodeSpec]] = {}
+        numbers = list(groups)
+        begun: dict[int, set[EpisodeSpec]] = {number: set() for number in numbers}
+        started, steps = time.monotonic(), 0
+        jobs = [(policy, self.suite, groups[number], number, shown) for number in numbers]
+        for position, event in self.backend.run(_run_group, jobs):
+            number = numbers[position]
+            results: list[EpisodeResult] = []
+            if isinstance(event, EpisodeSpec):
+                begun[number].add(event)
+            elif isinstance(event, EpisodeResult):
+                results = [event]
+            elif isinstance(event, GroupTiming):
+                self.timings.append(event)
+            else:
+                assert isinstance(event, JobFailed), event
+                # What had not begun goes on; if nothing had, it would not get any further.
+                lost = begun[number] or set(groups[number])
+                lost = lost - found.keys()
+                rest = [e for e in groups[number] if e not in found and e not in lost]
+                if rest:
+                    left[number] = rest
+                results = [_lost(episode, event.reason) for episode in sorted(lost)]
+            for result in results:
+                found[EpisodeSpec(result.task, result.goal_index)] = result
+                steps += result.length
+            bar.set_postfix_str(f"{steps / (time.monotonic() - started):.0f} steps/s", False)
+            bar.update(len(results))
+        return left
+
+    def _check_bank(self, policy: LLMDPDPolicy, bank: TrajectoryPromptBank | None) -> None:
+        if bank is None or not policy.config.uses_trajectory:
+            return
+        if not isinstance(self.suite, MetaWorldSuite):
+            return  # its environments know their task ids
+        known = set(bank.task_id.tolist())
+        missing = [task for task in self.tasks if METAWORLD_TASKS.index(task) not in known]
+        if missing:
+            raise PromptError(
+                f"there is no trajectory prompt for {', '.join(missing)}: collect a demonstration"
+            )
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.backend.close()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def evaluate(
+    policy: LLMDPDPolicy,
+    tasks: Sequence[str],
+    *,
+    text_table: torch.Tensor | None = None,
+    bank: TrajectoryPromptBank | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """Evaluate once: an :class:`Evaluator` that is made, called and closed.
+
+    Args:
+        policy: to be evaluated.
+        tasks: see :class:`Evaluator`.
+        text_table: see there.
+        bank: see there.
+        **options: of :class:`Evaluator`.
+    """
+    with Evaluator(tasks, **options) as evaluator:
+        return evaluator(policy, text_table=text_table, bank=bank)
+
+
+def _run_group(
+    policy: LLMDPDPolicy,
+    suite: Suite,
+    episodes: Sequence[EpisodeSpec],
+    number: int,
+    shown: dict[str, Any],
+) -> Any:
+    """What a worker does."""
+    torch.set_num_threads(1)
+    yield from run_group(policy, suite, episodes, number, **shown)
+
+
+def _lost(episode: EpisodeSpec, reason: str) -> EpisodeResult:
+    return EpisodeResult(episode.task, episode.start, False, False, 0.0, 0, error=reason)

@@ -1,0 +1,154 @@
+"""Families of environments that can be evaluated: their episodes, and what counts in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd_torchrl.data.scores import normalized_score
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.envs import GymMujocoEnv, MetaWorldEnv, SimulatorEnv, sample_goals
+from llmdpd_torchrl.errors import ConfigError
+
+__all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]
+
+
+class EpisodeSpec(NamedTuple):
+    """One episode to be run: a task, and the number of one of its fixed starts."""
+
+    task: str
+    start: int
+
+
+class Suite(Protocol):
+    """What an evaluation asks of a family of environments. It is sent to the worker processes.
+
+    Any environment of TorchRL can be evaluated by a suite that makes a
+    :class:`~llmdpd_torchrl.envs.SimulatorEnv` of it.
+    """
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are evaluated."""
+
+    def make(self, task: str, *, render: tuple[int, int] | None = None) -> SimulatorEnv:
+        """An environment of one task, whose numbered episodes are always the same."""
+
+    def score(self, task: str, episode_return: float) -> float | None:
+        """The normalised score of a return, 0 to 100, where there is such a thing."""
+
+    def starts(self) -> dict[str, Any]:
+        """How each task's episodes start, for JSON: kept with the results."""
+
+
+@dataclass(frozen=True)
+class MetaWorldSuite:
+    """Meta-World tasks on fixed placements of object and goal; see :meth:`sampled`.
+
+    Attributes:
+        goals: by task, one placement an episode.
+        hide_goal: as in the training data.
+        max_steps: length of an episode without success.
+        stop_on_success: whether the first success ends an episode.
+    """
+
+    goals: Mapping[str, tuple[NDArray[np.float64], ...]]
+    hide_goal: bool = False
+    max_steps: int = 500
+    stop_on_success: bool = True
+
+    @classmethod
+    def sampled(
+        cls, tasks: Sequence[str], episodes: int, seed: int = 0, **options: Any
+    ) -> MetaWorldSuite:
+        """Placements of ``seed``, which differ from those of every collection.
+
+        Raises:
+            ConfigError: if a task is unknown.
+
+        Examples:
+            >>> suite = MetaWorldSuite.sampled(["reach-v3"], episodes=2)
+            >>> len(suite.starts()["reach-v3"])
+            2
+        """
+        names = METAWORLD_TASKS.check(tasks)
+        return cls({task: sample_goals(task, episodes, seed) for task in names}, **options)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are evaluated."""
+        return tuple(self.goals)
+
+    def make(self, task: str, *, render: tuple[int, int] | None = None) -> MetaWorldEnv:
+        """An environment of one task."""
+        return MetaWorldEnv(
+            task,
+            goals=self.goals[task],
+            hide_goal=self.hide_goal,
+            max_steps=self.max_steps,
+            stop_on_success=self.stop_on_success,
+            render=render,
+        )
+
+    def score(self, task: str, episode_return: float) -> float | None:
+        """Meta-World has none."""
+        return None
+
+    def starts(self) -> dict[str, Any]:
+        """The placements."""
+        return {task: [goal.tolist() for goal in goals] for task, goals in self.goals.items()}
+
+
+@dataclass(frozen=True)
+class GymMujocoSuite:
+    """Gymnasium's locomotion tasks, by D4RL's normalised score.
+
+    Attributes:
+        variants: by name, the options of a :class:`~llmdpd_torchrl.envs.GymMujocoEnv`: its
+            ``task``, and ``dynamics``, say.
+        seed: of the initial states.
+        max_steps: time limit.
+
+    Raises:
+        ConfigError: if a variant names no task.
+
+    Examples:
+        >>> suite = GymMujocoSuite({"hopper": {"task": "Hopper-v4"}})
+        >>> suite.score("hopper", 3234.3)
+        100.0
+    """
+
+    variants: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {"hopper": {"task": "Hopper-v4"}}
+    )
+    seed: int = 0
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, options in self.variants.items():
+            if "task" not in options:
+                raise ConfigError(
+                    f"variant {name!r} names no task: say task=Hopper-v4, for example"
+                )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the variants."""
+        return tuple(self.variants)
+
+    def make(self, task: str, *, render: tuple[int, int] | None = None) -> GymMujocoEnv:
+        """An environment of one variant."""
+        options = {"max_steps": self.max_steps, "seed": self.seed, **self.variants[task]}
+        return GymMujocoEnv(**options, render=render)
+
+    def score(self, task: str, episode_return: float) -> float | None:
+        """D4RL's."""
+        return normalized_score(self.variants[task]["task"], episode_return)
+
+    def starts(self) -> dict[str, Any]:
+        """The seed, from which every episode's initial state is drawn by its number."""
+        return {task: {"seed": self.seed} for task in self.variants}

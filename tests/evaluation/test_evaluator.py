@@ -1,0 +1,144 @@
+import dataclasses
+import os
+import signal
+
+import pytest
+import torch
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation import (
+    EvaluationSettings,
+    Evaluator,
+    GymMujocoSuite,
+    MetaWorldSuite,
+    evaluate,
+)
+from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+
+TASKS = ("window-open-v3", "reach-v3")
+SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, lanes=3, group_size=4)
+
+
+def make_policy(**changes):
+    torch.manual_seed(0)
+    config = NetworkConfig(**{"hidden": [8], "prompt": "none", **changes})
+    return LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [40]})
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultySuite(MetaWorldSuite):
+    """What happens at the fourth step of the second episode of reaching."""
+
+    fault: str = ""
+
+    def make(self, task, *, render=None):
+        env = super().make(task, render=render)
+        advance = env.advance
+
+        def faulty(action):
+            if env._goal_index == 1 and env._steps == 3 and task == "reach-v3":
+                if self.fault == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise FloatingPointError("the arm came off\nand more")
+            return advance(action)
+
+        env.advance = faulty
+        return env
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_the_result_does_not_depend_on_the_workers(stochastic):
+    policy = make_policy()
+    settings = dataclasses.replace(SETTINGS, stochastic=stochastic)
+    results = [
+        evaluate(policy, TASKS, settings=settings, workers=workers, progress=False)
+        for workers in (1, 2, 4)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert [(e.task, e.goal_index) for e in results[0]] == [(t, g) for t in TASKS for g in range(4)]
+    assert all(e.length == 12 and e.error is None for e in results[0])
+
+
+def test_workers_are_kept_and_results_are_the_same_again():
+    with Evaluator(TASKS, SETTINGS, workers=2, progress=False) as evaluator:
+        first = evaluator(make_policy())
+        processes = [worker.process.pid for worker in evaluator.backend._idle]
+        again = evaluator(make_policy())
+        assert sorted(processes) == sorted(w.process.pid for w in evaluator.backend._idle)
+        workers = list(evaluator.backend._idle)
+        assert len(evaluator.timings) == 2
+        assert all(t.simulator + t.policy < t.total for t in evaluator.timings)
+    assert first == again
+    assert not any(worker.process.is_alive() for worker in workers)
+
+
+@pytest.mark.parametrize("fault", ["killed", "raises"])
+def test_what_fails_is_reported_and_the_rest_goes_on(fault):
+    goals = SETTINGS.suite(TASKS).goals
+    options = {"workers": 2, "progress": False, "settings": SETTINGS}
+    whole = MetaWorldSuite(goals, max_steps=12)
+    faulty = FaultySuite(goals, max_steps=12, fault=fault)
+    expected = evaluate(make_policy(), TASKS, suite=whole, **options)
+    found = evaluate(make_policy(), TASKS, suite=faulty, **options)
+    assert [(e.task, e.goal_index) for e in found] == [(e.task, e.goal_index) for e in expected]
+    failed = [e for e in found if e.error is not None]
+    assert ("reach-v3", 1) in [(e.task, e.goal_index) for e in failed]
+    assert not any(e.success for e in failed)
+    if fault == "raises":  # its episode alone
+        assert len(failed) == 1
+        assert failed[0].error == "the simulator failed: FloatingPointError: the arm came off"
+        assert failed[0].length == 4
+    else:  # those that the worker was in the middle of
+        assert len(failed) <= SETTINGS.lanes
+        assert {e.error for e in failed} == {"the worker process was killed by SIGKILL"}
+    for one, other in zip(found, expected, strict=True):
+        if one.error is None:
+            assert one.episode_return == pytest.approx(other.episode_return, rel=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenSuite(MetaWorldSuite):
+    def make(self, task, *, render=None):
+        raise OSError("no such simulator")
+
+
+def test_a_group_that_can_not_begin_fails_as_a_whole():
+    suite = BrokenSuite(SETTINGS.suite(TASKS).goals)
+    options = {"settings": SETTINGS, "suite": suite, "workers": 1, "progress": False}
+    found = evaluate(make_policy(), TASKS, **options)
+    assert len(found) == 8
+    assert {e.error for e in found} == {"OSError: no such simulator"}
+
+
+def test_other_environments_by_their_normalised_score():
+    suite = GymMujocoSuite(
+        {"hopper": {"task": "Hopper-v4"}, "heavy": {"task": "Hopper-v4", "task_id": 1}},
+        max_steps=20,
+    )
+    policy = make_policy(action_dim=3, observation_fields={"state": (0, 11)},
+                         observation_keep=["state"],
+                         frame={"values": ["state"], "weights": [None]})  # fmt: skip
+    settings = EvaluationSettings(episodes_per_task=3)
+    options = {"settings": settings, "suite": suite, "workers": 1, "progress": False}
+    found = evaluate(policy, suite.tasks, **options)
+    assert found == evaluate(policy, suite.tasks, **options)
+    assert len({e.episode_return for e in found[:3]}) == 3  # other initial states
+    for episode in found:
+        assert not episode.success
+        assert episode.score == pytest.approx(suite.score("hopper", episode.episode_return))
+
+
+def test_starts_are_for_json():
+    starts = SETTINGS.suite(TASKS).starts()
+    assert list(starts) == list(TASKS)
+    assert all(len(goals) == 4 and all(isinstance(x, float) for x in goals[0])
+               for goals in starts.values())  # fmt: skip
+
+
+def test_wrong_requests():
+    with pytest.raises(ConfigError, match="unknown task"):
+        Evaluator(["nothing-v3"])
+    with pytest.raises(ConfigError, match="workers is 0"):
+        Evaluator(TASKS, workers=0)
+    with pytest.raises(ConfigError, match="names no task"):
+        GymMujocoSuite({"mine": {}})
