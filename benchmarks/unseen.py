@@ -32,12 +32,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from common import RESULTS, check_figures, write_figures, write_readme_table
-from scipy.stats import bootstrap
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.data import TrajectoryDataset
@@ -45,6 +42,7 @@ from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs.splits import TaskSplit, make_split
 from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
+from llmdpd_torchrl.evaluation.comparison import paired_difference, successes
 from llmdpd_torchrl.evaluation.controls import apply_control
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
 from llmdpd_torchrl.files import write_atomic, write_json, write_text
@@ -204,43 +202,9 @@ def read(path: Path) -> list[EpisodeResult]:
         ]
 
 
-def by_task(episodes: Sequence[EpisodeResult]) -> dict[str, list[float]]:
-    """Successes of each task, by goal."""
-    found: dict[str, list[float]] = {}
-    for episode in sorted(episodes, key=lambda e: e.goal_index):
-        found.setdefault(episode.task, []).append(float(episode.success))
-    return found
-
-
 def mean_success(results: Sequence[Sequence[EpisodeResult]]) -> float:
     """Mean over seeds and tasks, in percent."""
-    return 100 * statistics.mean(
-        statistics.mean(statistics.mean(goals) for goals in by_task(episodes).values())
-        for episodes in results
-    )
-
-
-def paired_interval(
-    ours: Sequence[Sequence[EpisodeResult]], theirs: Sequence[EpisodeResult]
-) -> tuple[float, float]:
-    """Bootstrap interval (95 %) of the difference on the same goals, resampled within each task.
-
-    Ours is the mean over its seeds, which the interval takes as they are.
-    """
-    seeds = [by_task(episodes) for episodes in ours]
-    other = by_task(theirs)
-    differences = [
-        np.mean([seed[task] for seed in seeds], axis=0) - np.array(goals)
-        for task, goals in other.items()
-    ]
-
-    def statistic(*samples: Any, axis: int = -1) -> Any:
-        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
-
-    interval = bootstrap(
-        differences, statistic, n_resamples=9999, method="percentile", rng=0
-    ).confidence_interval
-    return 100 * float(interval.low), 100 * float(interval.high)
+    return 100 * statistics.mean(float(rows.mean()) for rows in successes(results).values())
 
 
 def figure_name(variant: str, control: str, group: str) -> str:
@@ -272,9 +236,10 @@ def figures(keep: Path) -> dict[str, float]:
     ours = kept.get(("tokens", "both", "unseen"))
     theirs = kept.get(("retrieve_and_play", "trajectory", "unseen"))
     if ours and theirs:
-        low, high = paired_interval(ours, theirs[0])
-        found["tokens_minus_retrieve_and_play_low"] = low
-        found["tokens_minus_retrieve_and_play_high"] = high
+        # Ours is the mean over its seeds, which the interval takes as they are.
+        difference = paired_difference(successes(ours), successes(theirs))
+        found["tokens_minus_retrieve_and_play_low"] = 100 * difference.low
+        found["tokens_minus_retrieve_and_play_high"] = 100 * difference.high
     return found
 
 

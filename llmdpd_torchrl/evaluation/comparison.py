@@ -1,0 +1,215 @@
+"""Several runs against one another: bootstrap intervals, interquartile means, improvement.
+
+The measures of Agarwal et al. 2021 ("Deep Reinforcement Learning at the Edge of the Statistical
+Precipice"), on SciPy's bootstrap. Scores are arrays by task; what an entry of an array is, a run's
+mean or one episode, decides what the intervals speak about: a new seed, or a new episode of the
+policies at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import bootstrap, trim_mean
+
+from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.evaluation.statistics import CONFIDENCE, EpisodeResult
+
+__all__ = [
+    "Estimate",
+    "Scores",
+    "interquartile_mean",
+    "mean_score",
+    "paired_difference",
+    "performance_profile",
+    "probability_of_improvement",
+    "successes",
+]
+
+Scores = Mapping[str, ArrayLike]
+_RESAMPLES = 9999
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def successes(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.float64]]:
+    """Successes by task, [runs, episodes], the same goals in the same columns.
+
+    Args:
+        runs: the episodes of one seed each.
+
+    Raises:
+        DataError: if the runs are not of the same tasks and goals.
+
+    Examples:
+        >>> run = [EpisodeResult("reach-v3", goal, goal == 1, False, 0.0, 9) for goal in (1, 0)]
+        >>> successes([run])
+        {'reach-v3': array([[0., 1.]])}
+    """
+    tables = [
+        {(e.task, e.goal_index): float(e.success and e.error is None) for e in run} for run in runs
+    ]
+    if not tables or any(table.keys() != tables[0].keys() for table in tables):
+        raise DataError("runs can be compared on the same tasks and goals only, and at least one")
+    found: dict[str, NDArray[np.float64]] = {}
+    for task in dict.fromkeys(task for task, _ in tables[0]):
+        goals = sorted(goal for name, goal in tables[0] if name == task)
+        found[task] = np.array([[table[task, goal] for goal in goals] for table in tables])
+    return found
+
+
+def mean_score(scores: Scores, *, seed: int = 0) -> Estimate:
+    """Mean over tasks of each task's mean, every task weighing the same.
+
+    The bootstrap is stratified: entries are resampled within each task, whose set is fixed.
+
+    Args:
+        scores: by task, of any shape.
+        seed: of the resampling.
+
+    Examples:
+        >>> estimate = mean_score({"a": [0, 1, 1, 1], "b": [1, 1, 1, 1]})
+        >>> estimate.value, estimate.high
+        (0.875, 1.0)
+    """
+    return _estimate(_flat(scores), _mean_of_means, seed)
+
+
+def interquartile_mean(scores: Scores, *, seed: int = 0) -> Estimate:
+    """Mean of the middle half of all entries: less moved by outliers than the mean.
+
+    Args:
+        scores: by task, of any shape.
+        seed: of the resampling, stratified as in :func:`mean_score`.
+
+    Examples:
+        >>> interquartile_mean({"a": [0.0, 0.4, 0.6, 100.0]}).value
+        0.5
+    """
+    return _estimate(_flat(scores), _interquartile_mean, seed)
+
+
+def paired_difference(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
+    """Mean over tasks of ours minus theirs, on the same goals.
+
+    Goals are resampled within each task, for both together: what is hard for both does not widen
+    the interval. Several seeds are averaged goal by goal first, and taken as they are.
+
+    Args:
+        ours: by task, ``[goals]`` or ``[seeds, goals]``.
+        theirs: likewise.
+        seed: of the resampling.
+
+    Raises:
+        DataError: if tasks or goals differ.
+
+    Examples:
+        >>> paired_difference({"a": [1, 1, 0]}, {"a": [0, 0, 0]}).value.__round__(2)
+        0.67
+    """
+    if ours.keys() != theirs.keys():
+        raise DataError("a paired difference needs the same tasks on both sides")
+    differences = []
+    for task in ours:
+        mine, other = _by_goal(ours[task]), _by_goal(theirs[task])
+        if mine.shape != other.shape:
+            raise DataError(f"{task}: {len(mine)} goals against {len(other)}; they can't be paired")
+        differences.append(mine - other)
+    return _estimate(differences, _mean_of_means, seed)
+
+
+def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
+    """P(ours > theirs) of entries drawn at random, ties counting half, averaged over tasks.
+
+    Args:
+        ours: by task, of any shape.
+        theirs: likewise, of the same tasks.
+        seed: of the resampling, of both sides apart.
+
+    Raises:
+        DataError: if tasks differ.
+
+    Examples:
+        >>> probability_of_improvement({"a": [2, 3]}, {"a": [1, 2]}).value
+        0.875
+    """
+    if ours.keys() != theirs.keys():
+        raise DataError("an improvement needs the same tasks on both sides")
+    count = len(ours)
+
+    def improvement(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+        found = []
+        for mine, other in zip(samples[:count], samples[count:], strict=True):
+            # Mann and Whitney's U over all pairs, by resample.
+            pairs = np.moveaxis(mine, axis, -1)[..., :, None], np.moveaxis(other, axis, -1)
+            difference = pairs[0] - pairs[1][..., None, :]
+            found.append(((difference > 0) + 0.5 * (difference == 0)).mean((-1, -2)))
+        return np.mean(found, axis=0)
+
+    samples = _flat(ours) + _flat({task: theirs[task] for task in ours})
+    return _estimate(samples, improvement, seed)
+
+
+def performance_profile(scores: Scores, thresholds: ArrayLike) -> NDArray[np.float64]:
+    """Share of entries above each threshold, every task weighing the same.
+
+    Args:
+        scores: by task, of any shape.
+        thresholds: [T].
+
+    Examples:
+        >>> performance_profile({"a": [0.2, 0.8]}, [0.0, 0.5, 0.9])
+        array([1. , 0.5, 0. ])
+    """
+    above = [sample[:, None] > np.asarray(thresholds) for sample in _flat(scores)]
+    return np.mean([task.mean(0) for task in above], axis=0)
+
+
+def _flat(scores: Scores) -> list[NDArray[np.float64]]:
+    samples = [np.asarray(values, dtype=np.float64).ravel() for values in scores.values()]
+    if not samples or not all(len(sample) for sample in samples):
+        raise DataError("scores need at least one task, and one entry for each")
+    return samples
+
+
+def _by_goal(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    return array.mean(0) if array.ndim > 1 else array
+
+
+def _mean_of_means(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+
+def _interquartile_mean(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+
+def _estimate(
+    samples: Sequence[NDArray[np.float64]], statistic: Callable[..., Any], seed: int
+) -> Estimate:
+    value = float(statistic(*samples))
+    if all(len(sample) == 1 for sample in samples):
+        raise DataError("one entry a task has no interval: give more seeds or episodes")
+    # A task of one entry has nothing to resample; SciPy asks for two, and two equal ones are as one
+    # in a mean over tasks.
+    samples = [np.repeat(sample, 2) if len(sample) == 1 else sample for sample in samples]
+    interval = bootstrap(
+        samples,
+        statistic,
+        n_resamples=_RESAMPLES,
+        batch=1000,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))

@@ -1,0 +1,135 @@
+"""Against rliable 1.2.0 (Agarwal et al. 2021), by hand, and by simulation."""
+
+import numpy as np
+import pytest
+
+from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.evaluation import comparison
+from llmdpd_torchrl.evaluation.comparison import (
+    interquartile_mean,
+    mean_score,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    successes,
+)
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
+
+# Eight runs on each of four tasks, of two methods. rliable's figures for them are of 50 000
+# stratified resamples (20 000 for the probability of improvement); it needs pandas < 3.
+OURS = {
+    "a": [0.733, 0.873, 0.43, 0.418, 0.883, 0.851, 0.567, 0.717],
+    "b": [0.621, 0.48, 0.664, 0.657, 0.398, 0.52, 0.909, 0.8],
+    "c": [0.541, 0.906, 0.914, 0.689, 0.807, 0.598, 0.768, 0.318],
+    "d": [0.704, 0.827, 0.402, 0.562, 0.851, 0.695, 0.752, 0.66],
+}
+THEIRS = {
+    "a": [0.919, 0.59, 0.487, 0.705, 0.568, 0.965, 0.694, 0.435],
+    "b": [0.812, 0.564, 0.697, 0.565, 0.663, 0.615, 0.424, 0.692],
+    "c": [0.564, 0.727, 0.7, 0.791, 0.497, 0.557, 0.386, 0.295],
+    "d": [0.758, 0.445, 0.509, 0.753, 0.528, 0.614, 0.248, 0.246],
+}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected"),
+    [
+        (mean_score(OURS), (0.67234375, 0.61290625, 0.72865625)),
+        (mean_score(THEIRS), (0.59415625, 0.53868672, 0.649625)),
+        (interquartile_mean(OURS), (0.687125, 0.6108125, 0.7565)),
+        (interquartile_mean(THEIRS), (0.6010625, 0.537375, 0.660625)),
+        (probability_of_improvement(OURS, THEIRS), (0.6015625, 0.4609375, 0.7421875)),
+    ],
+)
+def test_against_rliable(estimate, expected):
+    assert estimate.value == pytest.approx(expected[0], abs=1e-9)
+    assert estimate[1:] == pytest.approx(expected[1:], abs=0.008)  # other random resamples
+    profile = performance_profile(OURS, [0.0, 0.25, 0.5, 0.75])
+    assert profile.tolist() == [1.0, 1.0, 0.8125, 0.375]
+
+
+def test_successes_are_laid_out_by_run_and_goal():
+    def run(*won):
+        return [EpisodeResult(task, goal, (task, goal) in won, False, 0.0, 9)
+                for goal in (1, 0) for task in ("b", "a")]  # fmt: skip
+
+    table = successes([run(("b", 0)), run(("a", 1), ("b", 1))])
+    assert {task: rows.tolist() for task, rows in table.items()} == {
+        "b": [[1, 0], [0, 1]],
+        "a": [[0, 0], [0, 1]],
+    }
+    with pytest.raises(DataError, match="same tasks and goals"):
+        successes([run(), run()[:-1]])
+    with pytest.raises(DataError, match="at least one"):
+        successes([])
+
+
+def test_a_failed_episode_is_no_success():
+    episode = EpisodeResult("a", 0, True, True, 0.0, 9, error="killed")
+    assert successes([[episode]])["a"].item() == 0
+
+
+def test_paired_difference_by_hand():
+    ours = {"a": [[1, 1, 0, 1], [1, 0, 0, 1]], "b": [1, 1, 1, 0]}
+    theirs = {"a": [0, 1, 0, 0], "b": [1, 1, 1, 0]}
+    estimate = paired_difference(ours, theirs)
+    assert estimate.value == pytest.approx((0.375 + 0) / 2)
+    assert estimate.low < estimate.value < estimate.high
+    same = paired_difference(theirs, theirs)
+    assert same == (0, 0, 0)
+    with pytest.raises(DataError, match="same tasks"):
+        paired_difference(ours, {"a": [0, 1, 0, 0]})
+    with pytest.raises(DataError, match="4 goals against 3"):
+        paired_difference(ours, {"a": [0, 1, 0], "b": [1, 1, 1, 0]})
+
+
+def test_a_shift_of_everything_is_certain():
+    generator = np.random.default_rng(0)
+    scores = {task: generator.normal(size=20) for task in "ab"}
+    better = {task: values + 0.3 for task, values in scores.items()}
+    assert paired_difference(better, scores) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_the_profile_falls_from_one_to_zero():
+    profile = performance_profile({"a": [0.1, 0.9], "b": [0.5]}, [0.0, 0.1, 0.5, 0.9])
+    assert profile.tolist() == [1.0, 0.75, 0.25, 0.0]
+
+
+def test_what_has_no_interval_is_refused():
+    with pytest.raises(DataError, match="no interval"):
+        mean_score({"a": [1.0], "b": [0.5]})
+    with pytest.raises(DataError, match="at least one task"):
+        mean_score({})
+    with pytest.raises(DataError, match="at least one task, and one entry"):
+        mean_score({"a": []})
+    assert mean_score({"a": [1.0], "b": [0.0, 1.0]}).value == 0.75
+
+
+@pytest.mark.parametrize("measure", ["mean", "paired", "wilson group"])
+def test_intervals_cover_what_they_say(measure, monkeypatch):
+    """95 % of the intervals of 400 evaluations of 5 tasks and 25 goals hold the true value."""
+    monkeypatch.setattr(comparison, "_RESAMPLES", 999)
+    generator = np.random.default_rng(0)
+    rates = np.array([0.3, 0.5, 0.7, 0.9, 0.95])
+    other = np.array([0.2, 0.6, 0.6, 0.7, 0.9])
+    covered = []
+    for number in range(400):
+        uniform = generator.random((5, 25))
+        ours = {str(t): (uniform[t] < rates[t]).astype(float) for t in range(5)}
+        truth = rates.mean()
+        if measure == "mean":
+            low, high = mean_score(ours, seed=number)[1:]
+        elif measure == "paired":  # goals that are hard for one are hard for the other
+            theirs = {str(t): (uniform[t] < other[t]).astype(float) for t in range(5)}
+            low, high = paired_difference(ours, theirs, seed=number)[1:]
+            truth = (rates - other).mean()
+        else:
+            episodes = [
+                EpisodeResult(task, goal, bool(won), False, 0.0, 1)
+                for task, goals in ours.items()
+                for goal, won in enumerate(goals)
+            ]
+            group = summarise(episodes, [], list(ours)).unseen
+            low, high = group.low, group.high
+        covered.append(low <= truth <= high)
+    assert 0.915 <= np.mean(covered) <= 0.985
