@@ -48,6 +48,10 @@ def check_figures(name: str, figures: Mapping[str, float], tolerance: float) -> 
     committed = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
     code = 0
     for figure, value in figures.items():
+        if figure not in committed:
+            print(f"{figure}: {value:.4g}, not in the committed file")
+            code = 1
+            continue
         expected = committed[figure]
         fits = abs(value - expected) <= tolerance * abs(expected)
         print(f"{figure}: {value:.4g}, committed {expected:.4g}: {'ok' if fits else 'DIFFERS'}")

@@ -20,6 +20,7 @@ of its training tasks and for the others.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -175,6 +176,16 @@ print(time.perf_counter() - start)
 """
 
 
+def kept(encoders: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured now, and what was before of other encoders and policies."""
+    path = RESULTS / "text_encoders_raw.json"
+    before = json.loads(path.read_text()) if path.exists() else {"encoders": {}, "policies": {}}
+    return {
+        "encoders": before["encoders"] | encoders,
+        "policies": policies or before["policies"],
+    }
+
+
 def figures(raw: Mapping[str, Any]) -> dict[str, float]:
     """All figures; of shares and of cosines."""
     found: dict[str, float] = dict(raw["seconds"])
@@ -211,32 +222,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--also", nargs="*", default=[], metavar="NAME=MODEL[:OPTION=VALUE...]",
-        help="more encoders: a Hub id or a folder, and options of HuggingFaceEncoder",
+        help="more encoders: a Hub id or a folder, and options of HuggingFaceEncoder; kept",
     )  # fmt: skip
-    parser.add_argument("--policies", nargs="*", type=Path, default=[], help="trained, with text")
+    parser.add_argument(
+        "--policies", nargs="*", type=Path, default=[], help="trained, with text; kept"
+    )
     parser.add_argument("--check", action="store_true", help="two rows against the committed file")
     options = parser.parse_args()
     try:
         rows = encoders(options.also)
         if options.check:
             rows = {name: rows[name] for name in ("smollm2", "control_tf_idf")}
-        raw = {
-            "encoders": {name: measure(embed) for name, embed in rows.items()},
-            "seconds": {} if options.check else time_embedding(),
-            "policies": {path.parent.name: measure_policy(path) for path in options.policies},
-        }
+        encoders_measured = {name: measure(embed) for name, embed in rows.items()}
+        if options.check:
+            raw = {"encoders": encoders_measured, "seconds": {}, "policies": {}}
+        else:
+            policies = {path.parent.name: measure_policy(path) for path in options.policies}
+            raw = kept(encoders_measured, policies) | {"seconds": time_embedding()}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     found = figures(raw)
     if options.check:
         return check_figures("text_encoders", found, tolerance=1e-3)
-    extra = [f"--also {entry}" for entry in options.also]
-    if options.policies:
-        extra.append(f"--policies {' '.join(path.parent.name for path in options.policies)}")
-    write_figures(
-        "text_encoders", found, raw, " ".join(["python benchmarks/text_encoders.py", *extra])
-    )
+    write_figures("text_encoders", found, raw, "python benchmarks/text_encoders.py")
     write_table(raw, found, RESULTS / "text_encoders.md")
     return 0
 

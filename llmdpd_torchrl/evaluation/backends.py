@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import pickle
@@ -197,7 +198,7 @@ class RayBackend:
         if self._started_here:
             options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
             try:
-                ray.init(**({"address": address} if address else options), logging_level="ERROR")
+                ray.init(**({"address": address} if address else options), logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 first = (str(error).splitlines() or [""])[0]
                 raise ConfigError(f"no Ray cluster at {address!r}: {first}") from None
@@ -225,13 +226,13 @@ class RayBackend:
             number, actor = busy[stream]
             try:
                 event = ray.get(next(stream))
-            except StopIteration:
-                self._idle.append(actor)
-                del busy[stream]
-                continue
             except ray.exceptions.RayError as error:
                 del busy[stream]
                 yield number, JobFailed(f"the Ray actor died ({type(error).__name__})")
+                continue
+            if event is None:
+                self._idle.append(actor)
+                del busy[stream]
                 continue
             yield number, event
 
@@ -251,3 +252,4 @@ class _RayWorker:
 
     def run(self, payload: bytes) -> Iterator[Any]:
         yield from _events(payload)
+        yield None  # its end: waiting for that of a stream without events would never return
