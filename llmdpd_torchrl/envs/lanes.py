@@ -128,7 +128,8 @@ class LanesEnv(EnvBase):
             try:
                 self._observations[lane] = env.begin()
             except Exception as error:  # a simulator raises what it likes; the lane reports it
-                self._break_off(lane, f"the simulator failed at reset: {_line(error)}")
+                # A reset must not be done already: the first step ends the episode.
+                self.errors[lane] = f"the simulator failed at reset: {_line(error)}"
                 self._observations[lane] = 0.0
             self.simulator_seconds += time.perf_counter() - started
         return self._state()
@@ -139,6 +140,7 @@ class LanesEnv(EnvBase):
         rewards = np.zeros((len(self._plays), 1), np.float32)
         for lane in _lanes(tensordict.get("_step", None), len(self._plays)):
             if self.errors[lane] is not None:
+                self._flags["truncated"][lane] = True
                 continue
             if not finite[lane]:
                 self._break_off(lane, f"the policy's action is {actions[lane].tolist()}")

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -197,8 +198,11 @@ class RayBackend:
         self._started_here = not ray.is_initialized()
         if self._started_here:
             options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+            if address:
+                _check_reachable(address)
+                options = {"address": address}
             try:
-                ray.init(**({"address": address} if address else options), logging_level=logging.ERROR)
+                ray.init(**options, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 first = (str(error).splitlines() or [""])[0]
                 raise ConfigError(f"no Ray cluster at {address!r}: {first}") from None
@@ -243,6 +247,17 @@ class RayBackend:
         self._idle = []
         if self._started_here:
             self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Find out within seconds what Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from None
 
 
 class _RayWorker:

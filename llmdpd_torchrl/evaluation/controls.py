@@ -12,7 +12,11 @@ from torch import Tensor
 
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation.evaluator import Evaluator
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
+from llmdpd_torchrl.evaluation.statistics import summarise
 from llmdpd_torchrl.modules.networks import NetworkConfig
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts, text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
@@ -20,6 +24,7 @@ __all__ = [
     "CONTROLS",
     "apply_control",
     "check_control",
+    "confusion",
     "random_strings",
     "shuffle_steps",
     "swap_prompts",
@@ -118,11 +123,19 @@ def check_control(
 
 
 def swap_prompts(
-    tasks: Sequence[str], text_table: Tensor | None, bank: TrajectoryPromptBank | None
+    tasks: Sequence[str],
+    text_table: Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    offset: int | None = None,
 ) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
-    """Show every task the prompts, text and trajectory, of the task half the list further on.
+    """Show every task the prompts, text and trajectory, of a task further on in the list.
 
-    Half the list, because neighbours in it are often relatives (door-lock, door-unlock).
+    Args:
+        tasks: the list, which begins again at its end.
+        text_table: ``[T, D]`` text embeddings by task id.
+        bank: trajectory prompts.
+        offset: how far on. Default: half the list, because neighbours in it are often relatives
+            (door-lock, door-unlock).
 
     Raises:
         ConfigError: if there is only one task, which has no other's prompts to be shown.
@@ -131,7 +144,7 @@ def swap_prompts(
         raise ConfigError("wrong prompts need at least two tasks: evaluate more")
     names = METAWORLD_TASKS.check(tasks)
     ids = torch.tensor([METAWORLD_TASKS.index(name) for name in names])
-    other = ids.roll(-(len(ids) // 2))
+    other = ids.roll(-(len(ids) // 2 if offset is None else offset))
     if text_table is not None:
         swapped = text_table.clone()
         swapped[ids] = text_table[other]
@@ -144,6 +157,40 @@ def swap_prompts(
             bank.prompts, renamed[bank.task_id], torch.full_like(bank.trajectory_id, -1)
         )
     return text_table, bank
+
+
+def confusion(
+    policy: LLMDPDPolicy,
+    tasks: Sequence[str],
+    *,
+    text_table: Tensor | None = None,
+    bank: TrajectoryPromptBank | None = None,
+    settings: EvaluationSettings | None = None,
+    **options: Any,
+) -> dict[str, dict[str, float]]:
+    """Success of every task under every task's prompts, by task and by whose prompts were shown.
+
+    Args:
+        policy: to be evaluated.
+        tasks: at least two.
+        text_table: see :class:`~llmdpd_torchrl.evaluation.Evaluator`.
+        bank: see there.
+        settings: of each of the evaluations, as many as tasks.
+        **options: of :class:`~llmdpd_torchrl.evaluation.Evaluator`.
+
+    Raises:
+        ConfigError: as there, and by :func:`swap_prompts`.
+    """
+    rates: dict[str, dict[str, float]] = {task: {} for task in tasks}
+    with Evaluator(tasks, settings, **options) as evaluator:
+        for offset in range(len(tasks)):
+            table, shown = swap_prompts(tasks, text_table, bank, offset)
+            episodes = evaluator(policy, text_table=table, bank=shown)
+            summary = summarise(episodes, tasks, [])
+            for position, task in enumerate(summary.tasks):
+                other = tasks[(position + offset) % len(tasks)]
+                rates[task.task][other] = task.success_rate
+    return rates
 
 
 def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPromptBank:

@@ -1,18 +1,23 @@
-"""A video of one evaluation episode."""
+"""Videos of evaluation episodes: one, or many side by side."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
-from llmdpd_torchrl.evaluation.video import render_frame, write_video
+from llmdpd_torchrl.evaluation.video import Frame, add_caption, render_frame, write_video
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
-__all__ = ["record_episode"]
+__all__ = ["record_episode", "record_grid"]
 
 
 def record_episode(
@@ -33,7 +38,7 @@ def record_episode(
     """Film the episode of one evaluation goal and return whether it succeeded.
 
     Args:
-        policy: acts as in :func:`~llmdpd_torchrl.evaluation.rollout.evaluate`.
+        policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
         task: a Meta-World task.
         path: of the video, ``.mp4`` or ``.gif``.
         caption: burnt into a strip under the picture; whether it succeeded is added.
@@ -49,9 +54,89 @@ def record_episode(
     Raises:
         ConfigError: if nothing on this machine can render.
     """
+    shown = {"text_table": text_table, "bank": bank}
+    frames, success = _film(policy, task, goal_index, shown, settings, every, size, progress)
+    write_video(frames, path, fps, caption=f"{caption} [{_outcome(success)}]")
+    return success
+
+
+def record_grid(
+    policy: LLMDPDPolicy,
+    captions: Mapping[str, str],
+    path: str | os.PathLike[str],
+    *,
+    text_table: torch.Tensor | None = None,
+    bank: TrajectoryPromptBank | None = None,
+    settings: EvaluationSettings | None = None,
+    fps: float = 30,
+    every: int = 4,
+    size: tuple[int, int] = (240, 180),
+    columns: int | None = None,
+    progress: bool = True,
+) -> dict[str, bool]:
+    """Film the first goal of several tasks side by side; who is done waits in its last picture.
+
+    Args:
+        policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
+        captions: by task, the text burnt into its tile; whether it succeeded is added.
+        path: of the video, ``.mp4`` or ``.gif``.
+        text_table: as for ``evaluate``.
+        bank: as for ``evaluate``.
+        settings: as for ``evaluate``.
+        fps: frames a second of the video.
+        every: one frame in so many steps.
+        size: width and height of a tile's picture in pixels.
+        columns: of the grid; default: about as many as rows.
+        progress: whether to show bars.
+
+    Returns:
+        whether each task's episode succeeded.
+
+    Raises:
+        ConfigError: if no task is named, or nothing on this machine can render.
+    """
+    if not captions:
+        raise ConfigError("a grid of episodes needs at least one task")
+    shown = {"text_table": text_table, "bank": bank}
+    films, outcomes = [], {}
+    for task, caption in captions.items():
+        frames, success = _film(policy, task, 0, shown, settings, every, size, progress)
+        films.append(list(add_caption(frames, f"{caption} [{_outcome(success)}]")))
+        outcomes[task] = success
+    write_video(_tile(films, columns or math.ceil(math.sqrt(len(films)))), path, fps)
+    return outcomes
+
+
+def _tile(films: Sequence[Sequence[Frame]], columns: int) -> list[Frame]:
+    """Films of one width, and of captions of any height, as one."""
+    height = max(frames[0].shape[0] for frames in films)
+    width = films[0][0].shape[1]
+    rows = -(-len(films) // columns)
+    pictures = []
+    for number in range(max(map(len, films))):
+        picture = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+        for place, frames in enumerate(films):
+            frame = frames[min(number, len(frames) - 1)]
+            top, left = place // columns * height, place % columns * width
+            picture[top : top + frame.shape[0], left : left + width] = frame
+        pictures.append(picture)
+    return pictures
+
+
+def _film(
+    policy: LLMDPDPolicy,
+    task: str,
+    goal_index: int,
+    shown: dict[str, Any],
+    settings: EvaluationSettings | None,
+    every: int,
+    size: tuple[int, int],
+    progress: bool,
+) -> tuple[list[Frame], bool]:
+    """The pictures of one episode, and whether it succeeded."""
     settings = settings or EvaluationSettings()
     simulator = settings.suite([task]).make(task, render=size)
-    env = make_policy_env(policy, simulator, text_table=text_table, bank=bank)
+    env = make_policy_env(policy, simulator, **shown)
     generator = settings.generator(goal_index)
     frames = []
     bar = tqdm(total=settings.max_steps, desc=f"film {task}", unit="step", disable=not progress)
@@ -70,5 +155,8 @@ def record_episode(
         frames.append(render_frame(env.base_env.simulator))
     success = bool(state["success"])
     env.close()
-    write_video(frames, path, fps, caption=f"{caption} [{'success' if success else 'failure'}]")
-    return success
+    return frames, success
+
+
+def _outcome(success: bool) -> str:
+    return "success" if success else "failure"

@@ -20,11 +20,17 @@ from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, T
 from llmdpd_torchrl.files import write_atomic
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
 
-__all__ = ["plot_learning_curves", "plot_success_bars"]
+__all__ = [
+    "SEEN_COLOUR",
+    "UNSEEN_COLOUR",
+    "plot_learning_curves",
+    "plot_success_bars",
+    "save_figure",
+]
 
 # Okabe and Ito's blue and vermilion: told apart with every common colour blindness and in grey.
-_SEEN = "#0072B2"
-_UNSEEN = "#D55E00"
+SEEN_COLOUR = "#0072B2"
+UNSEEN_COLOUR = "#D55E00"
 
 
 def plot_success_bars(
@@ -42,8 +48,8 @@ def plot_success_bars(
     groups = [
         (label, colour, [task for task in summary.tasks if task.seen is seen], group)
         for label, colour, seen, group in (
-            ("seen", _SEEN, True, summary.seen),
-            ("unseen", _UNSEEN, False, summary.unseen),
+            ("seen", SEEN_COLOUR, True, summary.seen),
+            ("unseen", UNSEEN_COLOUR, False, summary.unseen),
         )
         if group is not None
     ]
@@ -69,7 +75,7 @@ def plot_success_bars(
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle("\n".join(textwrap.wrap(title, 70)), fontsize=12)
     figure.supxlabel(_caption(summary.tasks), fontsize=8, color="0.35")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_group(
@@ -155,13 +161,13 @@ def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.Pat
             axes.tick_params(labelbottom=True)
     if smoothed:
         handles = [
-            Line2D([], [], color=_SEEN, alpha=0.3, label="logged"),
-            Line2D([], [], color=_SEEN, label="moving average over 2 % of the points"),
+            Line2D([], [], color=SEEN_COLOUR, alpha=0.3, label="logged"),
+            Line2D([], [], color=SEEN_COLOUR, label="moving average over 2 % of the points"),
         ]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray) -> bool:
@@ -171,10 +177,10 @@ def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray) -> bool:
     window = max(1, round(0.02 * len(y)))
     smooth = window > 1 and len(y) > 50
     if smooth:
-        axes.plot(x, y, color=_SEEN, alpha=0.3, linewidth=0.8)
-        axes.plot(x, _moving_average(y, window), color=_SEEN, linewidth=1.4)
+        axes.plot(x, y, color=SEEN_COLOUR, alpha=0.3, linewidth=0.8)
+        axes.plot(x, _moving_average(y, window), color=SEEN_COLOUR, linewidth=1.4)
     else:
-        axes.plot(x, y, color=_SEEN, linewidth=1.4, marker="o", markersize=3)
+        axes.plot(x, y, color=SEEN_COLOUR, linewidth=1.4, marker="o", markersize=3)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -198,6 +204,7 @@ def _panel_order(name: str) -> tuple[int, str]:
     return 2, name
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure, whole or not at all."""
     FigureCanvasAgg(figure)
     write_atomic(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))

@@ -21,7 +21,7 @@ from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.files import write_atomic
 from llmdpd_torchrl.trainers.logging import write_mp4
 
-__all__ = ["render_frame", "rendering_backend", "write_video"]
+__all__ = ["Frame", "add_caption", "render_frame", "rendering_backend", "write_video"]
 
 Frame = NDArray[np.uint8]
 
@@ -187,7 +187,7 @@ def write_video(
                 f"not uint8 [height, width, 3] like {shape}"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    captioned = _with_caption(frames, caption)
+    captioned = add_caption(frames, caption)
     if path.suffix == ".gif":
         write_atomic(path, lambda temporary: _write_gif(temporary, captioned, fps))
     else:
@@ -205,8 +205,13 @@ def _with_palette(image: Image.Image) -> Image.Image:
     return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
-def _with_caption(frames: Sequence[Frame], caption: str | None) -> Iterator[Frame]:
-    """Yield the frames with the caption's strip below."""
+def add_caption(frames: Sequence[Frame], caption: str | None) -> Iterator[Frame]:
+    """Yield the frames with a strip of text below, wrapped to their width.
+
+    Args:
+        frames: uint8 arrays of shape [height, width, 3], all of one size.
+        caption: ``None`` or empty: the frames as they are.
+    """
     if not caption:
         yield from frames
         return

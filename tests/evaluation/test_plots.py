@@ -17,13 +17,13 @@ from llmdpd_torchrl.trainers.metrics_file import MetricsFile
 def drawn(monkeypatch) -> list[Figure]:
     """Figures as they are saved."""
     figures: list[Figure] = []
-    save = plots._save
+    save = plots.save_figure
 
     def keep(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return figures
 
 

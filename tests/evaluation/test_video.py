@@ -251,7 +251,7 @@ def test_a_film_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         yield frames[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(video, "_with_caption", failing)
+    monkeypatch.setattr(video, "add_caption", failing)
     with pytest.raises(KeyboardInterrupt):
         write_video(colours(3, 48, 64), path, fps=5)
     assert path.read_bytes() == before

@@ -1,0 +1,153 @@
+"""The evaluator's speed: ``results/evaluation.json``.
+
+250 episodes (ML45's five unseen tasks, 50 goals each) of a policy of the default structure with
+random weights, which spends the whole 500 steps on nearly every one, on all cores:
+``episodes_per_minute``, and ``outside_simulator_share``, the part of the workers' wall time that is
+not spent in Meta-World's ``step`` and ``reset``. Workers are started before, as they are in a
+training that evaluates at intervals; ``worker_start_s`` is what a first call pays besides.
+
+``speedup_vs_serial``: the same policy and episodes, one environment after another on one core, the
+policy called for each state alone, measured in the same run on every tenth goal.
+
+    python benchmarks/evaluation.py                # some minutes, on an idle machine
+    python benchmarks/evaluation.py --check        # a tenth of the goals against the figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from common import check_figures, write_figures
+from tqdm.auto import tqdm
+
+from llmdpd_torchrl.data import TrajectoryDataset
+from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.envs.splits import make_split
+from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
+from llmdpd_torchrl.evaluation.rollout import make_policy_env
+from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.prompts import text_embedding_table
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.workers import available_cores
+
+TASKS = make_split("ml45").held_out
+
+
+def make_policy() -> tuple[LLMDPDPolicy, dict[str, Any]]:
+    """The policy, and what it is shown: texts, and one demonstration of each task."""
+    torch.manual_seed(0)
+    config = NetworkConfig(text_dropout=0.2, trajectory_dropout=0.2)
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": []})
+    with tempfile.TemporaryDirectory() as folder:
+        one = CollectionSettings(episodes_per_task=1, noise_levels=(0.0,))
+        collect_metaworld(folder, TASKS, one, progress=False)
+        dataset = TrajectoryDataset.load(folder, TASKS)
+        bank = TrajectoryPromptBank.from_dataset(
+            dataset, config.trajectory_length, trained_on=False
+        )
+    return policy, {"text_table": text_embedding_table(METAWORLD_TASKS.names), "bank": bank}
+
+
+def run_lanes(
+    policy: LLMDPDPolicy, shown: dict[str, Any], settings: EvaluationSettings, workers: int
+) -> dict[str, Any]:
+    """Evaluate with workers that are there already, and profile them."""
+    with Evaluator(TASKS, settings, workers=workers) as evaluator:
+        started = time.perf_counter()
+        # As many episodes as start all workers.
+        warm = EvaluationSettings(episodes_per_task=workers, max_steps=1)
+        Evaluator(TASKS, warm, backend=evaluator.backend, progress=False)(policy, **shown)
+        start = time.perf_counter() - started
+        started = time.perf_counter()
+        episodes = evaluator(policy, **shown)
+        wall = time.perf_counter() - started
+        timings = [timing._asdict() for timing in evaluator.timings]
+    assert all(episode.error is None for episode in episodes)
+    return {
+        "wall_s": wall,
+        "worker_start_s": start,
+        "workers": workers,
+        "groups": timings,
+        "episodes": len(episodes),
+        "steps": sum(episode.length for episode in episodes),
+    }
+
+
+def run_serial(
+    policy: LLMDPDPolicy, shown: dict[str, Any], settings: EvaluationSettings, every: int
+) -> dict[str, Any]:
+    """One environment after another, one state at a time, on every ``every``-th goal."""
+    suite = settings.suite(TASKS)
+    generator = settings.generator(0)
+    goals = range(0, settings.episodes_per_task, every)
+    steps = 0
+    started = time.perf_counter()
+    bar = tqdm(total=len(TASKS) * len(goals), desc="serial", unit="episode")
+    with bar, torch.no_grad():
+        for task in TASKS:
+            env = make_policy_env(policy, suite.make(task), **shown)
+            for goal in goals:
+                env.base_env.choose_episode(goal)
+                state = env.reset()
+                done = False
+                while not done:
+                    action = settings.act(policy, state.unsqueeze(0), generator).squeeze(0)
+                    step = env.step(state.set("action", action))["next"]
+                    state, done = step.exclude("reward"), bool(step["done"])
+                    steps += 1
+                bar.update()
+            env.close()
+    return {
+        "wall_s": time.perf_counter() - started,
+        "episodes": len(TASKS) * len(goals),
+        "steps": steps,
+    }
+
+
+def figures(raw: dict[str, Any]) -> dict[str, float]:
+    """All figures."""
+    lanes, serial = raw["lanes"], raw["serial"]
+    inside = sum(group["simulator"] for group in lanes["groups"])
+    return {
+        "outside_simulator_share": 1 - inside / (lanes["wall_s"] * lanes["workers"]),
+        # Both by steps: how long an episode is, differs with its goal.
+        "speedup_vs_serial": lanes["steps"] / lanes["wall_s"] * serial["wall_s"] / serial["steps"],
+        "episodes_per_minute": 60 * lanes["episodes"] / lanes["wall_s"],
+        "steps_per_s": lanes["steps"] / lanes["wall_s"],
+        "worker_start_s": lanes["worker_start_s"],
+    }
+
+
+def main() -> int:
+    """Measure and write the figures, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="a tenth of the goals")
+    parser.add_argument("--lanes", type=int, default=EvaluationSettings.lanes)
+    parser.add_argument("--group-size", type=int, default=EvaluationSettings.group_size)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    policy, shown = make_policy()
+    goals = 5 if options.check else 50
+    settings = EvaluationSettings(
+        episodes_per_task=goals, lanes=options.lanes, group_size=options.group_size
+    )
+    raw = {
+        "lanes": run_lanes(policy, shown, settings, available_cores()),
+        "serial": run_serial(policy, shown, settings, every=5 if options.check else 10),
+    }
+    found = figures(raw)
+    if options.check:
+        kept = {name: found[name] for name in ("speedup_vs_serial",)}
+        return check_figures("evaluation", kept, tolerance=0.5)
+    write_figures("evaluation", found, raw, "python benchmarks/evaluation.py")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

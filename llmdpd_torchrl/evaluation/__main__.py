@@ -1,0 +1,60 @@
+"""Command line of the evaluation: ``python -m llmdpd_torchrl.evaluation --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.evaluation.page import write_report
+from llmdpd_torchrl.evaluation.runs import compare, find_runs, variants
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        the exit code: 0; 1 if an episode of a run broke off; 2, with one line on stderr, for an
+        error that the user can mend.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m llmdpd_torchrl.evaluation", description="Reports of evaluated runs."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report",
+        help="turn a folder of runs into tables, plots and one HTML page",
+        description="Reads every results.json in a folder and below, and what lies beside each: "
+        "metrics.csv, checkpoint/, confusion.json, videos. Runs whose names differ in their seed "
+        "alone are one variant.",
+    )
+    report.add_argument("folder", type=Path, help="of runs, such as outputs/")
+    report.add_argument("--output", type=Path, help="folder to write to (default: FOLDER/report)")
+    options = parser.parse_args(arguments)
+    try:
+        return _report(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _report(options: argparse.Namespace) -> int:
+    page = write_report(options.folder, options.output)
+    table = compare(variants(find_runs(options.folder)))
+    shown = RichTable(*table.head)
+    for row in table.rows:
+        shown.add_row(*row)
+    Console().print(shown)
+    print(page)
+    failed = sum(int(row[table.head.index("failed")]) for row in table.rows)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""The runs in a folder: their episodes, by variant and seed, and tables that compare them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.evaluation.comparison import (
+    interquartile_mean,
+    paired_difference,
+    performance_profile,
+    successes,
+)
+from llmdpd_torchrl.evaluation.report import read_results_json
+from llmdpd_torchrl.evaluation.statistics import (
+    EpisodeResult,
+    GroupSummary,
+    ResultsSummary,
+    summarise,
+)
+
+__all__ = ["Run", "Table", "Variant", "compare", "find_runs", "task_table", "variants"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One ``results.json`` and what it says.
+
+    Attributes:
+        folder: where it lies, with the run's other files.
+        name: of the run, its seed left out.
+        seed: of its training.
+        seen: the training tasks that were evaluated.
+        unseen: the others.
+        episodes: all of them.
+        about: everything else in the file.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    episodes: tuple[EpisodeResult, ...]
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: of the runs.
+        runs: by seed.
+        summary: of all their episodes together.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    summary: ResultsSummary
+
+    def scores(self, group: str) -> dict[str, Any]:
+        """Successes by task of ``"seen"`` or ``"unseen"`` tasks, [seeds, goals]."""
+        tasks = getattr(self.runs[0], group)
+        table = successes([run.episodes for run in self.runs])
+        return {task: table[task] for task in tasks}
+
+    def profile(self, thresholds: Any) -> Any:
+        """Share of tasks and seeds whose success rate is above each threshold."""
+        table = successes([run.episodes for run in self.runs])
+        return performance_profile({k: v.mean(-1) for k, v in table.items()}, thresholds)
+
+
+def find_runs(folder: str | Path) -> list[Run]:
+    """All runs below a folder, or the one that it is.
+
+    Raises:
+        DataError: if there is none, or a file is damaged.
+    """
+    files = sorted(Path(folder).rglob("results.json"))
+    if not files:
+        raise DataError(
+            f"{folder}: there is no results.json in it or below; evaluate a policy first"
+        )
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> Run:
+    summary, about = read_results_json(file)
+    names = {field.name for field in fields(EpisodeResult)}
+    try:
+        episodes = tuple(
+            EpisodeResult(**{key: value for key, value in episode.items() if key in names})
+            for episode in about.pop("episodes")
+        )
+        name, seed = str(about["name"]), int(about["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: its episodes, name or seed are wrong ({error!r})") from None
+    # Of the same name, but shown something else, it is another variant.
+    shown = about.get("control", "both")
+    name = re.sub(rf"[-_]?seed{seed}(?=$|[-_])", "", name) + (
+        "" if shown == "both" else f" {shown}"
+    )
+    return Run(
+        file.parent, name, seed,
+        tuple(task.task for task in summary.tasks if task.seen),
+        tuple(task.task for task in summary.tasks if not task.seen),
+        episodes, about,
+    )  # fmt: skip
+
+
+def variants(runs: Sequence[Run]) -> list[Variant]:
+    """Runs by name.
+
+    Raises:
+        DataError: if two runs of a name have the same seed, or other tasks or goals.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    found = []
+    for name, members in groups.items():
+        members.sort(key=lambda run: run.seed)
+        for one, other in itertools.pairwise(members):
+            if one.seed == other.seed:
+                raise DataError(
+                    f"{one.folder} and {other.folder} are both {name!r} of seed {one.seed}: "
+                    "report on one of them, or rename a run"
+                )
+        successes([run.episodes for run in members])  # the same tasks and goals
+        episodes = [episode for run in members for episode in run.episodes]
+        summary = summarise(episodes, members[0].seen, members[0].unseen)
+        found.append(Variant(name, tuple(members), summary))
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head, for several kinds of files.
+
+    Examples:
+        >>> print(Table(("task", "%"), [("reach_v3", "100")]).markdown())
+        | task | % |
+        |---|---:|
+        | reach_v3 | 100 |
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """GitHub's."""
+        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
+        text = ["| " + " | ".join(cells) + " |" for cells in lines]
+        text[1] = text[1].replace(" ", "")
+        return "\n".join(text)
+
+    def csv(self) -> str:
+        """With a comma."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.head, *self.rows])
+        return out.getvalue()
+
+    def latex(self) -> str:
+        """For the package ``booktabs``."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(re.sub(r"([%&_#$])", r"\\\1", cell) for cell in cells) + r" \\"
+
+        columns = "l" + "r" * (len(self.head) - 1)
+        body = [line(row) for row in self.rows]
+        return "\n".join(
+            [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(self.head), r"\midrule", *body,
+             r"\bottomrule", r"\end{tabular}", ""]
+        )  # fmt: skip
+
+
+def compare(found: Sequence[Variant]) -> Table:
+    """A row a variant: success on seen and unseen tasks, and the difference to the first.
+
+    Intervals are of 95 %. Those of the means take the policies as they are and the episodes as
+    drawn (see :func:`summarise`); the interquartile mean's is of tasks and seeds, and there from
+    two seeds on; the difference is paired by goals, on the tasks of the group that is named.
+    """
+    groups = [g for g in ("seen", "unseen") if any(getattr(v.summary, g) for v in found)]
+    hardest = groups[-1]
+    head = ["variant", "seeds", "episodes", "failed", *(f"{group} %" for group in groups)]
+    head += [f"{hardest} IQM %", f"{hardest}: points above the first"]
+    rows = []
+    for variant in found:
+        errors = sum(task.errors for task in variant.summary.tasks)
+        count = sum(task.episodes for task in variant.summary.tasks)
+        cells = [variant.name, str(len(variant.runs)), str(count), str(errors)]
+        cells += [_interval(getattr(variant.summary, group)) for group in groups]
+        rows.append((*cells, *_against(variant, found[0], hardest)))
+    return Table(head, rows)
+
+
+def _against(variant: Variant, first: Variant, group: str) -> Iterator[str]:
+    scores = variant.scores(group)
+    if len(variant.runs) > 1:
+        value, low, high = (100 * x for x in interquartile_mean(
+            {task: rows.mean(-1) for task, rows in scores.items()}))  # fmt: skip
+        yield f"{value:.0f} ({low:.0f} - {high:.0f})"
+    else:
+        yield "-"
+    theirs = first.scores(group)
+    fits = {t: v.shape[-1] for t, v in scores.items()} == {
+        t: v.shape[-1] for t, v in theirs.items()
+    }
+    if variant is first or not fits:
+        yield "-" if variant is first else "other episodes"
+        return
+    value, low, high = (100 * x for x in paired_difference(scores, theirs))
+    yield f"{value:+.0f} ({low:+.0f} - {high:+.0f})"
+
+
+def task_table(found: Sequence[Variant]) -> Table:
+    """A row a task, a column a variant: success in percent, all seeds together."""
+    cells: dict[str, dict[str, str]] = {}
+    for variant in found:
+        for task in variant.summary.tasks:
+            label = task.task if task.seen else f"{task.task} (unseen)"
+            cells.setdefault(label, {})[variant.name] = (
+                f"{100 * task.success_rate:.0f} ({100 * task.low:.0f} - {100 * task.high:.0f})"
+            )
+    names = [variant.name for variant in found]
+    rows = [(task, *(by.get(name, "-") for name in names)) for task, by in cells.items()]
+    return Table(("task", *names), rows)
+
+
+def _interval(group: GroupSummary | None) -> str:
+    if group is None:
+        return "-"
+    return f"{100 * group.success_rate:.0f} ({100 * group.low:.0f} - {100 * group.high:.0f})"
