@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from torchrl.envs import EnvBase
 
 from llmdpd_torchrl.envs.base import SimulatorEnv
 
-__all__ = ["LanesEnv"]
+__all__ = ["LanesEnv", "Pool"]
+
+#: Idle simulators by task.
+Pool: TypeAlias = "defaultdict[str, list[SimulatorEnv]]"
 
 
 class _Play(NamedTuple):
@@ -39,6 +42,8 @@ class LanesEnv(EnvBase):
     Args:
         make: a task's environment, by the task's name. All have the same observations and actions.
         tasks: of the lanes' first episodes, one a lane.
+        pool: simulators by task that are used before others are made; at :meth:`close` they go
+            back, with those that were made. Default: none, and all are freed.
         device: of the tensors.
 
     Keys: ``observation`` [N, O] and ``action`` [N, A] float32, ``task_id`` [N, 1] int64,
@@ -68,12 +73,14 @@ class LanesEnv(EnvBase):
         make: Callable[[str], SimulatorEnv],
         tasks: list[str],
         *,
+        pool: Pool | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         size = len(tasks)
         super().__init__(device=device, batch_size=torch.Size([size]))
         self._make = make
-        self._free: dict[str, list[SimulatorEnv]] = defaultdict(list)
+        self._keep = pool is not None
+        self._free: Pool = defaultdict(list) if pool is None else pool
         self.simulator_seconds = 0.0
         self.errors: list[str | None] = [None] * size
         self._plays = [_Play(task, self._take(task)) for task in tasks]
@@ -186,11 +193,13 @@ class LanesEnv(EnvBase):
             play.env.set_seed(seed)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Free all simulators."""
+        """Free all simulators, or put them back into the pool."""
         if not self.is_closed:
-            free = itertools.chain.from_iterable(self._free.values())
-            for env in [*(play.env for play in self._plays), *free]:
-                env.close(raise_if_closed=False)
+            for lane in range(len(self._plays)):
+                self._give_back(lane)
+            if not self._keep:
+                for env in itertools.chain.from_iterable(self._free.values()):
+                    env.close(raise_if_closed=False)
         super().close(raise_if_closed=raise_if_closed)
 
 

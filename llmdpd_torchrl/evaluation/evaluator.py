@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.envs.lanes import Pool
 from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.evaluation.backends import Backend, JobFailed, LocalBackend
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, GroupTiming, run_group
@@ -64,6 +68,8 @@ class Evaluator:
         self.tasks = tuple(tasks)
         self.backend: Backend = LocalBackend(workers) if backend is None else backend
         self.progress = progress
+        # Workers keep the simulators of the evaluator that they worked for last.
+        self._key = uuid.uuid4().hex
         self.timings: list[GroupTiming] = []
 
     def __call__(
@@ -114,7 +120,9 @@ class Evaluator:
         numbers = list(groups)
         begun: dict[int, set[EpisodeSpec]] = {number: set() for number in numbers}
         started, steps = time.monotonic(), 0
-        jobs = [(policy, self.suite, groups[number], number, shown) for number in numbers]
+        jobs = [
+            (policy, self.suite, groups[number], number, self._key, shown) for number in numbers
+        ]
         for position, event in self.backend.run(_run_group, jobs):
             number = numbers[position]
             results: list[EpisodeResult] = []
@@ -189,11 +197,25 @@ def _run_group(
     suite: Suite,
     episodes: Sequence[EpisodeSpec],
     number: int,
+    key: str,
     shown: dict[str, Any],
 ) -> Any:
-    """What a worker does."""
+    """What a worker does. An episode is the same in a new simulator and in one that was used."""
     torch.set_num_threads(1)
-    yield from run_group(policy, suite, episodes, number, **shown)
+    if key not in _pools:
+        _close_pools()
+        _pools[key] = defaultdict(list)
+    yield from run_group(policy, suite, episodes, number, pool=_pools[key], **shown)
+
+
+_pools: dict[str, Pool] = {}
+
+
+def _close_pools() -> None:
+    for pool in _pools.values():
+        for env in itertools.chain.from_iterable(pool.values()):
+            env.close()
+    _pools.clear()
 
 
 def _lost(episode: EpisodeSpec, reason: str) -> EpisodeResult:

@@ -16,6 +16,7 @@ from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.envs import LanesEnv, SimulatorEnv
+from llmdpd_torchrl.envs.lanes import Pool
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
@@ -160,6 +161,7 @@ def run_group(
     text_table: torch.Tensor | None,
     bank: TrajectoryPromptBank | None,
     settings: EvaluationSettings,
+    pool: Pool | None = None,
 ) -> Iterator[EpisodeSpec | EpisodeResult | GroupTiming]:
     """Run one group of episodes: a generator of what begins and what ends.
 
@@ -171,6 +173,7 @@ def run_group(
         text_table: ``[T, D]`` text embeddings by task id, for a policy that reads them.
         bank: trajectory prompts.
         settings: see :class:`EvaluationSettings`.
+        pool: of the suite's simulators, see :class:`~llmdpd_torchrl.envs.LanesEnv`.
 
     Yields:
         an episode when it begins, its result when it ends, and at last the time that it all took.
@@ -179,7 +182,7 @@ def run_group(
     generator = settings.generator(number)
     waiting = deque(episodes)
     current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
-    lanes = LanesEnv(suite.make, [episode.task for episode in current])
+    lanes = LanesEnv(suite.make, [episode.task for episode in current], pool=pool)
     env = make_policy_env(policy, lanes, text_table=text_table, bank=bank)
     for lane, episode in enumerate(current):
         lanes.assign(lane, *episode)

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -191,35 +191,33 @@ def compare(found: Sequence[Variant]) -> Table:
     """
     groups = [g for g in ("seen", "unseen") if any(getattr(v.summary, g) for v in found)]
     hardest = groups[-1]
-    head = ["variant", "seeds", "episodes", "failed", *(f"{group} %" for group in groups)]
-    head += [f"{hardest} IQM %", f"{hardest}: points above the first"]
+    head = ["variant", *(f"{group} %" for group in groups), f"{hardest}, points above the first"]
+    head += [f"{hardest} IQM %", "seeds", "episodes", "failed"]
     rows = []
     for variant in found:
         errors = sum(task.errors for task in variant.summary.tasks)
         count = sum(task.episodes for task in variant.summary.tasks)
-        cells = [variant.name, str(len(variant.runs)), str(count), str(errors)]
-        cells += [_interval(getattr(variant.summary, group)) for group in groups]
-        rows.append((*cells, *_against(variant, found[0], hardest)))
+        cells = [variant.name, *(_interval(getattr(variant.summary, group)) for group in groups)]
+        cells += _against(variant, found[0], hardest)
+        rows.append((*cells, str(len(variant.runs)), str(count), str(errors)))
     return Table(head, rows)
 
 
-def _against(variant: Variant, first: Variant, group: str) -> Iterator[str]:
-    scores = variant.scores(group)
-    if len(variant.runs) > 1:
-        value, low, high = (100 * x for x in interquartile_mean(
-            {task: rows.mean(-1) for task, rows in scores.items()}))  # fmt: skip
-        yield f"{value:.0f} ({low:.0f} - {high:.0f})"
-    else:
-        yield "-"
-    theirs = first.scores(group)
-    fits = {t: v.shape[-1] for t, v in scores.items()} == {
-        t: v.shape[-1] for t, v in theirs.items()
-    }
-    if variant is first or not fits:
-        yield "-" if variant is first else "other episodes"
-        return
-    value, low, high = (100 * x for x in paired_difference(scores, theirs))
-    yield f"{value:+.0f} ({low:+.0f} - {high:+.0f})"
+def _against(variant: Variant, first: Variant, group: str) -> tuple[str, str]:
+    """The paired difference to the first variant, and the interquartile mean."""
+    scores, theirs = variant.scores(group), first.scores(group)
+    goals = [{task: rows.shape[-1] for task, rows in each.items()} for each in (scores, theirs)]
+    difference = "-"
+    if variant is not first:
+        difference = "other episodes"
+        if goals[0] == goals[1]:
+            value, low, high = (100 * x for x in paired_difference(scores, theirs))
+            difference = f"{value:+.0f} ({low:+.0f} - {high:+.0f})"
+    if len(variant.runs) == 1:
+        return difference, "-"
+    means = {task: rows.mean(-1) for task, rows in scores.items()}
+    value, low, high = (100 * x for x in interquartile_mean(means))
+    return difference, f"{value:.0f} ({low:.0f} - {high:.0f})"
 
 
 def task_table(found: Sequence[Variant]) -> Table:
