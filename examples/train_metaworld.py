@@ -7,6 +7,7 @@ Run with ``--help`` for the settings, which live in ``configs/``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -25,7 +26,7 @@ from llmdpd_torchrl.errors import ConfigError, UserError
 # should not wait for torch.
 
 Settings = TypeVar("Settings")
-STAGES = ("embed", "collect", "train", "evaluate", "film")
+STAGES = ("embed", "collect", "train", "evaluate", "film", "report")
 
 
 @dataclasses.dataclass
@@ -94,6 +95,17 @@ def prepare(cfg: DictConfig) -> Run:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least 1")
+    for key in ("every", "confusion"):
+        value = cfg.evaluation[key]
+        if not isinstance(value, int) or value < 0:
+            raise ConfigError(f"evaluation.{key} is {value!r}: use a whole number, or 0 for none")
+    if cfg.evaluation.every % cfg.trainer.log_every:
+        raise ConfigError(
+            f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
+            f"which is {cfg.trainer.log_every}"
+        )
+    if str(cfg.evaluation.backend).partition(":")[0] not in ("local", "ray"):
+        raise ConfigError(f"evaluation.backend is {cfg.evaluation.backend!r}: use local or ray")
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
     if cfg.loss.alignment and (network.prompt != "both" or network.retrieves):
         raise ConfigError(
@@ -197,6 +209,7 @@ def train(run: Run) -> None:
             return
         print(f"train: {folder} is of other settings or data and is replaced")
     run.policy = fit(run)
+    run.policy.info["updates"] = run.cfg.trainer.total_updates
     run.policy.save_pretrained(folder)
     run.trained = True
 
@@ -206,6 +219,7 @@ def fit(run: Run) -> Any:
     import torch
     from torchrl.envs.transforms import RewardScaling
 
+    from llmdpd_torchrl.evaluation.interval import IntervalEvaluation
     from llmdpd_torchrl.modules.networks import NetworkConfig, make_networks
     from llmdpd_torchrl.modules.policy import LLMDPDPolicy
     from llmdpd_torchrl.objectives import LLMDPDLoss
@@ -270,7 +284,7 @@ def fit(run: Run) -> Any:
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         **cfg.logger,
     )
-    OfflineTrainer(
+    trainer = OfflineTrainer(
         loss,
         dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
         total_updates=cfg.trainer.total_updates,
@@ -283,62 +297,118 @@ def fit(run: Run) -> Any:
         logger=logger,
         log_every=cfg.trainer.log_every,
         progress_bar=cfg.progress,
-    ).train()
+    )
+    if not cfg.evaluation.every:
+        trainer.train()
+        return policy
+    with evaluator(run, cfg.evaluation.every_episodes, progress=False) as during:
+        IntervalEvaluation(
+            during,
+            policy,
+            every=cfg.evaluation.every,
+            trained_tasks=run.split.train,
+            text_table=table,
+            bank=run.evaluation_bank,
+            best=run.output / "best" / "checkpoint",
+            film=interval_film(run, policy),
+            fps=cfg.video.fps,
+        ).register(trainer)
+        trainer.train()
     return policy
 
 
-def evaluate(run: Run) -> None:
-    """Evaluate on seen and unseen tasks, and write results, table and plots."""
-    from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator, report
-    from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
-    from llmdpd_torchrl.evaluation.statistics import summarise
+def evaluator(run: Run, episodes_per_task: int | None = None, progress: bool | None = None) -> Any:
+    """The evaluator of the run's tasks."""
+    from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
+    from llmdpd_torchrl.evaluation.backends import make_backend
 
-    cfg, split = run.cfg, run.split
-    path = run.output / "results.json"
+    cfg = run.cfg
     settings = read(
         EvaluationSettings,
         evaluation_settings(cfg),
         "evaluation",
         hide_goal=cfg.data.hide_goal,
+        **({} if episodes_per_task is None else {"episodes_per_task": episodes_per_task}),
     )
+    return Evaluator(
+        run.split.tasks,
+        settings,
+        backend=make_backend(cfg.evaluation.backend, cfg.evaluation.workers),
+        progress=cfg.progress if progress is None else progress,
+    )
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate the last policy, and the one that was best during the training if there is one."""
+    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+
+    measure(run, run.policy, run.output, run.cfg.name)
+    best = run.output / "best"
+    if run.cfg.evaluation.every and (best / "checkpoint" / "policy.json").exists():
+        policy = LLMDPDPolicy.from_pretrained(best / "checkpoint")
+        if policy.info.get("fingerprint") == run.fingerprint:
+            measure(run, policy, best, f"{run.cfg.name} best (online selection)")
+
+
+def measure(run: Run, policy: Any, output: Path, name: str) -> None:
+    """Evaluate on seen and unseen tasks, and write results, table and plots."""
+    from llmdpd_torchrl.evaluation import report
+    from llmdpd_torchrl.evaluation.controls import confusion
+    from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
+    from llmdpd_torchrl.evaluation.statistics import summarise
+    from llmdpd_torchrl.files import write_json
+
+    cfg, split = run.cfg, run.split
+    path = output / "results.json"
     table, bank = shown(run)
-    about = {
-        "fingerprint": run.fingerprint,
-        "support_hash": run.support_hash,  # other demonstrations, another result
-        "evaluation": dataclasses.asdict(settings),
-        "control": cfg.evaluation.control,
-        "demonstrations": cfg.evaluation.demonstrations,
-    }
-    if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
-        summary, before = report.read_results_json(path)
-        if all(before.get(key) == value for key, value in about.items()):
-            print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
-            report.print_table(summary)
-            return
-    with Evaluator(
-        split.tasks, settings, workers=cfg.evaluation.workers, progress=cfg.progress
-    ) as evaluator:
-        episodes = evaluator(run.policy, text_table=table, bank=bank)
+    with evaluator(run) as evaluation:
+        about = {
+            "fingerprint": run.fingerprint,
+            "support_hash": run.support_hash,  # other demonstrations, another result
+            "updates": policy.info.get("updates"),
+            "evaluation": dataclasses.asdict(evaluation.settings),
+            "control": cfg.evaluation.control,
+            "demonstrations": cfg.evaluation.demonstrations,
+        }
+        if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
+            summary, before = report.read_results_json(path)
+            if all(before.get(key) == value for key, value in about.items()):
+                print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
+                report.print_table(summary)
+                return
+        episodes = evaluation(policy, text_table=table, bank=bank)
     summary = summarise(episodes, split.train, split.held_out)
     extra = {
         **about,
-        "name": cfg.name,
+        "name": name,
         "prompt": cfg.prompt,
         "seed": cfg.seed,
         "split": dataclasses.asdict(split) | {"table": None},
         "data_hash": run.dataset.manifest.data_hash,
-        "starts": evaluator.suite.starts(),
+        "command": ["python", *sys.argv],
+        "starts": evaluation.suite.starts(),
         "episodes": [dataclasses.asdict(episode) for episode in episodes],
     }
     report.write_results_json(path, summary, extra)
-    report.write_markdown(summary, run.output / "results.md")
-    title = f"Success by task: {cfg.name}"
+    report.write_markdown(summary, output / "results.md")
+    title = f"Success by task: {name}"
     if cfg.evaluation.control != "both":
         title += f", shown {cfg.evaluation.control}"
-    plot_success_bars(summary, run.output / "success.png", title=title)
-    if (run.output / "metrics.csv").exists():
-        plot_learning_curves(run.output / "metrics.csv", run.output / "learning_curves.png")
+    plot_success_bars(summary, output / "success.png", title=title)
+    if (output / "metrics.csv").exists():
+        plot_learning_curves(output / "metrics.csv", output / "learning_curves.png")
     report.print_table(summary)
+    if cfg.evaluation.confusion and len(split.held_out) > 1:
+        settings = dataclasses.replace(
+            evaluation.settings, episodes_per_task=cfg.evaluation.confusion
+        )
+        rates = confusion(
+            policy, split.held_out, text_table=table, bank=bank, settings=settings,
+            workers=cfg.evaluation.workers, progress=cfg.progress,
+        )  # fmt: skip
+        write_json(
+            output / "confusion.json", {"rates": rates, "episodes": cfg.evaluation.confusion}
+        )
 
 
 def shown(run: Run) -> tuple[Any, Any]:
@@ -358,43 +428,71 @@ def shown(run: Run) -> tuple[Any, Any]:
     return table, bank
 
 
-def film(run: Run) -> None:
-    """Render one episode of each chosen task, if this machine can render at all."""
-    from llmdpd_torchrl.evaluation.film import record_episode
-    from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
-    from llmdpd_torchrl.evaluation.video import rendering_backend
+def captions(run: Run) -> dict[str, str]:
+    """The tasks of the videos, each with what is burnt into its pictures."""
     from llmdpd_torchrl.prompts import load_text_prompts
 
+    cfg, prompts = run.cfg, load_text_prompts()
+    tasks = run.split.held_out[:4] if cfg.video.tasks is None else tuple(cfg.video.tasks)
+    control = cfg.evaluation.control
+    prompt = cfg.prompt if control == "both" else f"{cfg.prompt}, shown {control}"
+    return {
+        task: f"{task} ({'seen' if task in run.split.train else 'unseen'}, prompt: {prompt}): "
+        f"{prompts[task].objective}"
+        for task in tasks
+    }
+
+
+def pictures(run: Run, policy: Any, progress: bool) -> list[Any]:
+    """One episode of each of the videos' tasks, side by side."""
+    from llmdpd_torchrl.evaluation.film import film_grid
+    from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
+
     cfg = run.cfg
-    tasks = run.split.held_out[:1] if cfg.video.tasks is None else tuple(cfg.video.tasks)
-    if not tasks:
+    table, bank = shown(run)
+    frames, _ = film_grid(
+        policy,
+        captions(run),
+        text_table=table,
+        bank=bank,
+        settings=read(
+            EvaluationSettings, evaluation_settings(cfg), "evaluation", hide_goal=cfg.data.hide_goal
+        ),
+        every=cfg.video.every,
+        size=(cfg.video.width, cfg.video.height),
+        progress=progress,
+    )
+    return frames
+
+
+def film(run: Run) -> None:
+    """Write ``episodes.mp4``."""
+    from llmdpd_torchrl.evaluation.video import rendering_backend, write_video
+
+    if not captions(run):
         return
     backend, problem = rendering_backend()
     if backend is None:
         print(f"video: {problem}")
         return
-    settings = read(
-        EvaluationSettings, evaluation_settings(cfg), "evaluation", hide_goal=cfg.data.hide_goal
-    )
-    prompts = load_text_prompts()
-    table, bank = shown(run)
-    control = cfg.evaluation.control
-    prompt = cfg.prompt if control == "both" else f"{cfg.prompt}, shown {control}"
-    for task in tasks:
-        record_episode(
-            run.policy,
-            task,
-            run.output / f"{task}.mp4",
-            caption=f"{task} ({'seen' if task in run.split.train else 'unseen'}, "
-            f"prompt: {prompt}): {prompts[task].objective}",
-            text_table=table,
-            bank=bank,
-            settings=settings,
-            fps=cfg.video.fps,
-            every=cfg.video.every,
-            size=(cfg.video.width, cfg.video.height),
-            progress=cfg.progress,
-        )
+    frames = pictures(run, run.policy, run.cfg.progress)
+    write_video(frames, run.output / "episodes.mp4", run.cfg.video.fps)
+
+
+def interval_film(run: Run, policy: Any) -> Any:
+    """What films during the training, if that is wanted and this machine can."""
+    from llmdpd_torchrl.evaluation.video import rendering_backend
+
+    if not run.cfg.video.during_training or not captions(run) or rendering_backend()[0] is None:
+        return None
+    return functools.partial(pictures, run, policy, False)
+
+
+def report(run: Run) -> None:
+    """Write ``report/report.html``, one page with everything on it."""
+    from llmdpd_torchrl.evaluation.page import write_report
+
+    print(f"report: {write_report(run.output)}")
 
 
 def write_environment(run: Run) -> None:

@@ -17,7 +17,7 @@ from llmdpd_torchrl.evaluation.video import Frame, add_caption, render_frame, wr
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
-__all__ = ["record_episode", "record_grid"]
+__all__ = ["film_grid", "record_episode"]
 
 
 def record_episode(
@@ -60,37 +60,34 @@ def record_episode(
     return success
 
 
-def record_grid(
+def film_grid(
     policy: LLMDPDPolicy,
     captions: Mapping[str, str],
-    path: str | os.PathLike[str],
     *,
     text_table: torch.Tensor | None = None,
     bank: TrajectoryPromptBank | None = None,
     settings: EvaluationSettings | None = None,
-    fps: float = 30,
     every: int = 4,
     size: tuple[int, int] = (240, 180),
     columns: int | None = None,
     progress: bool = True,
-) -> dict[str, bool]:
+) -> tuple[list[Frame], dict[str, bool]]:
     """Film the first goal of several tasks side by side; who is done waits in its last picture.
 
     Args:
         policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
         captions: by task, the text burnt into its tile; whether it succeeded is added.
-        path: of the video, ``.mp4`` or ``.gif``.
         text_table: as for ``evaluate``.
         bank: as for ``evaluate``.
         settings: as for ``evaluate``.
-        fps: frames a second of the video.
         every: one frame in so many steps.
         size: width and height of a tile's picture in pixels.
         columns: of the grid; default: about as many as rows.
         progress: whether to show bars.
 
     Returns:
-        whether each task's episode succeeded.
+        the pictures, for :func:`~llmdpd_torchrl.evaluation.video.write_video`, and whether each
+        task's episode succeeded.
 
     Raises:
         ConfigError: if no task is named, or nothing on this machine can render.
@@ -103,8 +100,7 @@ def record_grid(
         frames, success = _film(policy, task, 0, shown, settings, every, size, progress)
         films.append(list(add_caption(frames, f"{caption} [{_outcome(success)}]")))
         outcomes[task] = success
-    write_video(_tile(films, columns or math.ceil(math.sqrt(len(films)))), path, fps)
-    return outcomes
+    return _tile(films, columns or math.ceil(math.sqrt(len(films)))), outcomes
 
 
 def _tile(films: Sequence[Sequence[Frame]], columns: int) -> list[Frame]:

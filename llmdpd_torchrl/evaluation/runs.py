@@ -105,7 +105,7 @@ def _read(file: Path) -> Run:
         raise DataError(f"{file}: its episodes, name or seed are wrong ({error!r})") from None
     # Of the same name, but shown something else, it is another variant.
     shown = about.get("control", "both")
-    name = re.sub(rf"[-_]?seed{seed}(?=$|[-_])", "", name) + (
+    name = re.sub(rf"[-_]?seed{seed}(?=$|[-_ ])", "", name) + (
         "" if shown == "both" else f" {shown}"
     )
     return Run(

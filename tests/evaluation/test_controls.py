@@ -1,18 +1,22 @@
 import pytest
 import torch
 
+from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.data import METAWORLD_TASKS
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation import EvaluationSettings
 from llmdpd_torchrl.evaluation.controls import (
     CONTROLS,
     apply_control,
     check_control,
+    confusion,
     random_strings,
     shuffle_steps,
     swap_prompts,
 )
 from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 TABLE = torch.arange(50.0).unsqueeze(-1)
 REACH, WINDOW = (METAWORLD_TASKS.index(f"{name}-v3") for name in ("reach", "window-open"))
@@ -122,3 +126,17 @@ def test_joined_demonstrations_are_not_shuffled(bank):
     with pytest.raises(ConfigError, match="shuffle them, then join"):
         shuffle_steps(bank.joined())
     assert shuffle_steps(bank).joined().prompts["mask"].any()
+
+
+def test_confusion_shows_every_task_every_tasks_prompts(dataset):
+    """Retrieve-and-play opens a window by the window's demonstration only."""
+    policy = retrieve_and_play_policy()
+    bank = TrajectoryPromptBank.from_dataset(dataset, 128)
+    tasks = ("window-open-v3", "reach-v3")
+    settings = EvaluationSettings(episodes_per_task=2, max_steps=150)
+    rates = confusion(policy, tasks, bank=bank, settings=settings, workers=1, progress=False)
+    assert rates["window-open-v3"]["window-open-v3"] == 1.0
+    assert rates["window-open-v3"]["reach-v3"] == 0.0
+    assert set(rates["reach-v3"]) == set(tasks)
+    with pytest.raises(ConfigError, match="at least two tasks"):
+        confusion(policy, tasks[:1], bank=bank, settings=settings, progress=False)

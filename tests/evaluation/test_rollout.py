@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.evaluation import EpisodeResult, EvaluationSettings, evaluate
-from llmdpd_torchrl.evaluation.film import record_episode
+from llmdpd_torchrl.evaluation.film import film_grid, record_episode
 from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_group
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.evaluation.video import rendering_backend
@@ -239,3 +239,22 @@ def test_a_policy_that_learnt_to_do_without_a_prompt_acts_without(bank, conditio
     strict = make_policy(conditioning=conditioning)
     with pytest.raises(ConfigError, match="this policy reads"):
         evaluate(strict, TASKS, settings=SETTINGS, workers=1, progress=False, **tables)
+
+
+@pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
+def test_a_grid_of_films(bank):
+    captions = {"reach-v3": "reach", "window-open-v3": "a long text that needs more lines " * 3,
+                "push-v3": "push"}  # fmt: skip
+    settings = dataclasses.replace(SETTINGS, max_steps=4)
+    frames, outcomes = film_grid(
+        make_policy(prompt="none"), captions, settings=settings, every=2, size=(160, 120),
+        progress=False,
+    )  # fmt: skip
+    assert outcomes == dict.fromkeys(captions, False)
+    assert len(frames) == 3  # steps 0 and 2, and the last state
+    height, width, _ = frames[0].shape
+    assert width == 320
+    assert height > 2 * 140  # two rows, and strips of text
+    assert all(frame.shape == frames[0].shape for frame in frames)
+    with pytest.raises(ConfigError, match="at least one task"):
+        film_grid(make_policy(prompt="none"), {})

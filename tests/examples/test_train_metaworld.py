@@ -37,13 +37,17 @@ def test_all_artefacts_are_there(finished):
     assert process.returncode == 0, process.stderr
     output = folder / "outputs" / "smoke-both-seed0"
     expected = {"config.yaml", "environment.json", "metrics.csv", "results.json", "results.md"}
-    expected |= {"success.png", "learning_curves.png", "checkpoint"}
+    expected |= {"success.png", "learning_curves.png", "checkpoint", "report"}
     found = {path.name for path in output.iterdir()}
     assert expected <= found
     videos = [name for name in found if name.endswith(".mp4")]
-    assert videos == ["door-close-v3.mp4"] or "video: no pictures" in process.stdout
+    assert videos == ["episodes.mp4"] or "video: no pictures" in process.stdout
+    assert "door-close-v3 (unseen)" in (output / "report" / "report.html").read_text()
     results = json.loads((output / "results.json").read_text())
     assert len(results["episodes"]) == 6
+    assert {task: len(goals) for task, goals in results["starts"].items()} == {
+        "reach-v3": 2, "window-open-v3": 2, "door-close-v3": 2,
+    }  # fmt: skip
     assert results["summary"]["seen"]["episodes"] == 4
     assert json.loads((output / "environment.json").read_text())["versions"]["torchrl"]
     with open(output / "metrics.csv") as file:
@@ -90,6 +94,27 @@ def test_wandb_without_network(finished):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
+
+
+def test_evaluation_during_training(finished):
+    folder, _ = finished
+    process = run(
+        folder, "preset=smoke", "name=during-seed0", "evaluation.every=20", "video.tasks=[]",
+        "evaluation.every_episodes=1", "evaluation.confusion=1",
+        "tasks.held_out=[door-close-v3,push-v3]",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    output = folder / "outputs" / "during-seed0"
+    with open(output / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["eval/success_seen"]) for row in rows] == [0.0] * 3
+    assert "unseen: 0.0000" in process.stderr  # in the bar
+    best = json.loads((output / "best" / "results.json").read_text())
+    assert best["name"] == "during-seed0 best (online selection)"
+    assert best["updates"] == 60  # of equal ones the last
+    page = (output / "report" / "report.html").read_text()
+    assert "during best (online selection)" in page
+    assert "Tasks under others&#x27; prompts" in page
 
 
 def test_no_gl_library_costs_only_the_video(finished, tmp_path):
@@ -148,6 +173,9 @@ def test_help_and_configuration_read_well():
         (["until=dance"], "until is 'dance'"),
         (["network.text_dropout=1.0"], "network.text_dropout is 1.0"),
         (["video.tasks=[nothing-v3]"], "unknown task 'nothing-v3'"),
+        (["evaluation.every=30"], "use a multiple of trainer.log_every, which is 20"),
+        (["evaluation.confusion=-1"], "evaluation.confusion is -1"),
+        (["evaluation.backend=slurm"], "use local or ray"),
         (["optim.learning_rate=-1"], "learning_rate is -1"),
     ],
 )
