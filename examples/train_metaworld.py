@@ -44,6 +44,7 @@ class Run:
     evaluation_bank: Any = None
     policy: Any = None
     trained: bool = False
+    failed: int = 0  # episodes that broke off
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -377,6 +378,7 @@ def measure(run: Run, policy: Any, output: Path, name: str) -> None:
                 report.print_table(summary)
                 return
         episodes = evaluation(policy, text_table=table, bank=bank)
+    run.failed += sum(episode.error is not None for episode in episodes)
     summary = summarise(episodes, split.train, split.held_out)
     extra = {
         **about,
@@ -538,6 +540,13 @@ def main(cfg: DictConfig) -> None:
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes ({spent})")
     print(f"artefacts: {run.output}")
+    if run.failed:
+        print(
+            f"error: {run.failed} episodes of the evaluation broke off and count as not solved; "
+            f"{run.output / 'results.json'} says why (force=[evaluate] evaluates again)",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

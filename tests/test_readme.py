@@ -5,8 +5,10 @@ from pathlib import Path
 
 from llmdpd_torchrl.data import export_d4rl
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
-from llmdpd_torchrl.prompts import load_text_prompts
+from llmdpd_torchrl.prompts import load_text_prompts, text_embedding_table
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -35,6 +37,21 @@ def test_the_prompted_example_runs(dataset, tmp_path):
     block = block.replace("outputs/quick-both-seed0/checkpoint", str(tmp_path))
     block = block.replace('"Task: Lock the door."', repr(text)).replace("rollout(500", "rollout(3")
     exec(block.replace("...", "given", 1), {"given": dataset.trajectory(0)})
+
+
+def test_the_evaluation_runs(dataset):
+    config = NetworkConfig(hidden=[8], trajectory_length=16)
+    names = {
+        "policy": LLMDPDPolicy.from_networks(
+            config, make_networks(config), {"trained_task_ids": []}
+        ),
+        "text_table": text_embedding_table(METAWORLD_TASKS.names),
+        "demonstrations": TrajectoryPromptBank.from_dataset(dataset, 16),
+    }
+    (block,) = [block for block in BLOCKS if "Evaluator(" in block]
+    block = block.replace("episodes_per_task=50", "episodes_per_task=1, max_steps=3")
+    exec(block.replace("door-lock-v3", "reach-v3"), names)
+    assert [episode.length for episode in names["episodes"]] == [3]
 
 
 def test_the_paths_that_it_names_exist():

@@ -25,6 +25,11 @@ class SimulatorStep(NamedTuple):
         terminated: the task's own end: a fall, say.
         truncated: the time limit, or an end that was asked for.
         success: the task is solved now; false where there is no such thing.
+
+    Examples:
+        >>> step = SimulatorStep(np.zeros(3, np.float32), 1.0, terminated=False, truncated=True)
+        >>> step.success
+        False
     """
 
     observation: NDArray[np.float32]
@@ -54,6 +59,24 @@ class SimulatorEnv(EnvBase):
     Keys: ``observation`` [O] and ``action`` [A] float32, ``task_id`` [1] int64, and under
     ``"next"`` ``reward`` [1] float32, ``terminated``, ``truncated``, ``done`` and, where there is
     such a thing, ``success`` [1] bool.
+
+    Examples:
+        >>> import gymnasium
+        >>> class Pendulum(SimulatorEnv):
+        ...     def begin(self):
+        ...         return self.simulator.reset(seed=self.episode)[0]
+        ...     def advance(self, action):
+        ...         observation, reward, *ends, _ = self.simulator.step(2 * action)
+        ...         return SimulatorStep(observation, float(reward), *ends)
+        ...     def choose_episode(self, index):
+        ...         self.episode = index
+        ...     def _set_seed(self, seed):
+        ...         self.episode = seed
+        >>> simulator = gymnasium.make("Pendulum-v1")
+        >>> env = Pendulum(simulator, observation_dim=3, action_dim=1, task_id=0)
+        >>> env.choose_episode(4)
+        >>> env.rollout(5)["observation"].shape
+        torch.Size([5, 3])
     """
 
     batch_locked = True

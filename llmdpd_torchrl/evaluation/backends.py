@@ -29,13 +29,24 @@ class JobFailed:
 
     Attributes:
         reason: one line.
+
+    Examples:
+        >>> JobFailed("the worker process was killed by SIGKILL").reason[:10]
+        'the worker'
     """
 
     reason: str
 
 
 class Backend(Protocol):
-    """Runs jobs in workers and hands back, as they come, the events that each yields."""
+    """Runs jobs in workers and hands back, as they come, the events that each yields.
+
+    Examples:
+        >>> backend: Backend = LocalBackend(workers=1)
+        >>> list(backend.run(range, [(2,), (1,)]))
+        [(0, 0), (0, 1), (1, 0)]
+        >>> backend.close()
+    """
 
     def run(
         self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
@@ -185,6 +196,11 @@ class RayBackend:
 
     Raises:
         ConfigError: if Ray is not installed or the cluster is not found.
+
+    Examples:
+        >>> RayBackend(address="127.0.0.1:9")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        llmdpd_torchrl.errors.ConfigError: no Ray cluster at '127.0.0.1:9'
     """
 
     def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:

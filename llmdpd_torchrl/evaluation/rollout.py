@@ -133,7 +133,13 @@ class EvaluationSettings:
 
 
 class GroupTiming(NamedTuple):
-    """Seconds of a group's run: of all, inside the simulators, and in the policy."""
+    """Seconds of a group's run: of all, inside the simulators, and in the policy.
+
+    Examples:
+        >>> timing = GroupTiming(total=10.0, simulator=8.0, policy=1.5)
+        >>> 1 - timing.simulator / timing.total < 0.25
+        True
+    """
 
     total: float
     simulator: float

@@ -41,6 +41,12 @@ class Run:
         unseen: the others.
         episodes: all of them.
         about: everything else in the file.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, 9.0, 60)
+        >>> run = Run(Path("outputs/a-seed1"), "a", 1, ("reach-v3",), (), (episode,), {})
+        >>> variants([run])[0].name
+        'a'
     """
 
     folder: Path
@@ -60,6 +66,12 @@ class Variant:
         name: of the runs.
         runs: by seed.
         summary: of all their episodes together.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, 9.0, 60)
+        >>> run = Run(Path("a-seed1"), "a", 1, ("reach-v3",), (), (episode,), {})
+        >>> variants([run])[0].scores("seen")
+        {'reach-v3': array([[1.]])}
     """
 
     name: str

@@ -18,7 +18,12 @@ __all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]
 
 
 class EpisodeSpec(NamedTuple):
-    """One episode to be run: a task, and the number of one of its fixed starts."""
+    """One episode to be run: a task, and the number of one of its fixed starts.
+
+    Examples:
+        >>> EpisodeSpec("reach-v3", 0).task
+        'reach-v3'
+    """
 
     task: str
     start: int
@@ -29,6 +34,11 @@ class Suite(Protocol):
 
     Any environment of TorchRL can be evaluated by a suite that makes a
     :class:`~llmdpd_torchrl.envs.SimulatorEnv` of it.
+
+    Examples:
+        >>> suite: Suite = GymMujocoSuite()
+        >>> suite.tasks
+        ('hopper',)
     """
 
     @property
@@ -54,6 +64,10 @@ class MetaWorldSuite:
         hide_goal: as in the training data.
         max_steps: length of an episode without success.
         stop_on_success: whether the first success ends an episode.
+
+    Examples:
+        >>> MetaWorldSuite.sampled(["reach-v3", "push-v3"], episodes=1, max_steps=100).tasks
+        ('reach-v3', 'push-v3')
     """
 
     goals: Mapping[str, tuple[NDArray[np.float64], ...]]
