@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,7 @@ def prepare(cfg: DictConfig) -> Run:
     """Check what can be checked before any work is done, and make the output folder."""
     from llmdpd_torchrl.data.collection import CollectionSettings
     from llmdpd_torchrl.envs.splits import make_split
+    from llmdpd_torchrl.evaluation.backends import check_backend
     from llmdpd_torchrl.evaluation.controls import check_control
     from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
     from llmdpd_torchrl.files import make_writable_folder
@@ -105,8 +107,7 @@ def prepare(cfg: DictConfig) -> Run:
             f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
             f"which is {cfg.trainer.log_every}"
         )
-    if str(cfg.evaluation.backend).partition(":")[0] not in ("local", "ray"):
-        raise ConfigError(f"evaluation.backend is {cfg.evaluation.backend!r}: use local or ray")
+    check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
     if cfg.loss.alignment and (network.prompt != "both" or network.retrieves):
         raise ConfigError(
@@ -299,17 +300,20 @@ def fit(run: Run) -> Any:
         log_every=cfg.trainer.log_every,
         progress_bar=cfg.progress,
     )
+    shutil.rmtree(run.output / "best", ignore_errors=True)  # of a training that is being replaced
     if not cfg.evaluation.every:
         trainer.train()
         return policy
-    with evaluator(run, cfg.evaluation.every_episodes, progress=False) as during:
+    shown_table, shown_bank = shown(run)
+    interim = {"episodes_per_task": cfg.evaluation.every_episodes}
+    with evaluator(run, run.split.tasks, progress=False, **interim) as during:
         IntervalEvaluation(
             during,
             policy,
             every=cfg.evaluation.every,
             trained_tasks=run.split.train,
-            text_table=table,
-            bank=run.evaluation_bank,
+            text_table=shown_table,
+            bank=shown_bank,
             best=run.output / "best" / "checkpoint",
             film=interval_film(run, policy),
             fps=cfg.video.fps,
@@ -318,25 +322,24 @@ def fit(run: Run) -> Any:
     return policy
 
 
-def evaluator(run: Run, episodes_per_task: int | None = None, progress: bool | None = None) -> Any:
-    """The evaluator of the run's tasks."""
-    from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
-    from llmdpd_torchrl.evaluation.backends import make_backend
+def settings_of(run: Run, **changes: Any) -> Any:
+    """How the run's evaluations are made."""
+    from llmdpd_torchrl.evaluation import EvaluationSettings
 
     cfg = run.cfg
     settings = read(
-        EvaluationSettings,
-        evaluation_settings(cfg),
-        "evaluation",
-        hide_goal=cfg.data.hide_goal,
-        **({} if episodes_per_task is None else {"episodes_per_task": episodes_per_task}),
+        EvaluationSettings, evaluation_settings(cfg), "evaluation", hide_goal=cfg.data.hide_goal
     )
-    return Evaluator(
-        run.split.tasks,
-        settings,
-        backend=make_backend(cfg.evaluation.backend, cfg.evaluation.workers),
-        progress=cfg.progress if progress is None else progress,
-    )
+    return dataclasses.replace(settings, **changes)
+
+
+def evaluator(run: Run, tasks: tuple[str, ...], progress: bool, **changes: Any) -> Any:
+    """The evaluator of some of the run's tasks."""
+    from llmdpd_torchrl.evaluation import Evaluator
+    from llmdpd_torchrl.evaluation.backends import make_backend
+
+    backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
+    return Evaluator(tasks, settings_of(run, **changes), backend=backend, progress=progress)
 
 
 def evaluate(run: Run) -> None:
@@ -354,29 +357,31 @@ def evaluate(run: Run) -> None:
 def measure(run: Run, policy: Any, output: Path, name: str) -> None:
     """Evaluate on seen and unseen tasks, and write results, table and plots."""
     from llmdpd_torchrl.evaluation import report
-    from llmdpd_torchrl.evaluation.controls import confusion
     from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
     from llmdpd_torchrl.evaluation.statistics import summarise
-    from llmdpd_torchrl.files import write_json
 
     cfg, split = run.cfg, run.split
     path = output / "results.json"
+    about = {
+        "fingerprint": run.fingerprint,
+        "support_hash": run.support_hash,  # other demonstrations, another result
+        "updates": policy.info.get("updates"),
+        "evaluation": dataclasses.asdict(settings_of(run)),
+        "control": cfg.evaluation.control,
+        "demonstrations": cfg.evaluation.demonstrations,
+    }
+    if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
+        summary, before = report.read_results_json(path)
+        if all(before.get(key) == value for key, value in about.items()):
+            print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
+            run.failed += sum(task.errors for task in summary.tasks)
+            report.print_table(summary)
+            confuse(run, policy, output)
+            return
+    for stale in ("confusion.json", "episodes.mp4"):
+        (output / stale).unlink(missing_ok=True)
     table, bank = shown(run)
-    with evaluator(run) as evaluation:
-        about = {
-            "fingerprint": run.fingerprint,
-            "support_hash": run.support_hash,  # other demonstrations, another result
-            "updates": policy.info.get("updates"),
-            "evaluation": dataclasses.asdict(evaluation.settings),
-            "control": cfg.evaluation.control,
-            "demonstrations": cfg.evaluation.demonstrations,
-        }
-        if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
-            summary, before = report.read_results_json(path)
-            if all(before.get(key) == value for key, value in about.items()):
-                print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
-                report.print_table(summary)
-                return
+    with evaluator(run, split.tasks, cfg.progress) as evaluation:
         episodes = evaluation(policy, text_table=table, bank=bank)
     run.failed += sum(episode.error is not None for episode in episodes)
     summary = summarise(episodes, split.train, split.held_out)
@@ -400,17 +405,24 @@ def measure(run: Run, policy: Any, output: Path, name: str) -> None:
     if (output / "metrics.csv").exists():
         plot_learning_curves(output / "metrics.csv", output / "learning_curves.png")
     report.print_table(summary)
-    if cfg.evaluation.confusion and len(split.held_out) > 1:
-        settings = dataclasses.replace(
-            evaluation.settings, episodes_per_task=cfg.evaluation.confusion
-        )
-        rates = confusion(
-            policy, split.held_out, text_table=table, bank=bank, settings=settings,
-            workers=cfg.evaluation.workers, progress=cfg.progress,
-        )  # fmt: skip
-        write_json(
-            output / "confusion.json", {"rates": rates, "episodes": cfg.evaluation.confusion}
-        )
+    confuse(run, policy, output)
+
+
+def confuse(run: Run, policy: Any, output: Path) -> None:
+    """Evaluate every unseen task under every one's prompts, if that is wanted and not done."""
+    from llmdpd_torchrl.evaluation.controls import confusion
+    from llmdpd_torchrl.files import write_json
+
+    count, tasks = run.cfg.evaluation.confusion, run.split.held_out
+    path = output / "confusion.json"
+    if not count or len(tasks) < 2:
+        return
+    if path.exists() and json.loads(path.read_text()).get("episodes") == count:
+        return
+    table, bank = shown(run)
+    with evaluator(run, tasks, run.cfg.progress, episodes_per_task=count) as evaluation:
+        rates = confusion(evaluation, policy, text_table=table, bank=bank)
+    write_json(path, {"rates": rates, "episodes": count})
 
 
 def shown(run: Run) -> tuple[Any, Any]:
@@ -448,7 +460,6 @@ def captions(run: Run) -> dict[str, str]:
 def pictures(run: Run, policy: Any, progress: bool) -> list[Any]:
     """One episode of each of the videos' tasks, side by side."""
     from llmdpd_torchrl.evaluation.film import film_grid
-    from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
 
     cfg = run.cfg
     table, bank = shown(run)
@@ -457,9 +468,7 @@ def pictures(run: Run, policy: Any, progress: bool) -> list[Any]:
         captions(run),
         text_table=table,
         bank=bank,
-        settings=read(
-            EvaluationSettings, evaluation_settings(cfg), "evaluation", hide_goal=cfg.data.hide_goal
-        ),
+        settings=settings_of(run),
         every=cfg.video.every,
         size=(cfg.video.width, cfg.video.height),
         progress=progress,

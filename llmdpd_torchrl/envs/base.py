@@ -94,6 +94,7 @@ class SimulatorEnv(EnvBase):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size([]))
+        self.is_closed = False  # TorchRL's own environments of this kind have nothing to close
         self._simulator = simulator
         self.task_id = task_id
         self.has_success = has_success

@@ -26,7 +26,7 @@ class _Play(NamedTuple):
     """What a lane plays, and on what."""
 
     task: str
-    env: SimulatorEnv
+    env: SimulatorEnv | None  # none if it could not be made
 
 
 class LanesEnv(EnvBase):
@@ -36,8 +36,8 @@ class LanesEnv(EnvBase):
     Meta-World's simulation takes, for each of them at every step; here it is paid once for all. A
     lane changes its task from episode to episode, and simulators are kept and used again.
 
-    A simulator that raises, and an action that is not finite, end the lane's episode as truncated:
-    :attr:`errors` says why. The others go on.
+    A simulator that raises or can not be made, and an action, observation or reward that is not
+    finite, end the lane's episode as truncated: :attr:`errors` says why. The others go on.
 
     Args:
         make: a task's environment, by the task's name. All have the same observations and actions.
@@ -78,13 +78,19 @@ class LanesEnv(EnvBase):
     ) -> None:
         size = len(tasks)
         super().__init__(device=device, batch_size=torch.Size([size]))
+        self.is_closed = False  # TorchRL's own environments of this kind have nothing to close
         self._make = make
         self._keep = pool is not None
         self._free: Pool = defaultdict(list) if pool is None else pool
         self.simulator_seconds = 0.0
         self.errors: list[str | None] = [None] * size
-        self._plays = [_Play(task, self._take(task)) for task in tasks]
-        first = self._plays[0].env
+        self._plays = [_Play(task, None) for task in tasks]
+        for lane, task in enumerate(tasks):
+            self._replace(lane, task)
+        made = [play.env for play in self._plays if play.env is not None]
+        if not made:
+            raise RuntimeError(self.errors[0])
+        first = made[0]
         # Which goals there are differs from task to task: an episode's number is its maker's.
         keys = [key for key in ("observation", "task_id", "success") if key in _keys(first)]
         self.observation_spec = Composite(
@@ -96,7 +102,7 @@ class LanesEnv(EnvBase):
         self.reward_spec = _expand(first.reward_spec, size).to(self.device)
         self.full_done_spec = first.full_done_spec.expand(size).to(self.device)
         self._observations = np.zeros(self.observation_spec["observation"].shape, np.float32)
-        self._task_ids = np.zeros((size, 1), np.int64)
+        self._task_ids = np.full((size, 1), first.task_id, np.int64)
         self._flags = {
             key: np.zeros((size, 1), bool) for key in ("success", "terminated", "truncated")
         }
@@ -109,33 +115,51 @@ class LanesEnv(EnvBase):
     def assign(self, lane: int, task: str, episode: int) -> None:
         """Let a lane's next reset begin episode number ``episode`` of ``task``."""
         if self._plays[lane].task != task or self.errors[lane] is not None:
+            self._replace(lane, task)
+        env = self._plays[lane].env
+        if env is None:
+            return
+        try:
+            env.choose_episode(episode)
+        except Exception as error:
             self._give_back(lane)
-            self._plays[lane] = _Play(task, self._take(task))
-        self._plays[lane].env.choose_episode(episode)
+            self.errors[lane] = f"there is no such episode: {_line(error)}"
 
-    def _take(self, task: str) -> SimulatorEnv:
-        return self._free[task].pop() if self._free[task] else self._make(task)
+    def _replace(self, lane: int, task: str) -> None:
+        """Give a lane a simulator of ``task``."""
+        self._give_back(lane)
+        self.errors[lane] = None
+        try:
+            env = self._free[task].pop() if self._free[task] else self._make(task)
+        except Exception as error:  # a simulator raises what it likes; the lane reports it
+            self._plays[lane] = _Play(task, None)
+            self.errors[lane] = f"the simulator could not be made: {_line(error)}"
+        else:
+            self._plays[lane] = _Play(task, env)
 
     def _give_back(self, lane: int) -> None:
         task, env = self._plays[lane]
-        if self.errors[lane] is None:
+        self._plays[lane] = _Play(task, None)
+        if env is not None and self.errors[lane] is None:
             self._free[task].append(env)
-        else:  # who knows what state it is in
-            env.close()
+        elif env is not None:  # who knows what state it is in
+            env.close(raise_if_closed=False)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         for lane in _lanes(mask, len(self._plays)):
             env = self._plays[lane].env
-            self.errors[lane] = None
             for flags in self._flags.values():
                 flags[lane] = False
+            if env is None:  # the first step says so: a reset must not be done already
+                self._observations[lane] = 0.0
+                continue
+            self.errors[lane] = None
             self._task_ids[lane] = env.task_id
             started = time.perf_counter()
             try:
                 self._observations[lane] = env.begin()
-            except Exception as error:  # a simulator raises what it likes; the lane reports it
-                # A reset must not be done already: the first step ends the episode.
+            except Exception as error:
                 self.errors[lane] = f"the simulator failed at reset: {_line(error)}"
                 self._observations[lane] = 0.0
             self.simulator_seconds += time.perf_counter() - started
@@ -152,14 +176,19 @@ class LanesEnv(EnvBase):
             if not finite[lane]:
                 self._break_off(lane, f"the policy's action is {actions[lane].tolist()}")
                 continue
+            env = self._plays[lane].env
+            assert env is not None
             started = time.perf_counter()
             try:
-                step = self._plays[lane].env.advance(actions[lane])
+                step = env.advance(actions[lane])
             except Exception as error:
                 self._break_off(lane, f"the simulator failed: {_line(error)}")
                 continue
             finally:
                 self.simulator_seconds += time.perf_counter() - started
+            if not (np.isfinite(step.observation).all() and np.isfinite(step.reward)):
+                self._break_off(lane, "the simulator's observation or reward is not finite")
+                continue
             self._observations[lane] = step.observation
             rewards[lane] = step.reward
             for key, flags in self._flags.items():
@@ -190,7 +219,8 @@ class LanesEnv(EnvBase):
 
     def _set_seed(self, seed: int | None) -> None:
         for play in self._plays:
-            play.env.set_seed(seed)
+            if play.env is not None:
+                play.env.set_seed(seed)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free all simulators, or put them back into the pool."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -18,7 +19,14 @@ from typing import Any, Protocol
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.workers import available_cores, die_with_parent, one_thread_each
 
-__all__ = ["Backend", "JobFailed", "LocalBackend", "RayBackend", "make_backend"]
+__all__ = [
+    "Backend",
+    "JobFailed",
+    "LocalBackend",
+    "RayBackend",
+    "check_backend",
+    "make_backend",
+]
 
 Job = tuple[Any, ...]
 
@@ -71,12 +79,29 @@ def make_backend(name: str = "local", workers: int | None = None) -> Backend:
     Raises:
         ConfigError: on another name.
     """
+    check_backend(name, workers)
     kind, _, address = name.partition(":")
-    if kind == "local" and not address:
+    if kind == "local":
         return LocalBackend(workers)
-    if kind == "ray":
-        return RayBackend(workers, address=address or None)
-    raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
+    return RayBackend(workers, address=address or None)
+
+
+def check_backend(name: str, workers: int | None = None) -> None:
+    """Refuse, before any work, what :func:`make_backend` would refuse; starts nothing.
+
+    Raises:
+        ConfigError: on an unknown backend, one that is not installed, or a wrong number of workers.
+    """
+    kind, _, address = str(name).partition(":")
+    if kind not in ("local", "ray") or (kind == "local" and address):
+        raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError(_NO_RAY)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}: it must be at least 1")
+
+
+_NO_RAY = "the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'"
 
 
 class LocalBackend:
@@ -109,15 +134,14 @@ class LocalBackend:
             while waiting or busy:
                 while waiting and len(busy) < self.workers:
                     number, payload = waiting.popleft()
-                    worker = self._idle.pop() if self._idle else _Worker()
-                    worker.connection.send_bytes(payload)
+                    worker = self._start(payload)
                     busy[worker.connection] = number, worker
                 for connection in wait(list(busy)):
                     assert isinstance(connection, Connection)
                     number, worker = busy[connection]
                     try:
                         event = connection.recv()
-                    except EOFError:
+                    except (EOFError, OSError):  # the latter if it died within a message
                         del busy[connection]
                         yield number, JobFailed(worker.end())
                         continue
@@ -129,6 +153,20 @@ class LocalBackend:
         finally:
             for _, worker in busy.values():  # whoever listened has stopped
                 worker.process.kill()
+
+    def _start(self, payload: bytes) -> _Worker:
+        """Give a job to a worker that is alive."""
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                worker.connection.send_bytes(payload)
+                return worker
+            except OSError:  # killed since its last job
+                worker.end()
+        worker = _Worker()
+        with contextlib.suppress(OSError):  # dead already: reading from it will tell
+            worker.connection.send_bytes(payload)
+        return worker
 
     def close(self) -> None:
         """Stop the workers."""
@@ -190,7 +228,7 @@ class RayBackend:
     The cluster's machines need the package, and the same versions of its dependencies.
 
     Args:
-        workers: number of actors; default: one per core of the cluster.
+        workers: number of actors, at most one per core of the cluster, which is the default.
         address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``. Default: a Ray of
             its own on this machine, if none runs.
 
@@ -207,9 +245,7 @@ class RayBackend:
         try:
             import ray
         except ImportError:
-            raise ConfigError(
-                "the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'"
-            ) from None
+            raise ConfigError(_NO_RAY) from None
         self._ray: Any = ray
         self._started_here = not ray.is_initialized()
         if self._started_here:
@@ -222,8 +258,8 @@ class RayBackend:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 first = (str(error).splitlines() or [""])[0]
                 raise ConfigError(f"no Ray cluster at {address!r}: {first}") from None
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        self.workers = workers or cores
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.workers = min(workers or cores, cores)  # an actor too many would never start
         # No retries: a job that killed its actor would run again, and its events come twice.
         self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_RayWorker)
         self._idle: list[Any] = []
@@ -235,26 +271,30 @@ class RayBackend:
         ray = self._ray
         waiting = deque((number, pickle.dumps((function, job))) for number, job in enumerate(jobs))
         busy: dict[Any, tuple[int, Any]] = {}
-        while waiting or busy:
-            while waiting and len(busy) < self.workers:
-                number, payload = waiting.popleft()
-                actor = self._idle.pop() if self._idle else self._actor.remote()
-                stream = actor.run.options(num_returns="streaming").remote(payload)
-                busy[stream] = number, actor
-            ready, _ = ray.wait(list(busy), num_returns=1)
-            stream = ready[0]
-            number, actor = busy[stream]
-            try:
-                event = ray.get(next(stream))
-            except ray.exceptions.RayError as error:
-                del busy[stream]
-                yield number, JobFailed(f"the Ray actor died ({type(error).__name__})")
-                continue
-            if event is None:
-                self._idle.append(actor)
-                del busy[stream]
-                continue
-            yield number, event
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.workers:
+                    number, payload = waiting.popleft()
+                    actor = self._idle.pop() if self._idle else self._actor.remote()
+                    stream = actor.run.options(num_returns="streaming").remote(payload)
+                    busy[stream] = number, actor
+                ready, _ = ray.wait(list(busy), num_returns=1)
+                stream = ready[0]
+                number, actor = busy[stream]
+                try:
+                    event = ray.get(next(stream))
+                except ray.exceptions.RayError as error:
+                    del busy[stream]
+                    yield number, JobFailed(f"the Ray actor died ({type(error).__name__})")
+                    continue
+                if event is None:
+                    self._idle.append(actor)
+                    del busy[stream]
+                    continue
+                yield number, event
+        finally:
+            for _, actor in busy.values():  # whoever listened has stopped
+                ray.kill(actor)
 
     def close(self) -> None:
         """Stop the actors, and Ray if it was started here."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
-from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
 from llmdpd_torchrl.evaluation.statistics import summarise
 from llmdpd_torchrl.modules.networks import NetworkConfig
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
@@ -160,36 +159,31 @@ def swap_prompts(
 
 
 def confusion(
+    evaluator: Evaluator,
     policy: LLMDPDPolicy,
-    tasks: Sequence[str],
     *,
     text_table: Tensor | None = None,
     bank: TrajectoryPromptBank | None = None,
-    settings: EvaluationSettings | None = None,
-    **options: Any,
 ) -> dict[str, dict[str, float]]:
     """Success of every task under every task's prompts, by task and by whose prompts were shown.
 
     Args:
+        evaluator: of at least two tasks; called as many times.
         policy: to be evaluated.
-        tasks: at least two.
         text_table: see :class:`~llmdpd_torchrl.evaluation.Evaluator`.
         bank: see there.
-        settings: of each of the evaluations, as many as tasks.
-        **options: of :class:`~llmdpd_torchrl.evaluation.Evaluator`.
 
     Raises:
         ConfigError: as there, and by :func:`swap_prompts`.
     """
+    tasks = evaluator.tasks
     rates: dict[str, dict[str, float]] = {task: {} for task in tasks}
-    with Evaluator(tasks, settings, **options) as evaluator:
-        for offset in range(len(tasks)):
-            table, shown = swap_prompts(tasks, text_table, bank, offset)
-            episodes = evaluator(policy, text_table=table, bank=shown)
-            summary = summarise(episodes, tasks, [])
-            for position, task in enumerate(summary.tasks):
-                other = tasks[(position + offset) % len(tasks)]
-                rates[task.task][other] = task.success_rate
+    for offset in range(len(tasks)):
+        table, shown = swap_prompts(tasks, text_table, bank, offset)
+        summary = summarise(evaluator(policy, text_table=table, bank=shown), tasks, [])
+        for position, task in enumerate(summary.tasks):
+            other = tasks[(position + offset) % len(tasks)]
+            rates[task.task][other] = task.success_rate
     return rates
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs.lanes import Pool
-from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.evaluation.backends import Backend, JobFailed, LocalBackend
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, GroupTiming, run_group
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
@@ -44,7 +44,7 @@ class Evaluator:
         timings: of the last call's groups, see :class:`GroupTiming`.
 
     Raises:
-        ConfigError: if a task is unknown.
+        ConfigError: if a task is unknown or named twice, or has too few goals.
 
     Examples:
         >>> from llmdpd_torchrl.baselines import retrieve_and_play_policy
@@ -66,6 +66,19 @@ class Evaluator:
         self.settings = settings or EvaluationSettings()
         self.suite: Suite = self.settings.suite(tasks) if suite is None else suite
         self.tasks = tuple(tasks)
+        unknown = [task for task in self.tasks if task not in self.suite.tasks]
+        if not self.tasks or unknown or len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(
+                f"tasks are {', '.join(self.tasks) or 'none'}: name each once, and some of "
+                f"{', '.join(self.suite.tasks)}"
+            )
+        if isinstance(self.suite, MetaWorldSuite):
+            goals = min(len(self.suite.goals[task]) for task in self.tasks)
+            if goals < self.settings.episodes_per_task:
+                raise ConfigError(
+                    f"episodes_per_task is {self.settings.episodes_per_task}, but the suite has "
+                    f"{goals} goals of a task: sample more"
+                )
         self.backend: Backend = LocalBackend(workers) if backend is None else backend
         self.progress = progress
         # Workers keep the simulators of the evaluator that they worked for last.

@@ -35,7 +35,9 @@ def record_episode(
     goal_index: int = 0,
     progress: bool = True,
 ) -> bool:
-    """Film the episode of one evaluation goal and return whether it succeeded.
+    """Film an episode on one evaluation goal and return whether it succeeded.
+
+    Where actions are drawn, it is another draw than the evaluation's episode on that goal.
 
     Args:
         policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
@@ -73,6 +75,8 @@ def film_grid(
     progress: bool = True,
 ) -> tuple[list[Frame], dict[str, bool]]:
     """Film the first goal of several tasks side by side; who is done waits in its last picture.
+
+    Where actions are drawn, these are other draws than the evaluation's on these goals.
 
     Args:
         policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
@@ -139,17 +143,17 @@ def _film(
     with bar, torch.no_grad():
         env.base_env.choose_episode(goal_index)
         state = env.reset()
-        done, steps = False, 0
+        done, success, steps = False, False, 0
         while not done:
             if steps % every == 0:
                 frames.append(render_frame(env.base_env.simulator))
             action = settings.act(policy, state.unsqueeze(0), generator).squeeze(0)
             step = env.step(state.set("action", action))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
+            success |= bool(step["success"])
             steps += 1
             bar.update()
         frames.append(render_frame(env.base_env.simulator))
-    success = bool(state["success"])
     env.close()
     return frames, success
 

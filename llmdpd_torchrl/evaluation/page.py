@@ -65,7 +65,7 @@ def write_report(
         write_text(output / f"{name}.tex", table.latex())
     figures = _figures(found, output)
     page = output / "report.html"
-    write_text(page, _page(folder.resolve().name, found, tables, figures))
+    write_text(page, _page(folder.resolve().name, found, tables, figures, output))
     return page
 
 
@@ -80,8 +80,12 @@ def _figures(found: Sequence[Variant], output: Path) -> list[_Figure]:
         plot_profiles(found, path)
         add(path, "How success is spread", "The share of tasks (and seeds) whose success rate is "
             "above the value on the axis: further up and right is better.")  # fmt: skip
+    slugs: set[str] = set()
     for variant in found:
         slug = _slug(variant.name)
+        if slug in slugs:
+            slug += f"-{len(slugs)}"
+        slugs.add(slug)
         path = output / f"success-{slug}.png"
         plot_success_bars(variant.summary, path, title=f"Success by task: {variant.name}")
         add(path, f"Success by task: {variant.name}", "Bars are success rates over all episodes "
@@ -104,7 +108,8 @@ def _figures(found: Sequence[Variant], output: Path) -> list[_Figure]:
                 "after the trained head. Tasks that lie close are told alike.")  # fmt: skip
         for film in sorted(run.folder.glob("*.mp4")):
             add(film, f"Episodes: {variant.name}, seed {run.seed}", "The first evaluation goal of "
-                "each task, the task's text below, and how it ended.")  # fmt: skip
+                "each task, the task's text below, and how it ended. Where actions are drawn, it "
+                "is another draw than the evaluation's.")  # fmt: skip
     return figures
 
 
@@ -140,7 +145,7 @@ def _slug(name: str) -> str:
 
 
 def _page(title: str, found: Sequence[Variant], tables: dict[str, Table],
-          figures: Sequence[_Figure]) -> str:  # fmt: skip
+          figures: Sequence[_Figure], output: Path) -> str:  # fmt: skip
     episodes = sum(len(run.episodes) for variant in found for run in variant.runs)
     failed = [e for v in found for run in v.runs for e in run.episodes if e.error is not None]
     parts = [
@@ -157,8 +162,10 @@ def _page(title: str, found: Sequence[Variant], tables: dict[str, Table],
         parts += [f"<li>{html.escape(reason)}</li>" for reason in reasons] + ["</ul>"]
     left = _MOST_BYTES
     for figure in figures:
-        left -= figure.path.stat().st_size
-        parts.append(_figure(figure, embed=left >= 0))
+        size = figure.path.stat().st_size * 4 // 3  # as text
+        embed = size <= left
+        left -= size if embed else 0
+        parts.append(_figure(figure, output, embed))
     commands = {" ".join(run.about.get("command", [])) for v in found for run in v.runs} - {""}
     parts += [f"<p><code>{html.escape(command)}</code></p>" for command in sorted(commands)]
     body = "\n".join(parts)
@@ -182,12 +189,13 @@ def _table(table: Table) -> str:
     )
 
 
-def _figure(figure: _Figure, embed: bool) -> str:
+def _figure(figure: _Figure, output: Path, embed: bool) -> str:
     title, explanation = html.escape(figure.title), html.escape(figure.explanation)
     if not embed:
         return (
             f"<figure><figcaption><h2>{title}</h2><p>{explanation} Too large for this page: "
-            f"<code>{html.escape(figure.path.name)}</code>.</p></figcaption></figure>"
+            f"<code>{html.escape(os.path.relpath(figure.path, output))}</code>.</p></figcaption>"
+            "</figure>"
         )
     kind = _TYPES[figure.path.suffix]
     data = f"data:{kind};base64,{base64.b64encode(figure.path.read_bytes()).decode()}"

@@ -190,39 +190,43 @@ def run_group(
     current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
     lanes = LanesEnv(suite.make, [episode.task for episode in current], pool=pool)
     env = make_policy_env(policy, lanes, text_table=text_table, bank=bank)
-    for lane, episode in enumerate(current):
-        lanes.assign(lane, *episode)
-        yield episode
-    tally = _Tally(len(current), env.action_spec.shape[-1])
-    state = env.reset()
-    running = torch.ones(len(current), dtype=torch.bool)
-    acting = 0.0
-    while running.any():
-        actions = torch.zeros(env.action_spec.shape)
-        started = time.perf_counter()
-        with torch.no_grad():
-            rows = state if running.all() else state[running]
-            actions[running] = settings.act(policy, rows.select(*policy.actor.in_keys), generator)
-        acting += time.perf_counter() - started
-        step = env.step(state.set("action", actions).set("_step", running))["next"]
-        tally.count(step, actions, running)
-        state = step.exclude("reward")
-        ended = (running & step["done"].squeeze(-1)).nonzero().squeeze(-1).tolist()
-        for lane in ended:
-            yield tally.result(lane, current[lane], suite, lanes.errors[lane])
-            if not waiting:
-                running[lane] = False
-                continue
-            current[lane] = waiting.popleft()
-            lanes.assign(lane, *current[lane])
-            yield current[lane]
-        begun = [lane for lane in ended if running[lane]]
-        if begun:
-            mask = torch.zeros_like(running)
-            mask[begun] = True
-            tally.clear(mask)
-            state = env.reset(state.set("_reset", mask.unsqueeze(-1)))
-    env.close()
+    try:
+        for lane, episode in enumerate(current):
+            lanes.assign(lane, *episode)
+            yield episode
+        tally = _Tally(len(current), env.action_spec.shape[-1])
+        state = env.reset()
+        running = torch.ones(len(current), dtype=torch.bool)
+        acting = 0.0
+        while running.any():
+            actions = torch.zeros(env.action_spec.shape)
+            started = time.perf_counter()
+            with torch.no_grad():
+                rows = state if running.all() else state[running]
+                actions[running] = settings.act(
+                    policy, rows.select(*policy.actor.in_keys), generator
+                )
+            acting += time.perf_counter() - started
+            step = env.step(state.set("action", actions).set("_step", running))["next"]
+            tally.count(step, actions, running)
+            state = step.exclude("reward")
+            ended = (running & step["done"].squeeze(-1)).nonzero().squeeze(-1).tolist()
+            for lane in ended:
+                yield tally.result(lane, current[lane], suite, lanes.errors[lane])
+                if not waiting:
+                    running[lane] = False
+                    continue
+                current[lane] = waiting.popleft()
+                lanes.assign(lane, *current[lane])
+                yield current[lane]
+            begun = [lane for lane in ended if running[lane]]
+            if begun:
+                mask = torch.zeros_like(running)
+                mask[begun] = True
+                tally.clear(mask)
+                state = env.reset(state.set("_reset", mask.unsqueeze(-1)))
+    finally:
+        env.close()
     yield GroupTiming(time.perf_counter() - began, lanes.simulator_seconds, acting)
 
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.comparison import (
+    Scores,
     interquartile_mean,
     paired_difference,
     performance_profile,
@@ -146,11 +149,24 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
                     f"{one.folder} and {other.folder} are both {name!r} of seed {one.seed}: "
                     "report on one of them, or rename a run"
                 )
-        successes([run.episodes for run in members])  # the same tasks and goals
+        for run in members[1:]:
+            if not _same_episodes(run, members[0]):
+                raise DataError(
+                    f"{run.folder} and {members[0].folder} are both {name!r}, but of other tasks, "
+                    "goals or evaluation settings: evaluate them alike, or rename one"
+                )
         episodes = [episode for run in members for episode in run.episodes]
         summary = summarise(episodes, members[0].seen, members[0].unseen)
         found.append(Variant(name, tuple(members), summary))
     return found
+
+
+def _same_episodes(one: Run, other: Run) -> bool:
+    """Whether the same goals were evaluated in the same way."""
+    goals = [{(e.task, e.goal_index) for e in run.episodes} for run in (one, other)]
+    return goals[0] == goals[1] and all(
+        one.about.get(key) == other.about.get(key) for key in ("starts", "evaluation")
+    )
 
 
 @dataclass(frozen=True)
@@ -218,18 +234,28 @@ def compare(found: Sequence[Variant]) -> Table:
 def _against(variant: Variant, first: Variant, group: str) -> tuple[str, str]:
     """The paired difference to the first variant, and the interquartile mean."""
     scores, theirs = variant.scores(group), first.scores(group)
-    goals = [{task: rows.shape[-1] for task, rows in each.items()} for each in (scores, theirs)]
     difference = "-"
-    if variant is not first:
+    goals = sum(rows.shape[-1] for rows in scores.values())
+    if variant is not first and scores and goals > len(scores):  # one goal a task has no interval
         difference = "other episodes"
-        if goals[0] == goals[1]:
+        if _same_starts(variant.runs[0], first.runs[0], scores, theirs):
             value, low, high = (100 * x for x in paired_difference(scores, theirs))
             difference = f"{value:+.0f} ({low:+.0f} - {high:+.0f})"
-    if len(variant.runs) == 1:
+    if len(variant.runs) == 1 or not scores:
         return difference, "-"
     means = {task: rows.mean(-1) for task, rows in scores.items()}
     value, low, high = (100 * x for x in interquartile_mean(means))
     return difference, f"{value:.0f} ({low:.0f} - {high:.0f})"
+
+
+def _same_starts(one: Run, other: Run, scores: Scores, theirs: Scores) -> bool:
+    """Whether the tasks of two groups were evaluated on the same goals."""
+    if {task: np.shape(rows)[-1] for task, rows in scores.items()} != {
+        task: np.shape(rows)[-1] for task, rows in theirs.items()
+    }:
+        return False
+    starts = [run.about.get("starts") or {} for run in (one, other)]
+    return all(starts[0].get(task) == starts[1].get(task) for task in scores)
 
 
 def task_table(found: Sequence[Variant]) -> Table:

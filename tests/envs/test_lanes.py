@@ -1,3 +1,5 @@
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -103,10 +105,73 @@ def test_a_simulator_that_raises_ends_its_lane(at, monkeypatch):
     assert env.errors[1].endswith(error[at])
     assert env.errors[0] is env.errors[2] is None
     broken = env._plays[1].env
+    assert not broken.is_closed
     env.assign(1, "push-v3", 0)  # another simulator
     assert env._plays[1].env is not broken
     assert broken.is_closed
     env.close()
+
+
+@pytest.mark.parametrize("fault", ["made", "episode"])
+def test_a_task_that_can_not_begin_fails_alone(fault):
+    def make_one(task):
+        if task == "push-v3" and fault == "made":
+            raise OSError("no such model")
+        return make(task)
+
+    env = LanesEnv(make_one, TASKS)
+    env.assign(1, "push-v3", 7)  # there are three
+    env.assign(0, "reach-v3", 2)
+    state = env.step(env.reset().set("action", torch.zeros(3, 4)))["next"]
+    assert state["done"].squeeze(-1).tolist() == [False, True, False]
+    reasons = {
+        "made": "the simulator could not be made: OSError",
+        "episode": "there is no such episode: IndexError",
+    }
+    assert env.errors[1].startswith(reasons[fault])
+    env.assign(1, "sweep-v3", 0)  # the lane goes on with another task
+    state = env.reset(state.exclude("reward").set("_reset", state["done"]))
+    state = env.step(state.set("action", torch.zeros(3, 4)))["next"]
+    assert not state["done"].any()
+    assert env.errors == [None] * 3
+    env.close()
+    with pytest.raises(RuntimeError, match="could not be made: ZeroDivisionError"):
+        LanesEnv(lambda task: 1 / 0, TASKS)
+
+
+@pytest.mark.parametrize("wrong", ["observation", "reward"])
+def test_a_diverged_simulator_ends_its_lane(env, wrong):
+    state = env.reset()
+    first = env._plays[0].env
+    advance = first.advance
+    value = {"observation": np.full(39, np.nan, np.float32), "reward": float("inf")}[wrong]
+    first.advance = lambda action: advance(action)._replace(**{wrong: value})
+    step = env.step(state.set("action", torch.zeros(3, 4)))["next"]
+    assert "not finite" in env.errors[0]
+    assert step["done"].squeeze(-1).tolist() == [True, False, False]
+    assert torch.isfinite(step["observation"]).all()
+    assert step["reward"][0].item() == 0
+
+
+def test_simulators_go_back_into_the_pool_or_are_closed():
+    pool = defaultdict(list)
+    env = LanesEnv(make, TASKS, pool=pool)
+    env.reset()
+    simulators = [play.env for play in env._plays]
+    env.close()
+    assert {id(s) for s in pool["reach-v3"] + pool["push-v3"]} == {id(s) for s in simulators}
+    assert not any(simulator.is_closed for simulator in simulators)
+    again = LanesEnv(make, TASKS, pool=pool)
+    assert {id(play.env) for play in again._plays} == {id(s) for s in simulators}
+    again.close()
+    alone = LanesEnv(make, TASKS)
+    simulators = [play.env for play in alone._plays]
+    closed = []
+    for simulator in simulators:
+        simulator.simulator.close = lambda: closed.append(1)
+    alone.close()
+    assert len(closed) == 3
+    assert all(simulator.is_closed for simulator in simulators)
 
 
 def test_an_action_that_is_not_finite_ends_its_lane(env):

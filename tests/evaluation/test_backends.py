@@ -69,6 +69,32 @@ def test_a_worker_that_dies_takes_its_job_alone(fault, reason):
     backend.close()
 
 
+def test_an_idle_worker_that_was_killed_is_replaced():
+    backend = LocalBackend(1)
+    assert collect(backend, [(2,)]) == {0: [0, 1]}
+    killed = backend._idle[0]
+    killed.process.kill()
+    killed.process.join()
+    assert collect(backend, [(2,), (3,)]) == {0: [0, 1], 1: [0, 1, 2]}
+    assert backend._idle[0].process.pid != killed.process.pid
+    backend.close()
+
+
+def test_a_worker_that_dies_within_a_message(monkeypatch):
+    backend = LocalBackend(1)
+    collect(backend, [(1,)])
+    worker = backend._idle[0]
+
+    def torn():
+        worker.process.kill()
+        raise ConnectionResetError("within a message")
+
+    monkeypatch.setattr(type(worker.connection), "recv", lambda self: torn())
+    found = collect(backend, [(2,)])
+    assert found == {0: [JobFailed("the worker process was killed by SIGKILL")]}
+    backend.close()
+
+
 def test_who_stops_listening_leaves_no_process_behind():
     backend = LocalBackend(1)
     events = backend.run(count_to, [(10**9,)])
@@ -87,6 +113,8 @@ def test_names():
     for name in ("dask", "local:here", ""):
         with pytest.raises(ConfigError, match="use local, ray"):
             make_backend(name)
+    with pytest.raises(ConfigError, match="workers is 0"):
+        make_backend("local", 0)
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch):

@@ -4,7 +4,7 @@ import torch
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.data import METAWORLD_TASKS
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.evaluation import EvaluationSettings
+from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
 from llmdpd_torchrl.evaluation.controls import (
     CONTROLS,
     apply_control,
@@ -134,9 +134,10 @@ def test_confusion_shows_every_task_every_tasks_prompts(dataset):
     bank = TrajectoryPromptBank.from_dataset(dataset, 128)
     tasks = ("window-open-v3", "reach-v3")
     settings = EvaluationSettings(episodes_per_task=2, max_steps=150)
-    rates = confusion(policy, tasks, bank=bank, settings=settings, workers=1, progress=False)
+    with Evaluator(tasks, settings, workers=1, progress=False) as evaluator:
+        rates = confusion(evaluator, policy, bank=bank)
     assert rates["window-open-v3"]["window-open-v3"] == 1.0
     assert rates["window-open-v3"]["reach-v3"] == 0.0
     assert set(rates["reach-v3"]) == set(tasks)
     with pytest.raises(ConfigError, match="at least two tasks"):
-        confusion(policy, tasks[:1], bank=bank, settings=settings, progress=False)
+        confusion(Evaluator(tasks[:1], settings), policy, bank=bank)

@@ -107,7 +107,8 @@ def test_a_group_that_can_not_begin_fails_as_a_whole():
     options = {"settings": SETTINGS, "suite": suite, "workers": 1, "progress": False}
     found = evaluate(make_policy(), TASKS, **options)
     assert len(found) == 8
-    assert {e.error for e in found} == {"OSError: no such simulator"}
+    (error,) = {e.error for e in found}
+    assert error.endswith("the simulator could not be made: OSError: no such simulator")
 
 
 def test_other_environments_by_their_normalised_score():
@@ -138,6 +139,11 @@ def test_starts_are_for_json():
 def test_wrong_requests():
     with pytest.raises(ConfigError, match="unknown task"):
         Evaluator(["nothing-v3"])
+    for tasks in ((), ("reach-v3", "reach-v3"), ("sweep-v3",)):
+        with pytest.raises(ConfigError, match="name each once"):
+            Evaluator(tasks, SETTINGS, suite=SETTINGS.suite(TASKS))
+    with pytest.raises(ConfigError, match="the suite has 4 goals"):
+        Evaluator(TASKS, EvaluationSettings(episodes_per_task=5), suite=SETTINGS.suite(TASKS))
     with pytest.raises(ConfigError, match="workers is 0"):
         Evaluator(TASKS, workers=0)
     with pytest.raises(ConfigError, match="names no task"):

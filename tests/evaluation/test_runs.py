@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -52,6 +53,34 @@ def test_other_episodes_are_not_compared(make_run, tmp_path):
     file.write_text(text.replace("door-lock-v3", "door-unlock-v3"))
     table = compare(variants(find_runs(tmp_path)))
     assert table.rows[1][3] == "other episodes"
+
+
+def test_runs_of_a_variant_are_of_the_same_goals(make_run, tmp_path):
+    make_run("a", 0, starts={"reach-v3": [[1.0]]})
+    make_run("a", 1, starts={"reach-v3": [[2.0]]})
+    with pytest.raises(DataError, match="of other tasks, goals or evaluation settings"):
+        variants(find_runs(tmp_path))
+
+
+def test_other_goals_of_the_same_number_are_not_paired(make_run, tmp_path):
+    make_run("a", starts={"door-lock-v3": [[1.0]]})
+    make_run("b", starts={"door-lock-v3": [[2.0]]})
+    table = compare(variants(find_runs(tmp_path)))
+    assert table.rows[1][3] == "other episodes"
+
+
+def test_what_has_no_unseen_tasks_is_in_the_table(make_run, tmp_path):
+    make_run("a")
+    for seed in (0, 1):
+        file = make_run("b", seed) / "results.json"
+        content = json.loads(file.read_text())
+        content["episodes"] = [e for e in content["episodes"] if e["task"] != "door-lock-v3"]
+        content["summary"]["unseen"] = None
+        content["summary"]["tasks"] = content["summary"]["tasks"][:2]
+        file.write_text(json.dumps(content))
+    rows = compare(variants(find_runs(tmp_path))).rows
+    assert rows[1][0] == "b"
+    assert rows[1][2:5] == ("-", "-", "-")
 
 
 def test_tables_as_files():
