@@ -175,7 +175,7 @@ def test_help_and_configuration_read_well():
         (["video.tasks=[nothing-v3]"], "unknown task 'nothing-v3'"),
         (["evaluation.every=30"], "use a multiple of trainer.log_every, which is 20"),
         (["evaluation.confusion=-1"], "evaluation.confusion is -1"),
-        (["evaluation.backend=slurm"], "use local or ray"),
+        (["evaluation.backend=slurm"], "use local, ray, or ray:ADDRESS"),
         (["optim.learning_rate=-1"], "learning_rate is -1"),
     ],
 )
