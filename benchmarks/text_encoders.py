@@ -167,7 +167,7 @@ def time_embedding() -> dict[str, float]:
 
 
 _TIMED = """
-import sys, time
+import time
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
 texts = [prompt.render() + " " for prompt in load_text_prompts().values()]
 start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "PromptError", "UserError"]
+__all__ = ["ConfigError", "DataError", "PromptError", "UserError", "first_line"]
 
 
 class UserError(Exception):
@@ -23,3 +23,13 @@ class DataError(UserError):
 
 class PromptError(UserError):
     """A text or trajectory prompt, or the language model behind it, can not be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a message of one line; empty if it says nothing.
+
+    Examples:
+        >>> first_line(ValueError("no such file\\nand a long story"))
+        'no such file'
+    """
+    return (str(error).splitlines() or [""])[0]

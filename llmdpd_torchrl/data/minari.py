@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.data.recording import Recording
-from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.errors import ConfigError, DataError, first_line
 
 __all__ = ["export_minari", "read_minari"]
 
@@ -59,7 +59,7 @@ def read_minari(
         metadata = dataset.storage.metadata
     except Exception as error:  # Minari, its backends and the network raise anything at all
         raise DataError(
-            f"{source}: can not be loaded ({type(error).__name__}: {_first_line(error)}); compare "
+            f"{source}: can not be loaded ({type(error).__name__}: {first_line(error)}); compare "
             "`minari list local` and `minari list remote`, or download it by hand"
         ) from None
     if not episodes:
@@ -153,7 +153,7 @@ def export_minari(
                 data_format=data_format,
             )
     except (ValueError, ImportError) as error:
-        raise DataError(f"Minari dataset {dataset_id}: {_first_line(error)}") from None
+        raise DataError(f"Minari dataset {dataset_id}: {first_line(error)}") from None
     written.storage.update_metadata(
         {
             _TASKS: list(dataset.manifest.task_table),
@@ -253,7 +253,3 @@ def _info_column(episodes: Sequence[Any], key: str, source: str) -> NDArray[Any]
             )
         parts.append(column[len(column) - len(episode.rewards) :])
     return np.concatenate(parts)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]

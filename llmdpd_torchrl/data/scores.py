@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from types import ModuleType
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, first_line
 
 __all__ = ["REFERENCE_RETURNS", "import_d4rl", "normalized_score", "reference_returns"]
 
@@ -68,7 +68,7 @@ def import_d4rl() -> ModuleType | None:
         import d4rl
         import d4rl.infos
     except Exception as error:  # d4rl raises whatever its own dependencies raise
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         warnings.warn(
             f"the optional package d4rl is not usable ({type(error).__name__}: {reason})",
             stacklevel=2,

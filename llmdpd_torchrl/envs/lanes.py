@@ -15,6 +15,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.envs import EnvBase
 
 from llmdpd_torchrl.envs.base import SimulatorEnv
+from llmdpd_torchrl.errors import first_line
 
 __all__ = ["LanesEnv", "Pool"]
 
@@ -246,5 +247,4 @@ def _lanes(mask: torch.Tensor | None, size: int) -> range | list[int]:
 
 
 def _line(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"

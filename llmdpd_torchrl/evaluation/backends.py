@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib.util
 import logging
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, first_line
 from llmdpd_torchrl.workers import available_cores, die_with_parent, one_thread_each
 
 __all__ = [
@@ -79,7 +80,7 @@ def make_backend(name: str = "local", workers: int | None = None) -> Backend:
     Raises:
         ConfigError: on another name.
     """
-    check_backend(name, workers)
+    check_backend(name)
     kind, _, address = name.partition(":")
     if kind == "local":
         return LocalBackend(workers)
@@ -96,15 +97,68 @@ def check_backend(name: str, workers: int | None = None) -> None:
     if kind not in ("local", "ray") or (kind == "local" and address):
         raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError(_NO_RAY)
+        raise ConfigError("the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}: it must be at least 1")
 
 
-_NO_RAY = "the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'"
+class _WorkerDied(Exception):
+    """A worker is gone; says why."""
 
 
-class LocalBackend:
+class _Scheduler(abc.ABC):
+    """Gives jobs to workers and listens to them, whatever they are: one line to each busy one."""
+
+    workers: int
+    _idle: list[Any]
+
+    @abc.abstractmethod
+    def _send(self, payload: bytes) -> tuple[Any, Any]:
+        """Give a job to a worker, and return the line to it, and the worker."""
+
+    @abc.abstractmethod
+    def _ready(self, lines: Sequence[Any]) -> Sequence[Any]:
+        """Wait until there is something on some of the lines, and return these."""
+
+    @abc.abstractmethod
+    def _receive(self, line: Any, worker: Any) -> Any:
+        """The next event on a line, ``None`` after a job's last; raises :class:`_WorkerDied`."""
+
+    @abc.abstractmethod
+    def _kill(self, worker: Any) -> None:
+        """End a worker in the middle of its job."""
+
+    def run(
+        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Any]]:
+        """See :class:`Backend`."""
+        waiting = deque((number, pickle.dumps((function, job))) for number, job in enumerate(jobs))
+        busy: dict[Any, tuple[int, Any]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.workers:
+                    number, payload = waiting.popleft()
+                    line, worker = self._send(payload)
+                    busy[line] = number, worker
+                for line in self._ready(list(busy)):
+                    number, worker = busy[line]
+                    try:
+                        event = self._receive(line, worker)
+                    except _WorkerDied as death:
+                        del busy[line]
+                        yield number, JobFailed(str(death))
+                        continue
+                    if event is None:
+                        self._idle.append(worker)
+                        del busy[line]
+                        continue
+                    yield number, event
+        finally:
+            for _, worker in busy.values():  # whoever listened has stopped
+                self._kill(worker)
+
+
+class LocalBackend(_Scheduler):
     """Spawned processes of one thread each. They are kept from one call of :meth:`run` to the next.
 
     Args:
@@ -119,40 +173,25 @@ class LocalBackend:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigError(f"workers is {workers}: it must be at least 1")
+        check_backend("local", workers)
         self.workers = workers or available_cores()
         self._idle: list[_Worker] = []
 
-    def run(
-        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
-    ) -> Iterator[tuple[int, Any]]:
-        """See :class:`Backend`."""
-        waiting = deque((number, pickle.dumps((function, job))) for number, job in enumerate(jobs))
-        busy: dict[Connection, tuple[int, _Worker]] = {}
+    def _send(self, payload: bytes) -> tuple[Connection, _Worker]:
+        worker = self._start(payload)
+        return worker.connection, worker
+
+    def _ready(self, lines: Sequence[Connection]) -> Sequence[Any]:
+        return wait(lines)
+
+    def _receive(self, line: Connection, worker: _Worker) -> Any:
         try:
-            while waiting or busy:
-                while waiting and len(busy) < self.workers:
-                    number, payload = waiting.popleft()
-                    worker = self._start(payload)
-                    busy[worker.connection] = number, worker
-                for connection in wait(list(busy)):
-                    assert isinstance(connection, Connection)
-                    number, worker = busy[connection]
-                    try:
-                        event = connection.recv()
-                    except (EOFError, OSError):  # the latter if it died within a message
-                        del busy[connection]
-                        yield number, JobFailed(worker.end())
-                        continue
-                    if event is None:
-                        self._idle.append(worker)
-                        del busy[connection]
-                        continue
-                    yield number, event
-        finally:
-            for _, worker in busy.values():  # whoever listened has stopped
-                worker.process.kill()
+            return line.recv()
+        except (EOFError, OSError):  # the latter if it died within a message
+            raise _WorkerDied(worker.end()) from None
+
+    def _kill(self, worker: _Worker) -> None:
+        worker.process.kill()
 
     def _start(self, payload: bytes) -> _Worker:
         """Give a job to a worker that is alive."""
@@ -218,11 +257,10 @@ def _events(payload: bytes) -> Iterator[Any]:
         function, job = pickle.loads(payload)
         yield from function(*job)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        yield JobFailed(f"{type(error).__name__}: {first}")
+        yield JobFailed(f"{type(error).__name__}: {first_line(error)}")
 
 
-class RayBackend:
+class RayBackend(_Scheduler):
     """Ray actors of one core each, on this machine or a cluster: extra ``ray``.
 
     The cluster's machines need the package, and the same versions of its dependencies.
@@ -242,10 +280,9 @@ class RayBackend:
     """
 
     def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise ConfigError(_NO_RAY) from None
+        check_backend("ray", workers)
+        import ray
+
         self._ray: Any = ray
         self._started_here = not ray.is_initialized()
         if self._started_here:
@@ -256,45 +293,28 @@ class RayBackend:
             try:
                 ray.init(**options, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                first = (str(error).splitlines() or [""])[0]
-                raise ConfigError(f"no Ray cluster at {address!r}: {first}") from None
+                raise ConfigError(f"no Ray cluster at {address!r}: {first_line(error)}") from None
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.workers = min(workers or cores, cores)  # an actor too many would never start
         # No retries: a job that killed its actor would run again, and its events come twice.
         self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_RayWorker)
         self._idle: list[Any] = []
 
-    def run(
-        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
-    ) -> Iterator[tuple[int, Any]]:
-        """See :class:`Backend`."""
-        ray = self._ray
-        waiting = deque((number, pickle.dumps((function, job))) for number, job in enumerate(jobs))
-        busy: dict[Any, tuple[int, Any]] = {}
+    def _send(self, payload: bytes) -> tuple[Any, Any]:
+        actor = self._idle.pop() if self._idle else self._actor.remote()
+        return actor.run.options(num_returns="streaming").remote(payload), actor
+
+    def _ready(self, lines: Sequence[Any]) -> Sequence[Any]:
+        return self._ray.wait(lines, num_returns=1)[0]
+
+    def _receive(self, line: Any, worker: Any) -> Any:
         try:
-            while waiting or busy:
-                while waiting and len(busy) < self.workers:
-                    number, payload = waiting.popleft()
-                    actor = self._idle.pop() if self._idle else self._actor.remote()
-                    stream = actor.run.options(num_returns="streaming").remote(payload)
-                    busy[stream] = number, actor
-                ready, _ = ray.wait(list(busy), num_returns=1)
-                stream = ready[0]
-                number, actor = busy[stream]
-                try:
-                    event = ray.get(next(stream))
-                except ray.exceptions.RayError as error:
-                    del busy[stream]
-                    yield number, JobFailed(f"the Ray actor died ({type(error).__name__})")
-                    continue
-                if event is None:
-                    self._idle.append(actor)
-                    del busy[stream]
-                    continue
-                yield number, event
-        finally:
-            for _, actor in busy.values():  # whoever listened has stopped
-                ray.kill(actor)
+            return self._ray.get(next(line))
+        except self._ray.exceptions.RayError as error:
+            raise _WorkerDied(f"the Ray actor died ({type(error).__name__})") from None
+
+    def _kill(self, worker: Any) -> None:
+        self._ray.kill(worker)
 
     def close(self) -> None:
         """Stop the actors, and Ray if it was started here."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.errors import PromptError, first_line
 from llmdpd_torchrl.prompts.hub import explain_loading_error, quiet_transformers, resolve_commit
 from llmdpd_torchrl.prompts.weights import check_memory, folder_sha256
 
@@ -377,7 +377,7 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise PromptError(f"unknown device {device!r}: {first}") from None
 
 

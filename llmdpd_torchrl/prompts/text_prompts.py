@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.errors import PromptError, first_line
 
 __all__ = ["PROMPT_SUITES", "TextPrompt", "load_text_prompts"]
 
@@ -127,7 +127,7 @@ class _Reader:
                 f"{self.source}, line {line}: not valid YAML: {error.problem}"
             ) from error
         except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise PromptError(f"{self.source}: not valid YAML: {reason}") from error
         if root is None:
             raise PromptError(f"{self.source}, line 1: the file is empty; it needs the key 'tasks'")

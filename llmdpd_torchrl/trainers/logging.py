@@ -18,7 +18,7 @@ from tensordict import TensorDictBase
 from torchrl.record.loggers.common import Logger
 from torchrl.record.loggers.wandb import WandbLogger
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, first_line
 from llmdpd_torchrl.files import write_atomic, write_json
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 
@@ -323,7 +323,7 @@ def _start_wandb(
             log_env_packages=False,  # the run's environment report has them
         )
     except wandb.errors.UsageError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(
             f"wandb can not start ({reason}): run `wandb login`, or set the wandb mode to offline"
         ) from error
