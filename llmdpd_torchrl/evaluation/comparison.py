@@ -9,20 +9,21 @@ policies at hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, trim_mean
 
 from llmdpd_torchrl.errors import DataError
-from llmdpd_torchrl.evaluation.statistics import CONFIDENCE, EpisodeResult
+from llmdpd_torchrl.evaluation.statistics import CONFIDENCE, EpisodeResult, Estimate
 
 __all__ = [
     "Estimate",
     "Scores",
     "interquartile_mean",
     "mean_score",
+    "normalized_scores",
     "paired_difference",
     "performance_profile",
     "probability_of_improvement",
@@ -31,19 +32,6 @@ __all__ = [
 
 Scores = Mapping[str, ArrayLike]
 _RESAMPLES = 9999
-
-
-class Estimate(NamedTuple):
-    """A value and its 95 % interval.
-
-    Examples:
-        >>> Estimate(0.9, 0.87, 0.92).low
-        0.87
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 def successes(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.float64]]:
@@ -60,9 +48,37 @@ def successes(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.f
         >>> successes([run])
         {'reach-v3': array([[0., 1.]])}
     """
-    tables = [
-        {(e.task, e.goal_index): float(e.success and e.error is None) for e in run} for run in runs
-    ]
+    return _by_task(runs, lambda episode: float(episode.success and episode.error is None))
+
+
+def normalized_scores(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.float64]]:
+    """Normalised scores by task, likewise; an episode that broke off scores 0.
+
+    Args:
+        runs: the episodes of one seed each.
+
+    Raises:
+        DataError: if the runs are not of the same tasks and goals, or an episode has no score.
+
+    Examples:
+        >>> normalized_scores([[EpisodeResult("hopper", 0, False, False, 900.0, 400, score=28.3)]])
+        {'hopper': array([[28.3]])}
+    """
+
+    def score(episode: EpisodeResult) -> float:
+        if episode.error is not None:
+            return 0.0
+        if episode.score is None:
+            raise DataError(f"{episode.task}: there is no normalised score; compare successes")
+        return episode.score
+
+    return _by_task(runs, score)
+
+
+def _by_task(
+    runs: Sequence[Sequence[EpisodeResult]], value: Callable[[EpisodeResult], float]
+) -> dict[str, NDArray[np.float64]]:
+    tables = [{(e.task, e.goal_index): value(e) for e in run} for run in runs]
     if not tables or any(table.keys() != tables[0].keys() for table in tables):
         raise DataError("runs can be compared on the same tasks and goals only, and at least one")
     found: dict[str, NDArray[np.float64]] = {}

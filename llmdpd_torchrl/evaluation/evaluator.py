@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs.lanes import Pool
 from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.evaluation.backends import Backend, JobFailed, LocalBackend
@@ -164,10 +163,8 @@ class Evaluator:
     def _check_bank(self, policy: LLMDPDPolicy, bank: TrajectoryPromptBank | None) -> None:
         if bank is None or not policy.config.uses_trajectory:
             return
-        if not isinstance(self.suite, MetaWorldSuite):
-            return  # its environments know their task ids
         known = set(bank.task_id.tolist())
-        missing = [task for task in self.tasks if METAWORLD_TASKS.index(task) not in known]
+        missing = [task for task in self.tasks if self.suite.task_id(task) not in known]
         if missing:
             raise PromptError(
                 f"there is no trajectory prompt for {', '.join(missing)}: collect a demonstration"

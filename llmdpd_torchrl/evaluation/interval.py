@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ __all__ = ["IntervalEvaluation"]
 class IntervalEvaluation(TrainerHookBase):
     """Evaluate the policy every so many updates.
 
-    The success rates go to the progress bar and the trainer's logger, as ``eval/success_seen`` and
-    ``eval/success_unseen``. Training is not touched: workers draw from generators of their own.
+    The success rates, in [0, 1], go to the progress bar and the trainer's logger, as
+    ``eval/success_seen`` and ``eval/success_unseen``; where tasks have normalised scores, these do,
+    as ``eval/score_seen`` and ``eval/score_unseen``. Training is not touched: workers draw from
+    generators of their own.
 
     Args:
         evaluator: of seen and unseen tasks; its workers are kept until it is closed.
@@ -78,7 +81,7 @@ class IntervalEvaluation(TrainerHookBase):
         self.best = best
         self.film = film
         self.fps = fps
-        self.best_success = -1.0
+        self.best_value = -math.inf
         self._trainer: Trainer | None = None
 
     def register(self, trainer: Trainer, name: str = "interval_evaluation") -> None:
@@ -102,20 +105,23 @@ class IntervalEvaluation(TrainerHookBase):
             return None
         episodes = self.evaluator(self.policy, **self.shown)
         summary = summarise(episodes, self.seen, self.unseen)
+        is_score = summary.measure == "score"
+        name = "eval/score_" if is_score else "eval/success_"
         found = {
-            f"eval/success_{group}": part.success_rate
+            name + group: part.percent.value / (1 if is_score else 100)
             for group, part in (("seen", summary.seen), ("unseen", summary.unseen))
             if part is not None
         }
         # Of equal ones the later: it was trained longer.
-        if self.best is not None and found.get("eval/success_seen", -2.0) >= self.best_success:
-            self.best_success = found["eval/success_seen"]
+        seen = found.get(f"{name}seen", math.nan)
+        if self.best is not None and seen >= self.best_value:
+            self.best_value = seen
             self.policy.info["updates"] = updates
             self.policy.save_pretrained(self.best)
         if self._trainer is not None:
             if self._trainer.progress_bar:
                 self._trainer._pbar_str.update(
-                    {name.removeprefix("eval/success_"): value for name, value in found.items()}
+                    {key.removeprefix(name): value for key, value in found.items()}
                 )
             logger: Logger | None = self._trainer.logger
             if self.film is not None and logger is not None:
@@ -125,8 +131,8 @@ class IntervalEvaluation(TrainerHookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """What was best so far."""
-        return {"best_success": self.best_success}
+        return {"best_value": self.best_value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self.best_success = state_dict["best_success"]
+        self.best_value = state_dict["best_value"]

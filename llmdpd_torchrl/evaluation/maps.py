@@ -38,7 +38,7 @@ def plot_profiles(variants: Sequence[Variant], path: str | os.PathLike[str]) -> 
             linestyle=styles[number // 8 % len(styles)],
         )
     axes.set(xlim=(0, 100), ylim=(-2, 102))
-    axes.set(xlabel="success rate τ (%)", ylabel="tasks and seeds above τ (%)")
+    axes.set(xlabel="success rate (%) or score, τ", ylabel="tasks and seeds above τ (%)")
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -78,8 +78,8 @@ def _figures(found: Sequence[Variant], output: Path) -> list[_Figure]:
     if len(found) > 1 or len(found[0].summary.tasks) > 1:
         path = output / "profiles.png"
         plot_profiles(found, path)
-        add(path, "How success is spread", "The share of tasks (and seeds) whose success rate is "
-            "above the value on the axis: further up and right is better.")  # fmt: skip
+        add(path, "How results are spread", "The share of tasks (and seeds) whose success rate, or "
+            "score, is above the value on the axis: further up and right is better.")  # fmt: skip
     slugs: set[str] = set()
     for variant in found:
         slug = _slug(variant.name)
@@ -88,8 +88,9 @@ def _figures(found: Sequence[Variant], output: Path) -> list[_Figure]:
         slugs.add(slug)
         path = output / f"success-{slug}.png"
         plot_success_bars(variant.summary, path, title=f"Success by task: {variant.name}")
-        add(path, f"Success by task: {variant.name}", "Bars are success rates over all episodes "
-            "and seeds, with 95 % intervals. Unseen tasks were never trained on.")  # fmt: skip
+        add(path, f"Success by task: {variant.name}", "Bars are success rates, or mean normalised "
+            "scores, over all episodes and seeds, with 95 % intervals. Unseen tasks were never "
+            "trained on.")  # fmt: skip
         run = variant.runs[0]
         if (run.folder / "metrics.csv").exists():
             path = output / f"learning-{slug}.png"
@@ -154,7 +155,7 @@ def _page(title: str, found: Sequence[Variant], tables: dict[str, Table],
         "<em>seen</em> if the policy was trained on it; on an <em>unseen</em> one it acts by its "
         "prompts alone. Numbers in brackets are 95 % intervals.</p>",
         "<h2>Comparison</h2>", _table(tables["comparison"]),
-        "<h2>Success by task, %</h2>", _table(tables["tasks"]),
+        "<h2>Success (%) or score by task</h2>", _table(tables["tasks"]),
     ]  # fmt: skip
     if failed:
         reasons = sorted({f"{e.task}: {e.error}" for e in failed})

@@ -38,7 +38,7 @@ def plot_success_bars(
     path: str | os.PathLike[str],
     title: str = "Success rate by task",
 ) -> None:
-    """Draw one horizontal bar a task with its 95 % Wilson interval, and each group's mean.
+    """Draw one horizontal bar a task, success or score, with its interval, and groups' means.
 
     Args:
         summary: the evaluation; tasks are drawn in its order, seen ones above.
@@ -67,14 +67,18 @@ def plot_success_bars(
         top = positions[-1] + 1.3
     axes.set_yticks(ticks, [task.task for task in summary.tasks])
     axes.set_ylim(top - 0.7, -0.6)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("success rate (%)")
+    if summary.measure == "success %":
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("success rate (%)")
+    else:
+        axes.axvline(100, color="0.6", linewidth=0.8)
+        axes.set_xlabel("normalised score (0: random, 100: the reference)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle("\n".join(textwrap.wrap(title, 70)), fontsize=12)
-    figure.supxlabel(_caption(summary.tasks), fontsize=8, color="0.35")
+    figure.supxlabel(_caption(summary), fontsize=8, color="0.35")
     save_figure(figure, path)
 
 
@@ -85,19 +89,17 @@ def _draw_group(
     group: GroupSummary,
     colour: str,
 ) -> None:
-    rates = np.array([task.success_rate for task in tasks])
-    below = rates - [task.low for task in tasks]
-    above = np.array([task.high for task in tasks]) - rates
+    values, low, high = np.array([task.percent for task in tasks]).T
     axes.barh(
         positions,
-        100 * rates,
+        values,
         height=0.66,
         color=colour,
         alpha=0.65,
-        xerr=100 * np.maximum([below, above], 0),  # at 0 and 1 rounding leaves -1e-17
+        xerr=np.maximum([values - low, high - values], 0),  # at 0 and 1 rounding leaves -1e-17
         error_kw={"ecolor": "0.15", "elinewidth": 1.1, "capsize": 2.5, "zorder": 4},
     )
-    mean = [100 * group.success_rate] * 2
+    mean = [group.percent.value] * 2
     ends = [positions[0] - 0.5, positions[-1] + 0.5]
     halo = Stroke(linewidth=3.5, foreground="white")  # keeps the line apart from its own bars
     axes.plot(
@@ -112,15 +114,18 @@ def _draw_group(
 
 
 def _heading(label: str, group: GroupSummary) -> str:
-    mean, low, high = (round(100 * x) for x in (group.success_rate, group.low, group.high))
+    mean, low, high = group.percent
     tasks = f"{group.tasks} {label} task{'s' if group.tasks > 1 else ''}"
-    return f"{tasks}: mean {mean} % (95 % interval {low} to {high})"
+    unit = "" if group.score is not None else " %"
+    limits = "" if np.isnan(low) else f" (95 % interval {low:.0f} to {high:.0f})"
+    return f"{tasks}: mean {mean:.0f}{unit}{limits}"
 
 
-def _caption(tasks: Sequence[TaskSummary]) -> str:
-    counts = sorted({task.episodes for task in tasks})
+def _caption(summary: ResultsSummary) -> str:
+    counts = sorted({task.episodes for task in summary.tasks})
     many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"n = {many} episodes a task; whiskers: 95 % Wilson intervals; dashed: group means"
+    kind = "Wilson" if summary.measure == "success %" else "t"
+    return f"n = {many} episodes a task; whiskers: 95 % {kind} intervals; dashed: group means"
 
 
 def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -197,11 +202,11 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _panel_order(name: str) -> tuple[int, str]:
-    """Success first, then losses, then the rest."""
-    for rank, word in enumerate(("success", "loss")):
+    """Success and score first, then losses, then the rest."""
+    for rank, word in enumerate(("success", "score", "loss")):
         if word in name:
             return rank, name
-    return 2, name
+    return 3, name
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -28,7 +28,6 @@ __all__ = [
     "write_results_json",
 ]
 
-_COLUMNS = ("task", "success %", "n", "95 % interval", "mean length")
 _PACKAGES = (
     "llmdpd_torchrl",
     "torch",
@@ -49,15 +48,16 @@ def print_table(summary: ResultsSummary, console: Console | None = None) -> None
         console: where to; by default the standard output. 80 columns are enough.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(_COLUMNS[0], no_wrap=True)
-    for column in _COLUMNS[1:]:
+    columns = _columns(summary)[:-1]  # the last is for wider pages
+    table.add_column(columns[0], no_wrap=True)
+    for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
     for title, tasks, group in _groups(summary):
         table.add_row(f"[bold]{title}[/bold]")
         for task in tasks:
-            table.add_row(f"  {task.task}", *_task_cells(task))
+            table.add_row(f"  {task.task}", *_task_cells(task)[:-1])
         table.add_row(
-            f"  [bold]{_mean_label(group)}[/bold]", *_group_cells(group), end_section=True
+            f"  [bold]{_mean_label(group)}[/bold]", *_group_cells(group)[:-1], end_section=True
         )
     console = console or Console()
     console.print(table)
@@ -67,12 +67,13 @@ def print_table(summary: ResultsSummary, console: Console | None = None) -> None
 
 def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> None:
     """Write the same table as GitHub-flavoured Markdown."""
+    columns = _columns(summary)
     lines = [
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|---" + "|---:" * (len(_COLUMNS) - 1) + "|",
+        "| " + " | ".join(columns) + " |",
+        "|---" + "|---:" * (len(columns) - 1) + "|",
     ]
     for title, tasks, group in _groups(summary):
-        lines.append(f"| **{title}** |" + " |" * (len(_COLUMNS) - 1))
+        lines.append(f"| **{title}** |" + " |" * (len(columns) - 1))
         lines += [f"| {' | '.join((task.task, *_task_cells(task)))} |" for task in tasks]
         lines.append(f"| **{_mean_label(group)}** | {' | '.join(_group_cells(group))} |")
     for note in _notes(summary):
@@ -149,6 +150,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _columns(summary: ResultsSummary) -> tuple[str, ...]:
+    return "task", summary.measure, "n", "95 % interval", "mean length", "action change"
+
+
 def _groups(summary: ResultsSummary) -> Iterator[tuple[str, Sequence[TaskSummary], GroupSummary]]:
     for title, seen, group in (
         ("seen tasks", True, summary.seen),
@@ -158,23 +163,15 @@ def _groups(summary: ResultsSummary) -> Iterator[tuple[str, Sequence[TaskSummary
             yield title, [task for task in summary.tasks if task.seen is seen], group
 
 
-def _task_cells(task: TaskSummary) -> tuple[str, str, str, str]:
+def _task_cells(task: TaskSummary) -> tuple[str, ...]:
     length = "-" if task.mean_length is None else f"{task.mean_length:.0f}"
-    return (
-        f"{100 * task.success_rate:.1f}",
-        str(task.episodes),
-        f"{100 * task.low:.1f} - {100 * task.high:.1f}",
-        length,
-    )
+    change = "-" if task.action_change is None else f"{task.action_change:.2f}"
+    return *_group_cells(task)[:3], length, change
 
 
-def _group_cells(group: GroupSummary) -> tuple[str, str, str, str]:
-    return (
-        f"{100 * group.success_rate:.1f}",
-        str(group.episodes),
-        f"{100 * group.low:.1f} - {100 * group.high:.1f}",
-        "",
-    )
+def _group_cells(group: GroupSummary | TaskSummary) -> tuple[str, ...]:
+    value, _, interval = group.percent.text(1).partition(" ")
+    return value, str(group.episodes), interval.strip("()"), "", ""
 
 
 def _mean_label(group: GroupSummary) -> str:
@@ -185,4 +182,5 @@ def _notes(summary: ResultsSummary) -> Iterator[str]:
     errors = sum(task.errors for task in summary.tasks)
     if errors:
         verb = "episodes broke off and count" if errors > 1 else "episode broke off and counts"
-        yield f"{errors} {verb} as not solved; the mean length leaves them out."
+        counted = "as not solved" if summary.measure == "success %" else "with a score of 0"
+        yield f"{errors} {verb} {counted}; mean length and action change leave them out."

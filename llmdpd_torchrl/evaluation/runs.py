@@ -17,6 +17,7 @@ from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.comparison import (
     Scores,
     interquartile_mean,
+    normalized_scores,
     paired_difference,
     performance_profile,
     successes,
@@ -82,15 +83,20 @@ class Variant:
     summary: ResultsSummary
 
     def scores(self, group: str) -> dict[str, Any]:
-        """Successes by task of ``"seen"`` or ``"unseen"`` tasks, [seeds, goals]."""
-        tasks = getattr(self.runs[0], group)
-        table = successes([run.episodes for run in self.runs])
-        return {task: table[task] for task in tasks}
+        """Successes, or scores over 100, of ``"seen"`` or ``"unseen"`` tasks, [seeds, goals]."""
+        table = self._table()
+        return {task: table[task] for task in getattr(self.runs[0], group)}
 
     def profile(self, thresholds: Any) -> Any:
-        """Share of tasks and seeds whose success rate is above each threshold."""
-        table = successes([run.episodes for run in self.runs])
-        return performance_profile({k: v.mean(-1) for k, v in table.items()}, thresholds)
+        """Share of tasks and seeds whose success rate, or score over 100, is above each."""
+        means = {task: rows.mean(-1) for task, rows in self._table().items()}
+        return performance_profile(means, thresholds)
+
+    def _table(self) -> dict[str, Any]:
+        episodes = [run.episodes for run in self.runs]
+        if self.summary.measure != "score":
+            return successes(episodes)
+        return {task: rows / 100 for task, rows in normalized_scores(episodes).items()}
 
 
 def find_runs(folder: str | Path) -> list[Run]:
@@ -211,7 +217,7 @@ class Table:
 
 
 def compare(found: Sequence[Variant]) -> Table:
-    """A row a variant: success on seen and unseen tasks, and the difference to the first.
+    """A row a variant: success, or score, on seen and unseen tasks; difference to the first.
 
     Intervals are of 95 %. Those of the means take the policies as they are and the episodes as
     drawn (see :func:`summarise`); the interquartile mean's is of tasks and seeds, and there from
@@ -219,8 +225,11 @@ def compare(found: Sequence[Variant]) -> Table:
     """
     groups = [g for g in ("seen", "unseen") if any(getattr(v.summary, g) for v in found)]
     hardest = groups[-1]
-    head = ["variant", *(f"{group} %" for group in groups), f"{hardest}, points above the first"]
-    head += [f"{hardest} IQM %", "seeds", "episodes", "failed"]
+    measures = {variant.summary.measure.removeprefix("success ") for variant in found}
+    unit = f" {' or '.join(sorted(measures))}"
+    head = ["variant", *(f"{group}{unit}" for group in groups)]
+    head += [f"{hardest}, points above the first", f"{hardest} IQM{unit}"]
+    head += ["seeds", "episodes", "failed"]
     rows = []
     for variant in found:
         errors = sum(task.errors for task in variant.summary.tasks)
@@ -259,20 +268,16 @@ def _same_starts(one: Run, other: Run, scores: Scores, theirs: Scores) -> bool:
 
 
 def task_table(found: Sequence[Variant]) -> Table:
-    """A row a task, a column a variant: success in percent, all seeds together."""
+    """A row a task, a column a variant: success in percent, or score, all seeds together."""
     cells: dict[str, dict[str, str]] = {}
     for variant in found:
         for task in variant.summary.tasks:
             label = task.task if task.seen else f"{task.task} (unseen)"
-            cells.setdefault(label, {})[variant.name] = (
-                f"{100 * task.success_rate:.0f} ({100 * task.low:.0f} - {100 * task.high:.0f})"
-            )
+            cells.setdefault(label, {})[variant.name] = task.percent.text()
     names = [variant.name for variant in found]
     rows = [(task, *(by.get(name, "-") for name in names)) for task, by in cells.items()]
     return Table(("task", *names), rows)
 
 
 def _interval(group: GroupSummary | None) -> str:
-    if group is None:
-        return "-"
-    return f"{100 * group.success_rate:.0f} ({100 * group.low:.0f} - {100 * group.high:.0f})"
+    return "-" if group is None else group.percent.text()

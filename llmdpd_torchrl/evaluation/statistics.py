@@ -1,19 +1,21 @@
-"""Success rates of an evaluation with intervals that hold for few episodes and for 0 or 100 %."""
+"""What an evaluation came to: success rates or scores, with intervals fit for few episodes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, NamedTuple
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, t
 
 from llmdpd_torchrl.errors import DataError
 
 __all__ = [
     "CONFIDENCE",
     "EpisodeResult",
+    "Estimate",
     "GroupSummary",
     "ResultsSummary",
     "TaskSummary",
@@ -23,6 +25,26 @@ __all__ = [
 
 #: Coverage of every interval in this package.
 CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval; limits that are not known are not a number.
+
+    Examples:
+        >>> Estimate(90.1, 87.0, 92.4).text()
+        '90 (87 - 92)'
+        >>> Estimate(12.0, math.nan, math.nan).text(1)
+        '12.0 (-)'
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 0) -> str:
+        """The value and, in brackets, the interval."""
+        limits = f"{self.low:.{digits}f} - {self.high:.{digits}f}"
+        return f"{self.value:.{digits}f} ({'-' if math.isnan(self.low) else limits})"
 
 
 @dataclass(frozen=True)
@@ -73,12 +95,16 @@ class TaskSummary:
         mean_return: mean return of the episodes that did not break off, ``None`` if all did.
         mean_length: mean length in steps of the same episodes, ``None`` if all broke off.
         errors: number of episodes that broke off.
+        score: mean normalised score, where the task has one; an episode that broke off scores 0.
+        score_low: lower limit of the 95 % t interval of that mean, ``None`` of a single episode.
+        score_high: upper limit of the same.
+        action_change: mean over the episodes that did not break off, ``None`` if not measured.
 
     Examples:
         >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
         >>> task = summarise([episode], ["reach-v3"], []).tasks[0]
-        >>> task.success_rate, round(task.low, 2)
-        (1.0, 0.21)
+        >>> task.success_rate, round(task.low, 2), task.percent.text()
+        (1.0, 0.21, '100 (21 - 100)')
     """
 
     task: str
@@ -92,6 +118,15 @@ class TaskSummary:
     mean_return: float | None
     mean_length: float | None
     errors: int = 0
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    action_change: float | None = None
+
+    @property
+    def percent(self) -> Estimate:
+        """What counts, on a scale of 100: the score where there is one, or the success rate."""
+        return _percent(self)
 
 
 @dataclass(frozen=True)
@@ -105,6 +140,9 @@ class GroupSummary:
         low: lower limit of the 95 % interval of that mean, see :func:`summarise`.
         high: upper limit of the same.
         success_at_end_rate: mean of the tasks' rates of success at the last step.
+        score: mean of the tasks' normalised scores, where all have one.
+        score_low: lower limit of its 95 % interval, ``None`` if a task has a single episode.
+        score_high: upper limit of the same.
 
     Examples:
         >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
@@ -118,6 +156,14 @@ class GroupSummary:
     low: float
     high: float
     success_at_end_rate: float
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+
+    @property
+    def percent(self) -> Estimate:
+        """What counts, on a scale of 100: the score where there is one, or the success rate."""
+        return _percent(self)
 
 
 @dataclass(frozen=True)
@@ -139,6 +185,11 @@ class ResultsSummary:
     tasks: tuple[TaskSummary, ...]
     seen: GroupSummary | None
     unseen: GroupSummary | None
+
+    @property
+    def measure(self) -> str:
+        """What ``percent`` means here: ``"success %"`` or ``"score"``."""
+        return "success %" if any(task.score is None for task in self.tasks) else "score"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and dictionaries that :mod:`json` can write."""
@@ -194,7 +245,7 @@ def summarise(
     10; MOVER, Zou & Donner 2008): for T tasks, ``low = p - sqrt(sum (p_t - low_t)²) / T``, and
     likewise above. A bootstrap over episodes and the normal approximation shrink to a point when
     all tasks are at 0 or 100 %, which is common here; this does not. With one task it *is* the
-    Wilson interval.
+    Wilson interval. Scores are treated in the same way, with Student's t interval for a task's.
 
     Args:
         episodes: finished episodes, in any order.
@@ -237,6 +288,8 @@ def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> 
     whole = [result for result in results if result.error is None]
     successes = sum(result.success for result in whole)
     low, high = wilson_interval(successes, count)
+    score = _mean_score(results)
+    changes = [result.action_change for result in whole if result.action_change is not None]
     return TaskSummary(
         task=task,
         seen=seen,
@@ -249,25 +302,68 @@ def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> 
         mean_return=_mean([result.episode_return for result in whole]),
         mean_length=_mean([result.length for result in whole]),
         errors=count - len(whole),
+        score=None if score is None else score.value,
+        score_low=None if score is None else _known(score.low),
+        score_high=None if score is None else _known(score.high),
+        action_change=_mean(changes),
     )
+
+
+def _mean_score(results: Sequence[EpisodeResult]) -> Estimate | None:
+    """Of a task; ``None`` where episodes that did not break off have no score."""
+    if not any(result.score is not None for result in results):
+        return None
+    scores = np.array([result.score if result.error is None else 0.0 for result in results], float)
+    mean = float(scores.mean())
+    if len(scores) == 1:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(scores) - 1) * scores.std(ddof=1))
+    half /= math.sqrt(len(scores))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def _summarise_group(tasks: Sequence[TaskSummary]) -> GroupSummary | None:
     if not tasks:
         return None
     count = len(tasks)
-    rate = sum(task.success_rate for task in tasks) / count
-    below = math.hypot(*(task.success_rate - task.low for task in tasks)) / count
-    above = math.hypot(*(task.high - task.success_rate for task in tasks)) / count
+    rate = _combine([Estimate(task.success_rate, task.low, task.high) for task in tasks])
+    score = None
+    if all(task.score is not None for task in tasks):
+        score = _combine([task.percent for task in tasks])
     return GroupSummary(
         tasks=count,
         episodes=sum(task.episodes for task in tasks),
-        success_rate=rate,
+        success_rate=rate.value,
         # The rule stays in [0, 1] by itself; rounding may miss it by one unit in the last place.
-        low=max(rate - below, 0.0),
-        high=min(rate + above, 1.0),
+        low=max(rate.low, 0.0),
+        high=min(rate.high, 1.0),
         success_at_end_rate=sum(task.success_at_end_rate for task in tasks) / count,
+        score=None if score is None else score.value,
+        score_low=None if score is None else _known(score.low),
+        score_high=None if score is None else _known(score.high),
     )
+
+
+def _combine(estimates: Sequence[Estimate]) -> Estimate:
+    """Their mean, by the square-and-add rule; unknown limits stay unknown."""
+    count = len(estimates)
+    mean = sum(estimate.value for estimate in estimates) / count
+    below = math.hypot(*(estimate.value - estimate.low for estimate in estimates)) / count
+    above = math.hypot(*(estimate.high - estimate.value for estimate in estimates)) / count
+    return Estimate(mean, mean - below, mean + above)
+
+
+def _percent(summary: TaskSummary | GroupSummary) -> Estimate:
+    if summary.score is None:
+        rates = summary.success_rate, summary.low, summary.high
+        return Estimate(*(100 * rate for rate in rates))
+    limits = summary.score_low, summary.score_high
+    return Estimate(summary.score, *(math.nan if limit is None else limit for limit in limits))
+
+
+def _known(limit: float) -> float | None:
+    """For JSON, which can not hold what is not a number."""
+    return None if math.isnan(limit) else limit
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -275,4 +371,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    return kind(**{field.name: data[field.name] for field in fields(kind)})
+    known = {
+        field.name: data[field.name]
+        for field in fields(kind)
+        if field.default is MISSING or field.name in data  # added in later versions
+    }
+    return kind(**known)

@@ -9,9 +9,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdpd_torchrl.data.scores import normalized_score
+from llmdpd_torchrl.data.scores import reference_returns
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.envs import GymMujocoEnv, MetaWorldEnv, SimulatorEnv, sample_goals
+from llmdpd_torchrl.envs import (
+    GymMujocoEnv,
+    HalfCheetahVelocityEnv,
+    MetaWorldEnv,
+    SimulatorEnv,
+    sample_goals,
+)
 from llmdpd_torchrl.errors import ConfigError
 
 __all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]
@@ -47,6 +53,9 @@ class Suite(Protocol):
 
     def make(self, task: str, *, render: tuple[int, int] | None = None) -> SimulatorEnv:
         """An environment of one task, whose numbered episodes are always the same."""
+
+    def task_id(self, task: str) -> int:
+        """What ``task_id`` says in the environment of a task."""
 
     def score(self, task: str, episode_return: float) -> float | None:
         """The normalised score of a return, 0 to 100, where there is such a thing."""
@@ -108,6 +117,10 @@ class MetaWorldSuite:
             render=render,
         )
 
+    def task_id(self, task: str) -> int:
+        """Its place in Meta-World's table."""
+        return METAWORLD_TASKS.index(task)
+
     def score(self, task: str, episode_return: float) -> float | None:
         """Meta-World has none."""
         return None
@@ -119,34 +132,48 @@ class MetaWorldSuite:
 
 @dataclass(frozen=True)
 class GymMujocoSuite:
-    """Gymnasium's locomotion tasks, by D4RL's normalised score.
+    """Gymnasium's locomotion tasks and running at given speeds, by normalised score.
 
     Attributes:
         variants: by name, the options of a :class:`~llmdpd_torchrl.envs.GymMujocoEnv`: its
-            ``task``, and ``dynamics``, say.
+            ``task``, and ``dynamics``, ``task_id`` or ``max_steps``, say; with a
+            ``target_velocity`` in the place of ``task``, those of a
+            :class:`~llmdpd_torchrl.envs.HalfCheetahVelocityEnv`.
+        references: by name, the returns that score 0 and 100; default: D4RL's for the task.
         seed: of the initial states.
-        max_steps: time limit.
+        max_steps: time limit of the variants that name none.
 
     Raises:
-        ConfigError: if a variant names no task.
+        ConfigError: if a variant names no task, or there are no reference returns for it.
 
     Examples:
         >>> suite = GymMujocoSuite({"hopper": {"task": "Hopper-v4"}})
         >>> suite.score("hopper", 3234.3)
         100.0
+        >>> jog = {"target_velocity": 1.0, "max_steps": 200}
+        >>> GymMujocoSuite({"jog": jog}, references={"jog": (-200.0, -50.0)}).score("jog", -125.0)
+        50.0
     """
 
     variants: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"hopper": {"task": "Hopper-v4"}}
     )
+    references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seed: int = 0
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
         for name, options in self.variants.items():
-            if "task" not in options:
+            if ("task" in options) == ("target_velocity" in options):
                 raise ConfigError(
-                    f"variant {name!r} names no task: say task=Hopper-v4, for example"
+                    f"variant {name!r} must name a task or a target_velocity: say task=Hopper-v4, "
+                    "for example"
+                )
+            low, high = self._reference(name)
+            if not low < high:
+                raise ConfigError(
+                    f"variant {name!r}: the return that scores 0 is {low}, the one that scores 100 "
+                    f"{high}: it must be larger"
                 )
 
     @property
@@ -157,11 +184,24 @@ class GymMujocoSuite:
     def make(self, task: str, *, render: tuple[int, int] | None = None) -> GymMujocoEnv:
         """An environment of one variant."""
         options = {"max_steps": self.max_steps, "seed": self.seed, **self.variants[task]}
-        return GymMujocoEnv(**options, render=render)
+        kind = HalfCheetahVelocityEnv if "target_velocity" in options else GymMujocoEnv
+        return kind(**options, render=render)
+
+    def task_id(self, task: str) -> int:
+        """That of the variant's options, or 0."""
+        return self.variants[task].get("task_id", 0)
 
     def score(self, task: str, episode_return: float) -> float | None:
-        """D4RL's."""
-        return normalized_score(self.variants[task]["task"], episode_return)
+        """0 and 100 at the reference returns."""
+        low, high = self._reference(task)
+        return 100.0 * (episode_return - low) / (high - low)
+
+    def _reference(self, name: str) -> tuple[float, float]:
+        if name in self.references:
+            return self.references[name]
+        if "task" not in self.variants[name]:
+            raise ConfigError(f"variant {name!r} has no reference returns: give them")
+        return reference_returns(self.variants[name]["task"])
 
     def starts(self) -> dict[str, Any]:
         """The seed, from which every episode's initial state is drawn by its number."""

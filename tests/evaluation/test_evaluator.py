@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.evaluation import (
     EvaluationSettings,
     Evaluator,
@@ -14,6 +14,7 @@ from llmdpd_torchrl.evaluation import (
     evaluate,
 )
 from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 TASKS = ("window-open-v3", "reach-v3")
 SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, lanes=3, group_size=4)
@@ -146,5 +147,33 @@ def test_wrong_requests():
         Evaluator(TASKS, EvaluationSettings(episodes_per_task=5), suite=SETTINGS.suite(TASKS))
     with pytest.raises(ConfigError, match="workers is 0"):
         Evaluator(TASKS, workers=0)
-    with pytest.raises(ConfigError, match="names no task"):
+    with pytest.raises(ConfigError, match="must name a task or a target_velocity"):
         GymMujocoSuite({"mine": {}})
+    jog = {"jog": {"target_velocity": 1.0}}
+    with pytest.raises(ConfigError, match="has no reference returns"):
+        GymMujocoSuite(jog)
+    with pytest.raises(ConfigError, match="it must be larger"):
+        GymMujocoSuite(jog, references={"jog": (-50.0, -200.0)})
+
+
+def test_running_at_a_speed_is_scored_between_its_references():
+    jog = {"target_velocity": 0.0, "task_id": 3, "max_steps": 10}
+    suite = GymMujocoSuite({"jog": jog}, references={"jog": (-10.0, 0.0)})
+    env = suite.make("jog")
+    assert int(env.reset()["task_id"]) == suite.task_id("jog") == 3
+    rollout = env.rollout(100)
+    assert len(rollout) == 10
+    total = float(rollout["next", "reward"].sum())
+    assert suite.score("jog", total) == pytest.approx(100 * (total + 10) / 10)
+    env.close()
+
+
+def test_prompts_must_be_there_for_every_environment():
+    suite = GymMujocoSuite({"hopper": {"task": "Hopper-v4", "task_id": 5}})
+    policy = make_policy(prompt="trajectory", action_dim=3, observation_fields={"state": (0, 11)},
+                         observation_keep=["state"], trajectory_length=4, conditioning="pooled",
+                         frame={"values": ["state"], "weights": [None]})  # fmt: skip
+    settings = EvaluationSettings(episodes_per_task=1)
+    bank = TrajectoryPromptBank.empty(4, 11, 3)
+    with pytest.raises(PromptError, match="no trajectory prompt for hopper"):
+        evaluate(policy, ["hopper"], bank=bank, settings=settings, suite=suite, workers=1)

@@ -92,10 +92,10 @@ def test_the_best_on_trained_tasks_is_kept(tmp_path):
     kept = LLMDPDPolicy.from_pretrained(tmp_path / "best")
     assert kept.info["updates"] == 3
     state = hook.state_dict()
-    assert state == {"best_success": 1.0}
+    assert state == {"best_value": 1.0}
     other = IntervalEvaluation(Scripted(), policy, every=1, trained_tasks=[])
     other.load_state_dict(state)
-    assert other.best_success == 1.0
+    assert other.best_value == 1.0
 
 
 def test_mistakes_are_named(evaluator):

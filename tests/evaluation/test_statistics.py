@@ -146,3 +146,45 @@ def test_from_dict_names_the_missing_key():
     del data["tasks"][0]["success_rate"]
     with pytest.raises(DataError, match="success_rate"):
         ResultsSummary.from_dict(data)
+
+
+def scored(task, *scores):
+    return [EpisodeResult(task, i, False, False, 0.0, 5, score=s) for i, s in enumerate(scores)]
+
+
+def test_scores_have_students_interval():
+    # Student's own sleep data (1908), drug 2: mean 2.33, sd 2.002, n 10; 95 %: 0.898 to 3.762.
+    drug = scored("a", 1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4)
+    summary = summarise(drug, ["a"], [])
+    assert summary.measure == "score"
+    assert summary.tasks[0].percent == pytest.approx((2.33, 0.8977, 3.7623), abs=1e-4)
+    assert summary.seen.percent == pytest.approx(summary.tasks[0].percent)
+    assert ResultsSummary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
+
+
+def test_scores_of_a_group_weigh_every_task_the_same():
+    group = summarise(scored("a", 0.0, 2.0) + scored("b", 10.0, 10.0, 10.0), [], ["a", "b"]).unseen
+    assert group.score == 5.5
+    half = 12.7062 * np.sqrt(2) / np.sqrt(2)  # t of one degree of freedom, s / sqrt(n)
+    assert group.percent == pytest.approx((5.5, 5.5 - half / 2, 5.5 + half / 2), abs=1e-4)
+
+
+def test_a_single_episode_has_a_score_and_no_interval():
+    summary = summarise(scored("a", 7.0), ["a"], [])
+    assert summary.tasks[0].percent.text(1) == summary.seen.percent.text(1) == "7.0 (-)"
+    assert json.loads(json.dumps(summary.to_dict(), allow_nan=False))["seen"]["score_low"] is None
+
+
+def test_an_episode_that_broke_off_scores_nothing():
+    lost = EpisodeResult("a", 1, False, False, 0.0, 0, error="killed")
+    assert summarise([*scored("a", 8.0), lost], ["a"], []).tasks[0].score == 4.0
+
+
+def test_what_was_written_before_there_were_scores_is_read():
+    old = summarise(episodes("a", 3, 4), ["a"], []).to_dict()
+    for part in (*old["tasks"], old["seen"]):
+        for key in [key for key in part if key.startswith(("score", "action"))]:
+            del part[key]
+    summary = ResultsSummary.from_dict(old)
+    assert summary.measure == "success %"
+    assert summary.seen.percent.value == 75.0
