@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.data.tasks import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
 from llmdpd_torchrl.modules.networks import NetworkConfig
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts import embed_texts, load_text_prompts, text_embedding_table
+from llmdpd_torchrl.prompts import (
+    TextPrompt,
+    embed_texts,
+    load_text_prompts,
+    text_embedding_table,
+)
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 __all__ = [
@@ -54,16 +59,20 @@ def apply_control(
     bank: TrajectoryPromptBank | None,
     *,
     encoder: str | Mapping[str, Any] = "smollm2",
+    table: TaskTable = METAWORLD_TASKS,
+    prompts: Mapping[str, TextPrompt] | None = None,
 ) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
     """The tables of prompts that a policy is evaluated with under a control.
 
     Args:
         control: one of :data:`CONTROLS`.
-        tasks: Meta-World tasks that are evaluated.
+        tasks: that are evaluated.
         text_table: ``[T, D]`` text embeddings by task id.
         bank: trajectory prompts.
         encoder: of the texts, for ``"paraphrase"`` and ``"random_text"``, which need others. The
             language model runs for texts whose embeddings are not stored.
+        table: of the tasks' ids.
+        prompts: the texts, by name of the task; default: Meta-World's.
 
     Returns:
         text table and bank, ``None`` for what is not shown.
@@ -79,14 +88,14 @@ def apply_control(
     if control not in CONTROLS:
         raise ConfigError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
     if control == "wrong":
-        return swap_prompts(tasks, text_table, bank)
+        return swap_prompts(tasks, text_table, bank, table=table)
     if control == "shuffled":
         return text_table, None if bank is None else shuffle_steps(bank)
     if control == "paraphrase":
-        return text_embedding_table(METAWORLD_TASKS.names, encoder, variant=0), None
+        return text_embedding_table(table.names, encoder, prompts, variant=0), None
     if control == "random_text":
-        prompts = load_text_prompts()
-        texts = [prompts[name].render() for name in METAWORLD_TASKS.names]
+        prompts = load_text_prompts() if prompts is None else prompts
+        texts = [prompts[name].render() for name in table.names]
         return embed_texts(random_strings(texts), encoder), None
     shows_text, shows_trajectory = control in ("both", "text"), control in ("both", "trajectory")
     return (text_table if shows_text else None), (bank if shows_trajectory else None)
@@ -126,6 +135,8 @@ def swap_prompts(
     text_table: Tensor | None,
     bank: TrajectoryPromptBank | None,
     offset: int | None = None,
+    *,
+    table: TaskTable = METAWORLD_TASKS,
 ) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
     """Show every task the prompts, text and trajectory, of a task further on in the list.
 
@@ -135,21 +146,21 @@ def swap_prompts(
         bank: trajectory prompts.
         offset: how far on. Default: half the list, because neighbours in it are often relatives
             (door-lock, door-unlock).
+        table: of the tasks' ids.
 
     Raises:
         ConfigError: if there is only one task, which has no other's prompts to be shown.
     """
     if len(tasks) < 2:
         raise ConfigError("wrong prompts need at least two tasks: evaluate more")
-    names = METAWORLD_TASKS.check(tasks)
-    ids = torch.tensor([METAWORLD_TASKS.index(name) for name in names])
+    ids = torch.tensor([table.index(name) for name in table.check(tasks)])
     other = ids.roll(-(len(ids) // 2 if offset is None else offset))
     if text_table is not None:
         swapped = text_table.clone()
         swapped[ids] = text_table[other]
         text_table = swapped
     if bank is not None:
-        renamed = torch.arange(len(METAWORLD_TASKS))
+        renamed = torch.arange(len(table))
         renamed[other] = ids  # what was the prompt of ``other`` is shown to ``ids``
         # A prompt of no trajectory in the training data: it is not the shown task's own.
         bank = TrajectoryPromptBank(
@@ -164,14 +175,18 @@ def confusion(
     *,
     text_table: Tensor | None = None,
     bank: TrajectoryPromptBank | None = None,
+    table: TaskTable = METAWORLD_TASKS,
 ) -> dict[str, dict[str, float]]:
-    """Success of every task under every task's prompts, by task and by whose prompts were shown.
+    """Success, or score, of every task under every task's prompts, as fractions.
+
+    By task, then by whose prompts were shown.
 
     Args:
         evaluator: of at least two tasks; called as many times.
         policy: to be evaluated.
         text_table: see :class:`~llmdpd_torchrl.evaluation.Evaluator`.
         bank: see there.
+        table: of the tasks' ids.
 
     Raises:
         ConfigError: as there, and by :func:`swap_prompts`.
@@ -179,11 +194,11 @@ def confusion(
     tasks = evaluator.tasks
     rates: dict[str, dict[str, float]] = {task: {} for task in tasks}
     for offset in range(len(tasks)):
-        table, shown = swap_prompts(tasks, text_table, bank, offset)
-        summary = summarise(evaluator(policy, text_table=table, bank=shown), tasks, [])
+        texts, shown = swap_prompts(tasks, text_table, bank, offset, table=table)
+        summary = summarise(evaluator(policy, text_table=texts, bank=shown), tasks, [])
         for position, task in enumerate(summary.tasks):
             other = tasks[(position + offset) % len(tasks)]
-            rates[task.task][other] = task.success_rate
+            rates[task.task][other] = task.percent.value / 100
     return rates
 
 

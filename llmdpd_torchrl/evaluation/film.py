@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
+from llmdpd_torchrl.evaluation.suites import Suite
 from llmdpd_torchrl.evaluation.video import Frame, add_caption, render_frame, write_video
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
@@ -57,8 +58,12 @@ def record_episode(
         ConfigError: if nothing on this machine can render.
     """
     shown = {"text_table": text_table, "bank": bank}
-    frames, success = _film(policy, task, goal_index, shown, settings, every, size, progress)
-    write_video(frames, path, fps, caption=f"{caption} [{_outcome(success)}]")
+    settings = settings or EvaluationSettings()
+    suite = settings.suite([task])
+    frames, success, outcome = _film(
+        policy, suite, task, goal_index, shown, settings, every, size, progress
+    )
+    write_video(frames, path, fps, caption=f"{caption} [{outcome}]")
     return success
 
 
@@ -69,6 +74,7 @@ def film_grid(
     text_table: torch.Tensor | None = None,
     bank: TrajectoryPromptBank | None = None,
     settings: EvaluationSettings | None = None,
+    suite: Suite | None = None,
     every: int = 4,
     size: tuple[int, int] = (240, 180),
     columns: int | None = None,
@@ -80,10 +86,12 @@ def film_grid(
 
     Args:
         policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
-        captions: by task, the text burnt into its tile; whether it succeeded is added.
+        captions: by task, the text burnt into its tile; whether it succeeded, or its score, is
+            added.
         text_table: as for ``evaluate``.
         bank: as for ``evaluate``.
         settings: as for ``evaluate``.
+        suite: as for ``evaluate``.
         every: one frame in so many steps.
         size: width and height of a tile's picture in pixels.
         columns: of the grid; default: about as many as rows.
@@ -99,10 +107,14 @@ def film_grid(
     if not captions:
         raise ConfigError("a grid of episodes needs at least one task")
     shown = {"text_table": text_table, "bank": bank}
+    settings = settings or EvaluationSettings()
+    suite = settings.suite(list(captions)) if suite is None else suite
     films, outcomes = [], {}
     for task, caption in captions.items():
-        frames, success = _film(policy, task, 0, shown, settings, every, size, progress)
-        films.append(list(add_caption(frames, f"{caption} [{_outcome(success)}]")))
+        frames, success, outcome = _film(
+            policy, suite, task, 0, shown, settings, every, size, progress
+        )
+        films.append(list(add_caption(frames, f"{caption} [{outcome}]")))
         outcomes[task] = success
     return _tile(films, columns or math.ceil(math.sqrt(len(films)))), outcomes
 
@@ -125,21 +137,22 @@ def _tile(films: Sequence[Sequence[Frame]], columns: int) -> list[Frame]:
 
 def _film(
     policy: LLMDPDPolicy,
+    suite: Suite,
     task: str,
     goal_index: int,
     shown: dict[str, Any],
-    settings: EvaluationSettings | None,
+    settings: EvaluationSettings,
     every: int,
     size: tuple[int, int],
     progress: bool,
-) -> tuple[list[Frame], bool]:
-    """The pictures of one episode, and whether it succeeded."""
-    settings = settings or EvaluationSettings()
-    simulator = settings.suite([task]).make(task, render=size)
+) -> tuple[list[Frame], bool, str]:
+    """The pictures of one episode, whether it succeeded, and what to say of that."""
+    simulator = suite.make(task, render=size)
     env = make_policy_env(policy, simulator, **shown)
     generator = settings.generator(goal_index)
     frames = []
-    bar = tqdm(total=settings.max_steps, desc=f"film {task}", unit="step", disable=not progress)
+    bar = tqdm(desc=f"film {task}", unit="step", disable=not progress)
+    total = 0.0
     with bar, torch.no_grad():
         env.base_env.choose_episode(goal_index)
         state = env.reset()
@@ -150,13 +163,12 @@ def _film(
             action = settings.act(policy, state.unsqueeze(0), generator).squeeze(0)
             step = env.step(state.set("action", action))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
-            success |= bool(step["success"])
+            success |= bool(step.get("success", False))
+            total += float(step["reward"])
             steps += 1
             bar.update()
         frames.append(render_frame(env.base_env.simulator))
     env.close()
-    return frames, success
-
-
-def _outcome(success: bool) -> str:
-    return "success" if success else "failure"
+    score = suite.score(task, total)
+    outcome = "success" if success else "failure"
+    return frames, success, outcome if score is None else f"score {score:.0f}"

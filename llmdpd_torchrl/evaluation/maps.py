@@ -88,7 +88,7 @@ def plot_prompt_map(
 def plot_confusion(
     rates: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str], episodes: int
 ) -> None:
-    """Draw success of every task under every task's prompts: a policy that reads is a diagonal.
+    """Draw results of every task under every task's prompts: a policy that reads is a diagonal.
 
     Args:
         rates: by task, then by whose prompts were shown; fractions.
@@ -108,5 +108,5 @@ def plot_confusion(
     axes.set_xticks(range(len(tasks)), names, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(tasks)), names, fontsize=8)
     axes.set(xlabel="prompts shown", ylabel="task")
-    figure.colorbar(image, ax=axes, label=f"success, % of {episodes} episodes", shrink=0.8)
+    figure.colorbar(image, ax=axes, label=f"success % or score, {episodes} episodes", shrink=0.8)
     save_figure(figure, path)

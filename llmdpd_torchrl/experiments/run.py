@@ -1,0 +1,242 @@
+"""A run: its stages one after another, each skipped where its output is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+
+from llmdpd_torchrl.envs.splits import TaskSplit
+from llmdpd_torchrl.errors import ConfigError, UserError
+from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
+from llmdpd_torchrl.evaluation.backends import check_backend
+from llmdpd_torchrl.evaluation.controls import check_control
+from llmdpd_torchrl.evaluation.page import write_report
+from llmdpd_torchrl.evaluation.report import git_revision, versions
+from llmdpd_torchrl.experiments import filming, measuring, training
+from llmdpd_torchrl.experiments.settings import (
+    check_loss,
+    check_whole_numbers,
+    plain,
+    read,
+)
+from llmdpd_torchrl.files import make_writable_folder, write_atomic, write_json
+from llmdpd_torchrl.modules.networks import NetworkConfig
+from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.prompts import TextPrompt
+from llmdpd_torchrl.workers import available_cores
+
+__all__ = ["STAGES", "Family", "Run", "run_experiment"]
+
+#: What a training is a function of, beside the data and the family's own settings.
+_IDENTITY = ("seed", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim")
+
+
+class Family(Protocol):
+    """What a family of environments brings to a run: its tasks, data, prompts and simulators."""
+
+    def check(self, cfg: DictConfig) -> TaskSplit:
+        """Check the family's own settings, before any work is done, and name the tasks.
+
+        Raises:
+            ConfigError: on a setting that is out of range.
+        """
+
+    def collect(self, run: Run) -> None:
+        """Fill in the run's data and trajectory prompts."""
+
+    def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
+        """The tasks in words."""
+
+    def embed(self, run: Run) -> None:
+        """Fill in the run's text table, for a policy that reads texts."""
+
+    def network(self, run: Run) -> dict[str, Any]:
+        """What the networks' structure takes from the data, once they are there."""
+
+    def settings(self, cfg: DictConfig) -> EvaluationSettings:
+        """How evaluations are made.
+
+        Raises:
+            ConfigError: on a setting that is out of range.
+        """
+
+    def suite(self, run: Run, settings: EvaluationSettings) -> Suite:
+        """The environments of all tasks."""
+
+    def identity(self, cfg: DictConfig) -> Any:
+        """What a training is a function of, of the family's own settings; JSON can hold it."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What the stages hand on to each other.
+
+    Attributes:
+        cfg: the configuration.
+        family: of the environments.
+        output: folder of all artefacts.
+        split: the tasks.
+        dataset: of the training tasks.
+        text_table: ``[T, D]`` embeddings of the prompts, by task id.
+        training_bank: trajectory prompts that the training draws from.
+        evaluation_bank: those that are shown in evaluations.
+        support_hash: of the data that demonstrations of held-out tasks come from.
+        fingerprint: of all that the training is a function of.
+        policy: trained.
+        trained: whether it was trained in this run.
+        failed: episodes that broke off.
+        seconds: by stage.
+    """
+
+    cfg: DictConfig
+    family: Family
+    output: Path
+    split: TaskSplit
+    dataset: Any = None
+    text_table: Any = None
+    training_bank: Any = None
+    evaluation_bank: Any = None
+    support_hash: str | None = None
+    fingerprint: str = ""
+    policy: Any = None
+    trained: bool = False
+    failed: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def run_experiment(cfg: DictConfig, family: Family) -> int:
+    """Run the stages up to ``cfg.until``.
+
+    Returns:
+        the exit code: 0; 1 if an episode of the evaluation broke off; 2, with one line on stderr,
+        for an error that the user can mend.
+    """
+    started = time.monotonic()
+    # Not before: importing torchrl sets the level itself.
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    try:
+        run = prepare(cfg, family)
+        write_environment(run)
+        for stage, work in STAGES.items():
+            begun = time.monotonic()
+            work(run)
+            run.seconds[stage] = round(time.monotonic() - begun, 1)
+            if stage == cfg.until:
+                break
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if run.trained:  # the times of a run that reused its stages say nothing
+        write_json(run.output / "timings.json", {"stage_seconds": run.seconds})
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes ({spent})")
+    print(f"artefacts: {run.output}")
+    if run.failed:
+        print(
+            f"error: {run.failed} episodes of the evaluation broke off and count as not solved; "
+            f"{run.output / 'results.json'} says why (force=[evaluate] evaluates again)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def prepare(cfg: DictConfig, family: Family) -> Run:
+    """Check what can be checked before any work is done, and make the output folder.
+
+    Raises:
+        ConfigError: on a setting that is wrong.
+    """
+    split = family.check(cfg)
+    family.settings(cfg)
+    network = read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
+    if cfg.until not in STAGES:
+        raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
+    if set(cfg.force) - {"train", "evaluate"}:
+        raise ConfigError(f"force is {list(cfg.force)}: it lists stages, train and evaluate")
+    check_whole_numbers(
+        cfg,
+        ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "video.every",
+         "evaluation.demonstrations"),
+    )  # fmt: skip
+    check_whole_numbers(cfg, ("evaluation.every", "evaluation.confusion"), least=0)
+    if cfg.evaluation.every % cfg.trainer.log_every:
+        raise ConfigError(
+            f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
+            f"which is {cfg.trainer.log_every}"
+        )
+    check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
+    check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
+    if cfg.loss.alignment and (network.prompt != "both" or network.retrieves):
+        raise ConfigError(
+            "loss.alignment needs both prompts as vectors: use network.conditioning=pooled and "
+            "prompt=both, or set it to 0"
+        )
+    check_loss(cfg.loss, LLMDPDLoss)
+    for task in cfg.video.tasks or ():
+        if task not in split.tasks:
+            raise ConfigError(
+                f"video.tasks: unknown task {task!r} in split {split.name!r}: choose some of "
+                f"{', '.join(split.tasks)}"
+            )
+    return Run(cfg, family, make_writable_folder(cfg.output_dir, "output", "output_dir"), split)
+
+
+def collect(run: Run) -> None:
+    """Get the data, and the fingerprint of the training on them."""
+    run.family.collect(run)
+    identity = [
+        {key: plain(run.cfg[key]) for key in _IDENTITY},
+        run.cfg.trainer.total_updates,
+        run.family.identity(run.cfg),
+        run.dataset.manifest.data_hash,
+    ]
+    text = json.dumps(identity, sort_keys=True)
+    run.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def report(run: Run) -> None:
+    """Write ``report/report.html``, one page with everything on it."""
+    print(f"report: {write_report(run.output)}")
+
+
+def write_environment(run: Run) -> None:
+    """The resolved configuration and a report of what it ran on."""
+    resolved = OmegaConf.create(OmegaConf.to_yaml(run.cfg, resolve=True))
+    write_atomic(run.output / "config.yaml", lambda path: OmegaConf.save(resolved, path))
+    write_json(
+        run.output / "environment.json",
+        {
+            "versions": versions(),
+            "seed": run.cfg.seed,
+            "git_revision": git_revision(),
+            "cores": available_cores(),
+            "command": sys.argv,
+        },
+    )
+
+
+def embed(run: Run) -> None:
+    """Look up the text embeddings; the language model runs only for texts it has not seen yet."""
+    if run.cfg.prompt in ("both", "text"):
+        run.family.embed(run)
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "collect": collect,
+    "embed": embed,
+    "train": training.train,
+    "evaluate": measuring.evaluate,
+    "film": filming.film,
+    "report": report,
+}
+"""In their order."""

@@ -1,0 +1,103 @@
+"""Settings from a configuration, checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.prompts import make_text_encoder
+
+__all__ = ["check_loss", "check_text_encoder", "check_whole_numbers", "part", "plain", "read"]
+
+Settings = TypeVar("Settings")
+
+
+def plain(value: Any) -> Any:
+    """A setting without the configuration around it, as JSON has it.
+
+    Examples:
+        >>> plain(OmegaConf.create({"a": [1, 2]})), plain("smollm2")
+        ({'a': [1, 2]}, 'smollm2')
+    """
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def part(cfg: DictConfig, names: Sequence[str]) -> DictConfig:
+    """Some of the settings of a group."""
+    return OmegaConf.masked_copy(cfg, list(names))
+
+
+def read(kind: type[Settings], cfg: Any, where: str, **more: Any) -> Settings:
+    """Make a settings dataclass of a config group, with one line for a wrong name or type.
+
+    Args:
+        kind: the dataclass.
+        cfg: the group.
+        where: its name, for messages.
+        **more: what does not come from the group, or replaces it.
+
+    Raises:
+        ConfigError: on an unknown name or a value of another type, and as ``kind`` does.
+
+    Examples:
+        >>> from llmdpd_torchrl.evaluation import EvaluationSettings
+        >>> read(EvaluationSettings, {"max_steps": 100}, "evaluation", seed=3).max_steps
+        100
+    """
+    values = {**plain(cfg), **more}
+    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        wanted = kinds.get(str(item.type))
+        value = values.get(item.name)
+        if (
+            wanted
+            and item.name in values
+            and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool))
+        ):
+            raise ConfigError(f"{where}.{item.name} is {value!r}: it must be of type {item.type}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def check_whole_numbers(cfg: DictConfig, keys: Sequence[str], least: int = 1) -> None:
+    """Check that settings are whole numbers of at least ``least``.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            none = ", or 0 for none" if least == 0 else ""
+            raise ConfigError(
+                f"{key} is {value!r}: it must be a whole number of at least {least}{none}"
+            )
+
+
+def check_text_encoder(cfg: DictConfig) -> None:
+    """Check that there is such a text encoder, for a policy that reads texts.
+
+    Raises:
+        PromptError: if not.
+    """
+    if cfg.prompt in ("both", "text"):
+        make_text_encoder(plain(cfg.text_encoder))
+
+
+def check_loss(cfg: DictConfig, kind: type) -> None:
+    """Check that the group ``loss`` has only what the loss knows, ``gamma`` and ``reward_scale``.
+
+    Raises:
+        ConfigError: naming what it does not know.
+    """
+    known = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    unknown = sorted(set(cfg) - set(known) - {"gamma", "reward_scale"})
+    if unknown:
+        raise ConfigError(f"loss: there is no setting {unknown[0]!r}; see {kind.__name__}")

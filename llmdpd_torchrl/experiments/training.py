@@ -1,0 +1,140 @@
+"""The training of a run: networks, loss and trainer, put together from the library's parts."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import torch
+from torchrl.envs.transforms import RewardScaling
+
+from llmdpd_torchrl.evaluation.interval import IntervalEvaluation
+from llmdpd_torchrl.experiments import filming, measuring
+from llmdpd_torchrl.experiments.settings import plain, read
+from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.trainers.logging import make_logger
+from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
+from llmdpd_torchrl.transforms.pipeline import training_transforms
+from llmdpd_torchrl.workers import available_cores
+
+if TYPE_CHECKING:
+    from llmdpd_torchrl.experiments.run import Run
+
+__all__ = ["train"]
+
+
+def train(run: Run) -> None:
+    """Train, and save the policy; or load it if this very training has been done."""
+    folder = run.output / "checkpoint"
+    if (folder / "policy.json").exists() and "train" not in run.cfg.force:
+        policy = LLMDPDPolicy.from_pretrained(folder)
+        if policy.info.get("fingerprint") == run.fingerprint:
+            print(f"train: reusing {folder} (force=[train] trains again)")
+            run.policy = policy
+            return
+        print(f"train: {folder} is of other settings or data and is replaced")
+    torch.manual_seed(run.cfg.seed)
+    torch.set_num_threads(run.cfg.trainer.threads or available_cores())
+    run.policy, networks = _build(run)
+    trainer = _make_trainer(run, networks)
+    shutil.rmtree(run.output / "best", ignore_errors=True)  # of a training that is being replaced
+    if run.cfg.evaluation.every:
+        _train_and_evaluate(run, trainer)
+    else:
+        trainer.train()
+    run.policy.info["updates"] = run.cfg.trainer.total_updates
+    run.policy.save_pretrained(folder)
+    run.trained = True
+
+
+def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
+    """The policy, untrained, and its networks with the critics."""
+    cfg, dataset, table = run.cfg, run.dataset, run.text_table
+    trained = dataset.trajectory_task.unique()
+    config = read(
+        NetworkConfig,
+        cfg.network,
+        "network",
+        prompt=cfg.prompt,
+        trajectory_length=cfg.trajectory_prompt.length,
+        observation_fields=dataset.manifest.observation_layout["fields"],
+        action_dim=dataset.manifest.action_size,
+        text_dim=NetworkConfig.text_dim if table is None else table.shape[-1],
+        **run.family.network(run),
+    )
+    networks = make_networks(
+        config,
+        observations=dataset.transitions["observation"],
+        text_embeddings=None if table is None else table[trained],
+    )
+    about = {
+        "fingerprint": run.fingerprint,
+        "trained_tasks": list(run.split.train),
+        "trained_task_ids": trained.tolist(),
+        "task_table": list(run.split.table.names),
+        "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
+        "hide_goal": run.family.settings(cfg).hide_goal,
+    }
+    return LLMDPDPolicy.from_networks(config, networks, about), networks
+
+
+def _make_trainer(run: Run, networks: Networks) -> OfflineTrainer:
+    cfg, policy = run.cfg, run.policy
+    loss_options = dict(cfg.loss)
+    gamma, scale = loss_options.pop("gamma"), loss_options.pop("reward_scale")
+    transforms = training_transforms(
+        policy,
+        text_table=run.text_table,
+        bank=run.training_bank,
+        prompts_per_task=cfg.trajectory_prompt.per_task,
+        open_probability=cfg.trajectory_prompt.open_probability,
+        augment=cfg.trajectory_prompt.augment,
+    )
+    transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
+    loss = LLMDPDLoss(
+        policy.prompt_network(run.text_table, run.training_bank),
+        networks.actor,
+        networks.qvalues,
+        **loss_options,
+    )
+    loss.make_value_estimator(gamma=gamma)
+    (run.output / "metrics.csv").unlink(missing_ok=True)  # of a training that is being replaced
+    logger = make_logger(
+        directory=run.output, name=cfg.name, config=plain(cfg), **plain(cfg.logger)
+    )
+    return OfflineTrainer(
+        loss,
+        run.dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
+        total_updates=cfg.trainer.total_updates,
+        stepper=OfflineOptimizationStepper(
+            loss,
+            learning_rate=cfg.optim.learning_rate,
+            max_grad_norm=cfg.optim.max_grad_norm,
+            total_updates=cfg.trainer.total_updates,
+        ),
+        logger=logger,
+        log_every=cfg.trainer.log_every,
+        progress_bar=cfg.progress,
+    )
+
+
+def _train_and_evaluate(run: Run, trainer: OfflineTrainer) -> None:
+    """Train, with evaluations in between."""
+    cfg, split = run.cfg, run.split
+    table, bank = measuring.shown(run)
+    interim = {"episodes_per_task": cfg.evaluation.every_episodes}
+    with measuring.make_evaluator(run, split.tasks, progress=False, **interim) as evaluator:
+        IntervalEvaluation(
+            evaluator,
+            run.policy,
+            every=cfg.evaluation.every,
+            trained_tasks=split.train,
+            text_table=table,
+            bank=bank,
+            best=run.output / "best" / "checkpoint",
+            film=filming.interval_film(run),
+            fps=cfg.video.fps,
+        ).register(trainer)
+        trainer.train()
