@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llmdpd_torchrl.data.scores import reference_returns
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs import (
+    Dynamics,
     GymMujocoEnv,
     HalfCheetahVelocityEnv,
     MetaWorldEnv,
@@ -204,5 +205,15 @@ class GymMujocoSuite:
         return reference_returns(self.variants[name]["task"])
 
     def starts(self) -> dict[str, Any]:
-        """The seed, from which every episode's initial state is drawn by its number."""
-        return {task: {"seed": self.seed} for task in self.variants}
+        """The seed that initial states are drawn from by an episode's number, and the options."""
+        return {
+            task: {
+                "seed": self.seed,
+                "max_steps": self.max_steps,
+                **{
+                    key: asdict(value) if isinstance(value, Dynamics) else value
+                    for key, value in options.items()
+                },
+            }
+            for task, options in self.variants.items()
+        }

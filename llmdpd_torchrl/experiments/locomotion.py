@@ -1,0 +1,181 @@
+"""Recorded locomotion: speeds or levels of skill, told by prompts, by normalised score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from llmdpd_torchrl.data import OfflineDataset, load_episodes
+from llmdpd_torchrl.data.gait import collect_gait
+from llmdpd_torchrl.envs import Dynamics
+from llmdpd_torchrl.envs.splits import TaskSplit
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite
+from llmdpd_torchrl.experiments.protocols import (
+    Protocol,
+    level_codes,
+    level_protocol,
+    read_speeds,
+    speed_protocol,
+)
+from llmdpd_torchrl.experiments.settings import (
+    check_text_encoder,
+    check_whole_numbers,
+    part,
+    plain,
+    read,
+)
+from llmdpd_torchrl.prompts import TextPrompt, text_embedding_table
+from llmdpd_torchrl.prompts.frames import FrameSpec
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+if TYPE_CHECKING:
+    from llmdpd_torchrl.experiments.run import Run
+
+__all__ = ["ORACLE", "Locomotion"]
+
+ORACLE = "oracle"
+"""As ``text_encoder``: in the place of a text's embedding, the number that says it all."""
+
+
+class Locomotion:
+    """The family of recorded locomotion; its settings are ``configs/train_d4rl.yaml``'s."""
+
+    def __init__(self) -> None:
+        self._protocol: Protocol | None = None
+        self._codes: Mapping[str, float] = {}
+
+    @property
+    def protocol(self) -> Protocol:
+        """Of the run, once it was checked."""
+        assert self._protocol is not None
+        return self._protocol
+
+    def check(self, cfg: DictConfig) -> TaskSplit:
+        """See :class:`~llmdpd_torchrl.experiments.run.Family`. Rolls the data if none are given."""
+        if cfg.text_encoder != ORACLE:
+            check_text_encoder(cfg)
+        check_whole_numbers(cfg, ("data.gait_episodes",))
+        if cfg.evaluation.max_steps is not None:
+            check_whole_numbers(cfg, ("evaluation.max_steps",))
+        share = cfg.trajectory_prompt.best_share
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(
+                f"trajectory_prompt.best_share is {share!r}: it must be above 0 and at most 1"
+            )
+        self._dynamics(cfg)
+        sources, held_out = self._sources(cfg)
+        speeds = read_speeds(sources[0]) if len(sources) == 1 and not held_out else None
+        if speeds is not None:
+            self._protocol = speed_protocol(*speeds, validation=cfg.data.validation)
+            self._codes = self._protocol.codes
+        elif cfg.data.validation:
+            raise ConfigError("data.validation is for files of speeds: levels have none to spare")
+        else:
+            self._protocol = level_protocol(sources, held_out, environment=cfg.data.environment)
+        return self._protocol.split
+
+    def collect(self, run: Run) -> None:
+        """Load all episodes, part those to train on from those to show, and cut the prompts."""
+        cfg, split = run.cfg, run.split
+        sources, held_out = self._sources(cfg)
+        is_speeds = bool(self.protocol.codes)
+        dataset = load_episodes(
+            [*sources, *held_out],
+            task_key="task_id" if is_speeds else None,
+            max_episode_steps=cfg.data.max_episode_steps,
+            progress=cfg.progress,
+        )
+        dataset = self.protocol.name_tasks(dataset)
+        if not is_speeds:
+            self._codes = level_codes(dataset, next(iter(self.protocol.variants.values()))["task"])
+        dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.best_share))
+        run.dataset = _of_tasks(dataset, split.train, split)
+        length = cfg.trajectory_prompt.length
+        run.training_bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
+        run.evaluation_bank = run.training_bank
+        if split.held_out:
+            support = _of_tasks(dataset, split.held_out, split)
+            run.support_hash = support.manifest.data_hash
+            bank = TrajectoryPromptBank.from_dataset(support, length, trained_on=False)
+            run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
+
+    def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
+        """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        return self.protocol.prompts
+
+    def embed(self, run: Run) -> None:
+        """Look up the texts' embeddings, or the oracle's numbers."""
+        names = run.split.table.names
+        if run.cfg.text_encoder == ORACLE:
+            run.text_table = torch.tensor([[self._codes[name]] for name in names])
+        else:
+            encoder = plain(run.cfg.text_encoder)
+            run.text_table = text_embedding_table(names, encoder, self.protocol.prompts)
+
+    def network(self, run: Run) -> dict[str, Any]:
+        """All of the state is seen, and compared as it is: there are no objects to relate to."""
+        fields = tuple(run.dataset.manifest.observation_layout["fields"])
+        return {
+            "observation_keep": fields,
+            "frame": FrameSpec(values=fields, weights=(None,) * len(fields)),
+            "around_prompt": False,
+        }
+
+    def settings(self, cfg: DictConfig) -> EvaluationSettings:
+        """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        names = ("episodes_per_task", "seed", "stochastic")
+        return read(EvaluationSettings, part(cfg.evaluation, names), "evaluation")
+
+    def suite(self, run: Run, settings: EvaluationSettings) -> GymMujocoSuite:
+        """The environments, with changed physics if that is asked for."""
+        limit = run.cfg.evaluation.max_steps
+        return self.protocol.suite(settings.seed, limit, self._dynamics(run.cfg))
+
+    def identity(self, cfg: DictConfig) -> Any:
+        """Nothing: what is trained on is in the data's hash."""
+        return None
+
+    def _dynamics(self, cfg: DictConfig) -> Dynamics:
+        return read(Dynamics, cfg.evaluation.dynamics, "evaluation.dynamics")
+
+    def _sources(self, cfg: DictConfig) -> tuple[list[str], list[str]]:
+        """What to train on and what to show; with nothing given, a file that is rolled here."""
+        sources, held_out = plain(cfg.data.sources), plain(cfg.data.held_out) or []
+        for key, value in (("sources", sources or []), ("held_out", held_out)):
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(
+                    f"data.{key} is {value!r}: give a list, such as 'data.{key}=[hopper.hdf5]'"
+                )
+        if sources:
+            return sources, held_out
+        if held_out:
+            raise ConfigError("data.held_out is given without data.sources: nothing to train on")
+        path = Path(cfg.data.folder) / "halfcheetah_gait.hdf5"
+        if not path.exists():
+            print(
+                "no data.sources are given: a small data set is rolled here, a half cheetah at "
+                f"several speeds ({path})"
+            )
+        collect_gait(path, episodes=cfg.data.gait_episodes, progress=cfg.progress)
+        return [str(path)], []
+
+
+def _best(dataset: OfflineDataset, share: float) -> torch.Tensor:
+    """``[E]`` bool: the episodes of highest return of each task, at least two."""
+    best = torch.zeros(len(dataset.lengths), dtype=torch.bool)
+    returns = dataset.trajectory_return
+    for task in dataset.trajectory_task.unique():
+        rows = (dataset.trajectory_task == task).nonzero().squeeze(-1)
+        count = min(len(rows), max(2, round(share * len(rows))))
+        best[rows[returns[rows].topk(count).indices]] = True
+    return best
+
+
+def _of_tasks(dataset: OfflineDataset, tasks: tuple[str, ...], split: TaskSplit) -> OfflineDataset:
+    ids = torch.tensor([split.table.index(name) for name in tasks])
+    return dataset.select(torch.isin(dataset.trajectory_task, ids))
