@@ -23,18 +23,18 @@ again: a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import RESULTS, check_figures, write_figures, write_readme_table
+from episodes import read_episodes, write_episodes
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.data import TrajectoryDataset
@@ -173,33 +173,7 @@ def run(
     episodes = evaluate(
         policy, tasks, text_table=table, bank=shown, settings=settings, workers=options.workers
     )
-    names = [field.name for field in fields(EpisodeResult)]
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(names)
-            writer.writerows([getattr(episode, name) for name in names] for episode in episodes)
-
-    options.keep.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, write)
-
-
-def read(path: Path) -> list[EpisodeResult]:
-    """Episodes as they were kept."""
-    with path.open(newline="") as file:
-        return [
-            EpisodeResult(
-                task=row["task"],
-                goal_index=int(row["goal_index"]),
-                success=row["success"] == "True",
-                success_at_end=row["success_at_end"] == "True",
-                episode_return=float(row["episode_return"]),
-                length=int(row["length"]),
-                error=row["error"] or None,
-            )
-            for row in csv.DictReader(file)
-        ]
+    write_episodes(path, episodes)
 
 
 def mean_success(results: Sequence[Sequence[EpisodeResult]]) -> float:
@@ -219,7 +193,7 @@ def figures(keep: Path) -> dict[str, float]:
     kept: dict[tuple[str, str, str], list[list[EpisodeResult]]] = {}
     for path in sorted(keep.glob("*.csv")):
         variant, _, control, group = path.stem.rsplit("-", 3)
-        kept.setdefault((variant, control, group), []).append(read(path))
+        kept.setdefault((variant, control, group), []).append(read_episodes(path))
     found: dict[str, float] = {}
     for (variant, control, group), results in kept.items():
         found[figure_name(variant, control, group)] = mean_success(results)
@@ -252,7 +226,7 @@ def write_tables(keep: Path, path: Path) -> list[str]:
     rows: dict[tuple[str, str, str], list[EpisodeResult]] = {}
     for file in sorted(keep.glob("*.csv")):
         variant, _, control, group = file.stem.rsplit("-", 3)
-        rows.setdefault((variant, control, group), []).extend(read(file))
+        rows.setdefault((variant, control, group), []).extend(read_episodes(file))
     tasks = sorted({e.task for key, found in rows.items() if key[2] == "unseen" for e in found})
     tables = {
         "unseen": [

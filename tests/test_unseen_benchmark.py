@@ -16,6 +16,7 @@ from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import unseen
+from episodes import read_episodes
 
 TASKS = ("door-lock-v3", "box-close-v3")
 
@@ -49,7 +50,7 @@ def test_every_policy_is_evaluated_under_every_control():
 
 def test_episodes_are_read_as_they_were_kept(tmp_path):
     keep(tmp_path, "tokens-seed0-both-unseen", [[1, 0], [0, 0]])
-    episodes = unseen.read(tmp_path / "tokens-seed0-both-unseen.csv")
+    episodes = read_episodes(tmp_path / "tokens-seed0-both-unseen.csv")
     assert episodes[0] == EpisodeResult("door-lock-v3", 0, True, True, 1.5, 20, None)
     assert [episode.success for episode in episodes] == [True, False, False, False]
 
@@ -110,7 +111,7 @@ def test_an_arm_is_run_once_and_kept(dataset, tmp_path, monkeypatch):
     arm = unseen.Arm("retrieve_and_play", 0, "trajectory", "unseen")
     unseen.run(arm, split, options, {})
     path = arm.path(tmp_path)
-    (episode,) = unseen.read(path)
+    (episode,) = read_episodes(path)
     assert episode.task == "window-open-v3"
     assert episode.success
     before = path.stat().st_mtime_ns

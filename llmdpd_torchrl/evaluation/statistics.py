@@ -19,6 +19,7 @@ __all__ = [
     "GroupSummary",
     "ResultsSummary",
     "TaskSummary",
+    "student_interval",
     "summarise",
     "wilson_interval",
 ]
@@ -232,6 +233,21 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def student_interval(values: Sequence[float]) -> Estimate:
+    """The mean of some values and Student's t interval of it, at 95 %; a single one has none.
+
+    Examples:
+        >>> student_interval([1.0, 2.0, 3.0]).text(1)
+        '2.0 (-0.5 - 4.5)'
+    """
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * np.std(values, ddof=1))
+    half /= math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
 def summarise(
     episodes: Iterable[EpisodeResult],
     seen_tasks: Sequence[str],
@@ -313,13 +329,7 @@ def _mean_score(results: Sequence[EpisodeResult]) -> Estimate | None:
     """Of a task; ``None`` where episodes that did not break off have no score."""
     if not any(result.score is not None for result in results):
         return None
-    scores = np.array([result.score if result.error is None else 0.0 for result in results], float)
-    mean = float(scores.mean())
-    if len(scores) == 1:
-        return Estimate(mean, math.nan, math.nan)
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(scores) - 1) * scores.std(ddof=1))
-    half /= math.sqrt(len(scores))
-    return Estimate(mean, mean - half, mean + half)
+    return student_interval([float(e.score or 0) if e.error is None else 0.0 for e in results])
 
 
 def _summarise_group(tasks: Sequence[TaskSummary]) -> GroupSummary | None:

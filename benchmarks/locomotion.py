@@ -1,0 +1,148 @@
+"""What the benchmarks on recorded locomotion have in common: arms, kept episodes, figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from episodes import read_episodes, write_episodes
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from llmdpd_torchrl.evaluation.comparison import normalized_scores
+from llmdpd_torchrl.evaluation.statistics import Estimate, student_interval
+from llmdpd_torchrl.experiments.locomotion import Locomotion
+from llmdpd_torchrl.experiments.measuring import make_evaluator, shown
+from llmdpd_torchrl.experiments.run import STAGES, Run, prepare
+from llmdpd_torchrl.files import write_json
+
+ROOT = Path(__file__).parents[1]
+#: By what the policy is: what it is shown in an evaluation, and what the arm is called.
+ARMS: Mapping[str, Mapping[str, str]] = {
+    "ours": {
+        "none": "none",
+        "text": "text",
+        "trajectory": "trajectory",
+        "both": "both",
+        "wrong": "wrong_prompt",
+    },
+    "oracle": {"both": "oracle"},
+}
+#: Of a policy that is told the number in place of a text.
+ORACLE = ("text_encoder=oracle", "prompt=text", "network.text_dropout=0.0")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One policy: what of, how, and with which seed."""
+
+    label: str
+    policy: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder in ``outputs/`` and of its files among the results."""
+        return f"{self.label}-{self.policy}-seed{self.seed}"
+
+    def path(self, keep: Path, control: str) -> Path:
+        """Where an arm's episodes are kept."""
+        return keep / f"{self.name}-{ARMS[self.policy][control]}.csv"
+
+    def run(self, keep: Path, episodes: int) -> None:
+        """Train and evaluate what is not kept yet."""
+        missing = [c for c in ARMS[self.policy] if not self.path(keep, c).exists()]
+        if not missing:
+            print(f"{self.name}: kept")
+            return
+        run = self._trained(episodes)
+        training = keep / f"{self.name}-training.json"
+        about = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
+        if run.trained or not training.exists():
+            keep.mkdir(parents=True, exist_ok=True)
+            write_json(training, about | {"train_seconds": run.seconds.get("train")})
+        for control in missing:
+            run.cfg.evaluation.control = control
+            table, bank = shown(run)
+            tasks = run.split.held_out or run.split.train
+            with make_evaluator(run, tasks, run.cfg.progress) as evaluator:
+                results = evaluator(run.policy, text_table=table, bank=bank)
+            broken = [result.error for result in results if result.error is not None]
+            if broken:
+                raise SystemExit(f"{self.name}, {control}: {len(broken)} broke off: {broken[0]}")
+            write_episodes(self.path(keep, control), results)
+
+    def _trained(self, episodes: int) -> Run:
+        overrides = [
+            f"name={self.name}",
+            f"output_dir={ROOT / 'outputs' / self.name}",
+            f"seed={self.seed}",
+            f"evaluation.episodes_per_task={episodes}",
+            *self.overrides,
+            *(ORACLE if self.policy == "oracle" else ()),
+        ]
+        with initialize_config_dir(str(ROOT / "configs" / "d4rl"), version_base="1.3"):
+            cfg = compose("train_d4rl", overrides)
+        OmegaConf.set_struct(cfg, False)
+        run = prepare(cfg, Locomotion())
+        print(self.name, flush=True)
+        import time
+
+        for stage in ("collect", "embed", "train"):
+            begun = time.monotonic()
+            STAGES[stage](run)
+            run.seconds[stage] = round(time.monotonic() - begun, 1)
+        return run
+
+
+def arm_estimates(keep: Path, label: str, seeds: Sequence[int]) -> dict[str, Estimate]:
+    """The score of each arm: mean over tasks and episodes, with an interval over the seeds."""
+    found = {}
+    for policy, controls in ARMS.items():
+        for control, arm in controls.items():
+            paths = [Training(label, policy, seed, ()).path(keep, control) for seed in seeds]
+            there = [path for path in paths if path.exists()]
+            if there:
+                found[arm] = student_interval([_mean(path) for path in there])
+    return found
+
+
+def task_estimates(keep: Path, label: str, seeds: Sequence[int]) -> dict[str, dict[str, Estimate]]:
+    """The same by task, then by arm."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for policy, controls in ARMS.items():
+        for control, arm in controls.items():
+            paths = [Training(label, policy, seed, ()).path(keep, control) for seed in seeds]
+            runs = [read_episodes(path) for path in paths if path.exists()]
+            for task, rows in (normalized_scores(runs) if runs else {}).items():
+                found.setdefault(task, {})[arm] = student_interval(rows.mean(-1).tolist())
+    return found
+
+
+def _mean(path: Path) -> float:
+    """Every task weighing the same."""
+    means = [float(rows.mean()) for rows in normalized_scores([read_episodes(path)]).values()]
+    return sum(means) / len(means)
+
+
+def as_figures(estimates: Mapping[str, Estimate], prefix: str = "") -> dict[str, float]:
+    """Values and interval ends; limits that are not known are left out."""
+    figures = {}
+    for arm, estimate in estimates.items():
+        figures[f"{prefix}{arm}"] = estimate.value
+        if not math.isnan(estimate.low):
+            figures[f"{prefix}{arm}_low"] = estimate.low
+            figures[f"{prefix}{arm}_high"] = estimate.high
+    return figures
+
+
+def train_minutes(keep: Path, names: Iterable[str]) -> float:
+    """The mean time of some trainings."""
+    seconds = [
+        json.loads((keep / f"{name}-training.json").read_text())["train_seconds"] for name in names
+    ]
+    return sum(seconds) / len(seconds) / 60
