@@ -22,7 +22,6 @@ from pathlib import Path
 
 from common import RESULTS, check_figures, write_figures, write_readme_table
 from locomotion import (
-    ARMS,
     Training,
     arm_estimates,
     as_figures,
@@ -37,13 +36,14 @@ from llmdpd_torchrl.files import write_text
 KEEP = RESULTS / "d4rl_velocity"
 LABEL = "speeds"
 SEEDS = (0, 1, 2, 3, 4)
+POLICIES = ("ours", "oracle")
 COLUMNS = ("none", "wrong_prompt", "text", "trajectory", "both", "oracle")
 
 
 def figures() -> dict[str, float]:
     """All figures, from the kept files."""
     found = as_figures(arm_estimates(KEEP, LABEL, SEEDS))
-    for policy in ARMS:
+    for policy in POLICIES:
         names = [Training(LABEL, policy, seed, ()).name for seed in SEEDS]
         there = [name for name in names if (KEEP / f"{name}-training.json").exists()]
         if there:
@@ -74,7 +74,7 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, help="a D4RL-layout .hdf5 file of speeds")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--policies", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--episodes", type=int, default=10, help="of each held-out speed")
     parser.add_argument("--workers", type=int, default=1, help="processes of the evaluation")
     mode = parser.add_mutually_exclusive_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ ARMS: Mapping[str, Mapping[str, str]] = {
         "wrong": "wrong_prompt",
     },
     "oracle": {"both": "oracle"},
+    "unprompted": {"none": "unprompted"},
 }
 #: Of a policy that is told the number in place of a text.
 ORACLE = ("text_encoder=oracle", "prompt=text", "network.text_dropout=0.0")
@@ -90,8 +92,6 @@ class Training:
         OmegaConf.set_struct(cfg, False)
         run = prepare(cfg, Locomotion())
         print(self.name, flush=True)
-        import time
-
         for stage in ("collect", "embed", "train"):
             begun = time.monotonic()
             STAGES[stage](run)
