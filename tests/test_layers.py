@@ -20,6 +20,10 @@ ALLOWED = {
     "baselines": {
         "baselines", "trainers", "transforms", "objectives", "modules", "prompts", "data",
     },
+    "experiments": {
+        "experiments", "evaluation", "trainers", "transforms", "objectives", "modules", "prompts",
+        "envs", "data",
+    },
 }  # fmt: skip
 EVERYWHERE = {"errors", "files", "workers"}
 

@@ -43,7 +43,16 @@ ORACLE = "oracle"
 
 
 class Locomotion:
-    """The family of recorded locomotion; its settings are ``configs/train_d4rl.yaml``'s."""
+    """The family of recorded locomotion; its settings are ``configs/d4rl/train_d4rl.yaml``'s.
+
+    Examples:
+        >>> from hydra import compose, initialize_config_dir
+        >>> configs = str(Path("configs/d4rl").resolve())
+        >>> with initialize_config_dir(configs, version_base="1.3"):
+        ...     cfg = compose("train_d4rl", ["data.sources=[hopper-medium-v2]"])
+        >>> Locomotion().check(cfg).train
+        ('hopper-medium-v2',)
+    """
 
     def __init__(self) -> None:
         self._protocol: Protocol | None = None

@@ -24,7 +24,12 @@ __all__ = ["MetaWorld"]
 
 
 class MetaWorld:
-    """The family of Meta-World's 50 tasks; its settings are ``configs/train_metaworld.yaml``'s."""
+    """The family of Meta-World's 50 tasks; its settings are ``configs/train_metaworld.yaml``'s.
+
+    Examples:
+        >>> sorted(MetaWorld().prompts(None))[:2]
+        ['assembly-v3', 'basketball-v3']
+    """
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
@@ -60,7 +65,7 @@ class MetaWorld:
         bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
         run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
 
-    def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
+    def prompts(self, run: Run | None) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""
         return load_text_prompts()
 

@@ -41,7 +41,12 @@ _IDENTITY = ("seed", "prompt", "text_encoder", "trajectory_prompt", "network", "
 
 
 class Family(Protocol):
-    """What a family of environments brings to a run: its tasks, data, prompts and simulators."""
+    """What a family of environments brings to a run: its tasks, data, prompts and simulators.
+
+    Examples:
+        >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
+        >>> family: Family = MetaWorld()
+    """
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """Check the family's own settings, before any work is done, and name the tasks.
@@ -95,6 +100,13 @@ class Run:
         trained: whether it was trained in this run.
         failed: episodes that broke off.
         seconds: by stage.
+
+    Examples:
+        >>> from llmdpd_torchrl.envs.splits import make_split
+        >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
+        >>> run = Run(DictConfig({"seed": 0}), MetaWorld(), Path("outputs/mine"), make_split("ml10"))
+        >>> run.trained, len(run.split.held_out)
+        (False, 5)
     """
 
     cfg: DictConfig

@@ -1,6 +1,7 @@
 """The main job as a person runs it: a command, its artefacts, its messages."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -14,20 +15,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
 
 
-def run(folder, *overrides, **environment):
-    command = [sys.executable, str(SCRIPT), *overrides]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def run(run_example):
+    return functools.partial(run_example, "train_metaworld.py")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("run")
     return folder, run(folder, "preset=smoke")
 
@@ -69,7 +63,7 @@ def test_the_checkpoint_loads_with_nothing_else(finished):
     assert policy.info["trained_tasks"] == ["reach-v3", "window-open-v3"]
 
 
-def test_a_second_run_reuses_every_stage(finished):
+def test_a_second_run_reuses_every_stage(finished, run):
     folder, _ = finished
     process = run(folder, "preset=smoke", "video.tasks=[]")
     assert process.returncode == 0, process.stderr
@@ -79,14 +73,14 @@ def test_a_second_run_reuses_every_stage(finished):
 
 
 @pytest.mark.parametrize("prompt", ["none", "text", "trajectory"])
-def test_ablations_are_one_setting(finished, prompt):
+def test_ablations_are_one_setting(finished, prompt, run):
     folder, _ = finished
     process = run(folder, "preset=smoke", f"prompt={prompt}", "video.tasks=[]", "progress=false")
     assert process.returncode == 0, process.stderr
     assert (folder / "outputs" / f"smoke-{prompt}-seed0" / "results.json").exists()
 
 
-def test_wandb_without_network(finished):
+def test_wandb_without_network(finished, run):
     folder, _ = finished
     process = run(
         folder, "preset=smoke", "name=w", "logger=wandb", "logger.wandb_mode=offline",
@@ -96,7 +90,7 @@ def test_wandb_without_network(finished):
     assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
 
 
-def test_evaluation_during_training(finished):
+def test_evaluation_during_training(finished, run):
     folder, _ = finished
     process = run(
         folder, "preset=smoke", "name=during-seed0", "evaluation.every=20", "video.tasks=[]",
@@ -138,7 +132,7 @@ def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     assert not list((folder / "outputs" / "nogl").glob("*.mp4"))
 
 
-def test_help_and_configuration_read_well():
+def test_help_and_configuration_read_well(run):
     help_text = run(ROOT, "--help").stdout
     assert help_text.startswith("Train LLM-Driven Policy Diffusion")
     for word in ("quick", "ml45", "smoke", "prompt=none", "trainer:"):
@@ -179,16 +173,15 @@ def test_help_and_configuration_read_well():
         (["optim.learning_rate=-1"], "learning_rate is -1"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(finished, tmp_path, overrides, message):
+def test_mistakes_end_in_one_clear_line(finished, tmp_path, check_mistake, overrides, message):
     folder, _ = finished
     data = f"data.folder={folder / 'data_cache' / 'smoke'}"
-    process = run(tmp_path, "preset=smoke", "progress=false", data, *overrides)
-    assert process.returncode == 2, process.stdout + process.stderr
-    lines = process.stderr.strip().splitlines()
-    assert len(lines) == 1, process.stderr
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
-    assert not list(tmp_path.rglob("policy.json"))
+    check_mistake(
+        "train_metaworld.py",
+        tmp_path,
+        ["preset=smoke", "progress=false", data, *overrides],
+        message,
+    )
 
 
 def damage_truncate(folder):
@@ -204,7 +197,7 @@ def damage_layout(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_layout])
-def test_damaged_data_ends_in_one_clear_line(finished, tmp_path, damage):
+def test_damaged_data_ends_in_one_clear_line(finished, tmp_path, run, damage):
     import shutil
 
     source, _ = finished

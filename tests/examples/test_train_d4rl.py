@@ -1,0 +1,169 @@
+"""Recorded locomotion as a person trains on it: with no file, with a file, with several."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
+from llmdpd_torchrl.modules import LLMDPDPolicy
+
+SCRIPT = "train_d4rl.py"
+NO_FILM = ("video.tasks=[]", "progress=false")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run_example):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run_example(SCRIPT, folder, "preset=smoke")
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    """Three small files of one environment."""
+    folder = tmp_path_factory.mktemp("hopper")
+    generator = np.random.default_rng(0)
+    for level in ("medium_replay", "medium", "expert"):
+        rows = 60
+        observation = generator.normal(size=(rows + 1, 11))
+        recording = Recording(
+            name=level, source=level, observation=observation[:-1],
+            next_observation=observation[1:], action=generator.uniform(-1, 1, (rows, 3)),
+            reward=np.ones(rows), terminated=np.zeros(rows), truncated=np.arange(rows) % 15 == 14,
+        )  # fmt: skip
+        export_d4rl(OfflineDataset.from_recordings([recording]), folder / f"hopper_{level}.hdf5")
+    return folder
+
+
+def test_with_no_file_one_is_rolled_and_said_so(finished):
+    folder, process = finished
+    assert process.returncode == 0, process.stderr
+    assert "a small data set is rolled here" in process.stdout
+    assert "roll a gait" in process.stderr  # the bar
+    assert (folder / "data_cache" / "d4rl_smoke" / "halfcheetah_gait.hdf5").exists()
+
+
+def test_all_artefacts_are_there(finished):
+    folder, process = finished
+    output = folder / "outputs" / "speeds-smoke-both-seed0"
+    found = {path.name for path in output.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.csv", "results.json", "results.md",
+            "success.png", "learning_curves.png", "checkpoint", "report"} <= found  # fmt: skip
+    assert "episodes.mp4" in found or "video: no pictures" in process.stdout
+    results = json.loads((output / "results.json").read_text())
+    assert len(results["episodes"]) == 2 * 12
+    assert all(episode["score"] is not None for episode in results["episodes"])
+    assert results["summary"]["unseen"]["score"] == pytest.approx(
+        np.mean([t["score"] for t in results["summary"]["tasks"] if not t["seen"]])
+    )
+    for text in ("score", "halfcheetah-vel-1.5", "mean of 3 tasks"):
+        assert text in process.stdout
+    with open(output / "metrics.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["20", "40", "60"]
+    assert "halfcheetah-vel-1.5 (unseen)" in (output / "report" / "report.html").read_text()
+
+
+def test_the_checkpoint_acts_on_a_new_speed_in_words(finished):
+    import torch
+    from tensordict import TensorDict
+
+    from llmdpd_torchrl.prompts import velocity_prompt
+
+    folder, _ = finished
+    policy = LLMDPDPolicy.from_pretrained(
+        folder / "outputs" / "speeds-smoke-both-seed0" / "checkpoint"
+    )
+    prompted = policy.prompt(text=velocity_prompt(1.25).render())
+    action = prompted(TensorDict({"observation": torch.zeros(2, 17)}, [2]))["action"]
+    assert action.shape == (2, 6)
+
+
+def test_a_second_run_reuses_every_stage(finished, run_example):
+    folder, _ = finished
+    process = run_example(SCRIPT, folder, "preset=smoke", *NO_FILM)
+    assert process.returncode == 0, process.stderr
+    assert "train: reusing" in process.stdout
+    assert "evaluate: reusing" in process.stdout
+    assert "rolled here" not in process.stdout
+
+
+def test_an_oracle_is_told_the_speed(finished, run_example):
+    folder, _ = finished
+    process = run_example(
+        SCRIPT, folder, "preset=smoke", "name=oracle", "text_encoder=oracle", "prompt=text",
+        "data.validation=true", *NO_FILM,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "oracle" / "checkpoint")
+    assert policy.config.text_dim == 1
+    assert "halfcheetah-vel-0.75" not in policy.info["trained_tasks"]  # held out by the file
+    assert "halfcheetah-vel-1" not in policy.info["trained_tasks"]  # and for validation
+    results = json.loads((folder / "outputs" / "oracle" / "results.json").read_text())
+    assert "halfcheetah-vel-0.75" not in results["starts"] or not any(
+        episode["task"] == "halfcheetah-vel-0.75" for episode in results["episodes"]
+    )
+
+
+@pytest.mark.parametrize("conditioning", ["pooled", "retrieved"])
+def test_levels_are_asked_for_by_their_prompts(hopper, tmp_path, run_example, conditioning):
+    sources = ",".join(
+        str(hopper / f"hopper_{level}.hdf5") for level in ("medium_replay", "medium")
+    )
+    process = run_example(
+        SCRIPT, tmp_path, "preset=smoke", "dataset=hopper_levels", f"data.sources=[{sources}]",
+        f"data.held_out=[{hopper / 'hopper_expert.hdf5'}]", "evaluation.dynamics.gravity=0.9",
+        f"network.conditioning={conditioning}", "evaluation.control=wrong", *NO_FILM,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    output = tmp_path / "outputs" / "hopper_levels-smoke-both-seed0"
+    results = json.loads((output / "results.json").read_text())
+    assert results["split"]["held_out"] == ["hopper_expert"]
+    assert results["starts"]["hopper_expert"]["dynamics"]["gravity"] == 0.9
+
+
+def test_one_file_without_prompts(hopper, tmp_path, run_example):
+    process = run_example(
+        SCRIPT, tmp_path, "preset=smoke", "dataset=hopper_medium", "prompt=none",
+        f"data.sources=[{hopper / 'hopper_medium.hdf5'}]", *NO_FILM,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "hopper_medium" in process.stdout
+    assert "unseen" not in process.stdout
+
+
+def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
+    text = run_example(SCRIPT, tmp_path, "--help").stdout
+    assert text.startswith("Train LLM-Driven Policy Diffusion on recorded locomotion")
+    for word in ("hopper_medium", "paper", "data.sources", "trainer:"):
+        assert word in text
+    text = run_example(
+        SCRIPT, tmp_path, "dataset=walker2d_medium_expert", "preset=paper", "--cfg", "job"
+    ).stdout
+    assert "walker2d-medium-expert-v2" in text
+    assert "max_grad_norm: 5.0" in text
+    assert "total_updates: 2000000" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.sources=[no/such/hopper.hdf5]"], "there is no such file"),
+        (["data.sources=hopper.hdf5"], "give a list"),
+        (["data.sources=[mine.hdf5]"], "nothing says which environment 'mine'"),
+        (["data.sources=[hopper-mediun-v2]"], "D4RL has no dataset 'hopper-mediun-v2'"),
+        (["data.held_out=[hopper.hdf5]"], "data.held_out is given without data.sources"),
+        (["data.environment=Ant-v4", "data.sources=[a.hdf5]"], "data.environment is 'Ant-v4'"),
+        (["data.folder=/dev/null/x"], "can not make the data folder"),
+        (["data.gait_episodes=0"], "data.gait_episodes is 0"),
+        (["trajectory_prompt.best_share=0"], "trajectory_prompt.best_share is 0"),
+        (["evaluation.dynamics.mass=0"], "dynamics.mass is 0"),
+        (["evaluation.max_steps=none"], "evaluation.max_steps is 'none'"),
+        (["evaluation.control=half"], "evaluation.control is 'half'"),
+        (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
+        (["+network.typo=1"], "network: "),
+        (["until=dance"], "until is 'dance'"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(check_mistake, tmp_path, overrides, message):
+    check_mistake(SCRIPT, tmp_path, ["preset=smoke", "progress=false", *overrides], message)
