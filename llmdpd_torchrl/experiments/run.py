@@ -104,7 +104,7 @@ class Run:
     Examples:
         >>> from llmdpd_torchrl.envs.splits import make_split
         >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
-        >>> run = Run(DictConfig({"seed": 0}), MetaWorld(), Path("outputs/mine"), make_split("ml10"))
+        >>> run = Run(DictConfig({}), MetaWorld(), Path("outputs/mine"), make_split("ml10"))
         >>> run.trained, len(run.split.held_out)
         (False, 5)
     """
