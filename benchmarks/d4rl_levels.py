@@ -109,8 +109,8 @@ def main() -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="folder of the files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--episodes", type=int, default=10, help="of each arm")
     parser.add_argument("--only", default="", help="what a policy's name must contain")
     mode = parser.add_mutually_exclusive_group()

@@ -69,7 +69,8 @@ class Training:
             write_json(training, about | {"train_seconds": run.seconds.get("train")})
         for control in missing:
             run.cfg.evaluation.control = control
-            table, bank = shown(run)
+            # Of levels, the one that is held out has no other to be shown.
+            table, bank = shown(run, run.split.held_out if len(run.split.held_out) > 1 else None)
             tasks = run.split.held_out or run.split.train
             with make_evaluator(run, tasks, run.cfg.progress) as evaluator:
                 results = evaluator(run.policy, text_table=table, bank=bank)

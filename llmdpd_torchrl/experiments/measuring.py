@@ -37,12 +37,14 @@ def make_evaluator(run: Run, tasks: Sequence[str], progress: bool, **changes: An
     return Evaluator(tasks, settings, suite=suite, backend=backend, progress=progress)
 
 
-def shown(run: Run) -> tuple[Any, Any]:
-    """The prompts that the evaluation shows."""
+def shown(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
+    """The prompts that the evaluation of some tasks, or all, shows."""
     cfg = run.cfg
+    # In the table's order: where neighbours are alike, half the list away is not.
+    tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
     table, bank = apply_control(
         cfg.evaluation.control,
-        run.split.tasks,
+        tasks,
         run.text_table,
         run.evaluation_bank,
         encoder=plain(cfg.text_encoder),

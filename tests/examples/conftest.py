@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from llmdpd_torchrl.experiments.run import run_experiment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -25,17 +28,21 @@ def run_example():
     return run
 
 
-@pytest.fixture(scope="session")
-def check_mistake(run_example):
-    """A command that must end in one clear line, and with nothing made."""
+@pytest.fixture
+def check_mistake(tmp_path, monkeypatch, capfd):
+    """What must end in one clear line, with nothing made: run in this process, which is quicker."""
 
-    def check(script, folder, overrides, message):
-        process = run_example(script, folder, *overrides)
-        assert process.returncode == 2, process.stdout + process.stderr
-        lines = process.stderr.strip().splitlines()
-        assert len(lines) == 1, process.stderr
+    def check(config, family, overrides, message):
+        monkeypatch.chdir(tmp_path)
+        folder = EXAMPLES.parent / "configs"
+        folder = folder / "d4rl" if config == "train_d4rl" else folder
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            cfg = compose(config, ["preset=smoke", "progress=false", *overrides])
+        assert run_experiment(cfg, family) == 2
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         assert message in lines[0]
-        assert not list(folder.rglob("policy.json"))
+        assert not list(tmp_path.rglob("policy.json"))
 
     return check

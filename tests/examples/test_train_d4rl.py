@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
+from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.modules import LLMDPDPolicy
 
 SCRIPT = "train_d4rl.py"
@@ -165,5 +166,12 @@ def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
         (["until=dance"], "until is 'dance'"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(check_mistake, tmp_path, overrides, message):
-    check_mistake(SCRIPT, tmp_path, ["preset=smoke", "progress=false", *overrides], message)
+def test_mistakes_end_in_one_clear_line(check_mistake, overrides, message):
+    check_mistake("train_d4rl", Locomotion(), overrides, message)
+
+
+def test_a_mistake_ends_the_command(run_example, tmp_path):
+    process = run_example(SCRIPT, tmp_path, "preset=smoke", "data.sources=[no/such/hopper.hdf5]")
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: no/such/hopper.hdf5")
+    assert process.stderr.count("\n") == 1

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from llmdpd_torchrl.experiments.metaworld import MetaWorld
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
 
@@ -173,15 +175,10 @@ def test_help_and_configuration_read_well(run):
         (["optim.learning_rate=-1"], "learning_rate is -1"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(finished, tmp_path, check_mistake, overrides, message):
+def test_mistakes_end_in_one_clear_line(finished, check_mistake, overrides, message):
     folder, _ = finished
     data = f"data.folder={folder / 'data_cache' / 'smoke'}"
-    check_mistake(
-        "train_metaworld.py",
-        tmp_path,
-        ["preset=smoke", "progress=false", data, *overrides],
-        message,
-    )
+    check_mistake("train_metaworld", MetaWorld(), [data, *overrides], message)
 
 
 def damage_truncate(folder):
