@@ -146,10 +146,10 @@ def row_blocks(rows: int) -> Iterator[slice]:
     """All rows, in blocks that are small even where a column is larger than the memory.
 
     Examples:
-        >>> [(block.start, block.stop) for block in row_blocks(1_500_000)]
-        [(0, 1048576), (1048576, 1500000)]
+        >>> [(block.start, block.stop) for block in row_blocks(200_000)]
+        [(0, 131072), (131072, 200000)]
     """
-    size = 1 << 20
+    size = 1 << 17
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
