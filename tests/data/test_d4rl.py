@@ -299,7 +299,7 @@ def test_arrays_in_memory_are_read_like_a_file(path):
     # What needs no casting is not copied.
     shared = dataset.transitions["observation"].numpy()
     assert np.shares_memory(shared, contents["observations"])
-    with pytest.raises(DataError, match="arrays: has no array 'rewards', .* found actions"):
+    with pytest.raises(DataError, match=r"arrays: has no array 'rewards', .* found actions"):
         load_episodes({key: value for key, value in contents.items() if key != "rewards"})
 
 
