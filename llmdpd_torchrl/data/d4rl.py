@@ -261,9 +261,7 @@ def _recordings(
     if task_key is not None and not names:
         names = _number_tasks(arrays[columns[_TASKS]], source.name)
     kept = 0
-    for block, is_last in _episode_blocks(
-        arrays, source.source, max_episode_steps, block_bytes, progress
-    ):
+    for block, is_last in _episode_blocks(arrays, source, max_episode_steps, block_bytes, progress):
         keep, transitions = _find_successors(block)
         rows = int(keep.sum())
         if rows == 0 and not (is_last and kept == 0):
@@ -323,7 +321,7 @@ def _number_tasks(ids: h5py.Dataset | NDArray[Any], name: str) -> tuple[str, ...
 
 def _episode_blocks(
     arrays: Mapping[str, h5py.Dataset | NDArray[Any]],
-    source: str,
+    source: _Source,
     limit: int | None,
     block_bytes: int | None,
     progress: bool,
@@ -338,13 +336,13 @@ def _episode_blocks(
         width = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays.values())
         size = min(rows, block_bytes // width)
     held: dict[str, NDArray[Any]] = {}
-    with tqdm(total=rows, desc=source, unit="row", delay=1, disable=not progress) as bar:
+    with tqdm(total=rows, desc=source.name, unit="row", delay=1, disable=not progress) as bar:
         for start in range(0, max(rows, 1), max(size, 1)):
             stop = min(start + max(size, 1), rows)
             block = {key: array[start:stop] for key, array in arrays.items()}
             if held:
                 block = {key: np.concatenate([held[key], block[key]]) for key in arrays}
-            block |= _find_ends(block, source, limit)
+            block |= _find_ends(block, source.source, limit)
             ends = np.flatnonzero(block["terminated"] | block["truncated"])
             is_last = stop == rows
             cut = len(block["terminated"]) if is_last else int(ends.max(initial=-1)) + 1
