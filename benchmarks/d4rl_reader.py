@@ -10,7 +10,7 @@ it, samples batches from it and reports ``large_peak_anonymous_mb``, all that it
 included. ``large_memory_limit_mb`` is a limit on anonymous memory and page cache together that the
 kernel enforces meanwhile; without the right to set one, the figure is left out.
 
-    python benchmarks/d4rl_reader.py --data FILE    # the committed figures; makes a file without one
+    python benchmarks/d4rl_reader.py --data FILE    # the committed figures; makes one without
     python benchmarks/d4rl_reader.py --check        # cold and warm, against the committed ones
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 import h5py
 import numpy as np
 from common import check_figures, write_figures
-from memory import AnonymousPeak, limit_memory
+from memory import AnonymousPeak, enter_group, memory_group
 from numpy.typing import NDArray
 from timing import alternate
 from tqdm.auto import tqdm
@@ -147,14 +147,15 @@ def measure_small(path: Path, repeats: int) -> dict[str, Any]:
         }
 
 
-def convert_large(path: str, root: str) -> dict[str, Any]:
-    """Convert a file, sample from it, and report the memory for both."""
-    with limit_memory(LIMIT) as limited, AnonymousPeak() as peak:
+def convert_large(path: str, root: str, group: str, seconds: float = 10.0) -> dict[str, Any]:
+    """Convert a file, sample from it and report the memory, in a group if one is named."""
+    limited = bool(group) and enter_group(Path(group))
+    with AnonymousPeak() as peak:
         started = time.perf_counter()
         data = load_episodes(path, root=root)
         converted = time.perf_counter() - started
         after_conversion = peak.bytes
-        samples = time_samples(data, seconds=10.0)
+        samples = time_samples(data, seconds)
     return {
         "limit_bytes": LIMIT if limited else None,
         "rows": len(data.transitions),
@@ -186,7 +187,9 @@ def measure_large(gigabytes: float) -> dict[str, Any]:
         write_file(path, int(gigabytes * 1e9 / width), compression=None)
         forget(path)
         size = path.stat().st_size
-        return in_process("convert_large", path, Path(folder) / "root") | {"file_bytes": size}
+        with memory_group(LIMIT) as group:
+            measured = in_process("convert_large", path, Path(folder) / "root", group or "")
+        return measured | {"file_bytes": size}
 
 
 def figures(raw: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["AnonymousPeak", "limit_memory"]
+__all__ = ["AnonymousPeak", "enter_group", "memory_group"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -49,30 +49,26 @@ def _anonymous() -> int:
 
 
 @contextlib.contextmanager
-def limit_memory(limit: int) -> Iterator[bool]:
-    """Put this process into a control group that holds ``limit`` bytes, page cache included.
+def memory_group(limit: int) -> Iterator[Path | None]:
+    """A control group whose processes together hold ``limit`` bytes, page cache included.
 
-    Yields whether that was possible: it needs Linux and the right to make such a group.
+    Yields its folder, or ``None`` without the right to make one; it must be empty again at the end.
     """
     group = _make_group(limit)
     try:
-        yield group is not None
+        yield group
     finally:
         if group is not None:
-            (group.parent / "cgroup.procs").write_text(str(os.getpid()))
             _remove(group)
 
 
-def _remove(group: Path, seconds: float = 20.0) -> None:
-    """Remove a group that was just left; the kernel calls it busy for a while."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            return group.rmdir()
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
+def enter_group(group: Path) -> bool:
+    """Put this process into a group; whether it may."""
+    try:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError:
+        return False
+    return True
 
 
 def _make_group(limit: int) -> Path | None:
@@ -82,16 +78,27 @@ def _make_group(limit: int) -> Path | None:
             continue
         parent = _CGROUPS / ("memory" if controllers else "") / path.lstrip("/")
         group = parent / f"benchmark-{os.getpid()}"
+        setting = "memory.limit_in_bytes" if controllers else "memory.max"
         try:
             group.mkdir()
         except OSError:
             continue
         try:
-            setting = "memory.limit_in_bytes" if controllers else "memory.max"
             (group / setting).write_text(str(limit))
-            (group / "cgroup.procs").write_text(str(os.getpid()))
         except OSError:
             group.rmdir()
             continue
         return group
     return None
+
+
+def _remove(group: Path, seconds: float = 20.0) -> None:
+    """Remove a group that was just left; the kernel may call it busy for a while."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return group.rmdir()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
