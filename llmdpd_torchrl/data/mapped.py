@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import os
 import re
 from pathlib import Path
@@ -19,7 +21,7 @@ from tqdm.auto import tqdm
 from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.files import file_sha256, read_document, write_json
 
-__all__ = ["COLUMNS_VERSION", "ColumnWriter", "map_columns", "raw_bytes"]
+__all__ = ["COLUMNS_VERSION", "ColumnWriter", "expect_random_reads", "map_columns", "raw_bytes"]
 
 #: Of the files; whatever changes what is in them changes it.
 COLUMNS_VERSION = 1
@@ -154,6 +156,24 @@ def map_columns(folder: Path, *, verify: bool = True, progress: bool = False) ->
             raise DataError(f"{file}: damaged or changed (another SHA-256); {remedy}")
         columns[key] = MemoryMappedTensor.from_filename(file, dtype=dtype, shape=shape)
     return TensorDict(columns, batch_size=[rows])
+
+
+def expect_random_reads(columns: TensorDictBase) -> None:
+    """Tell the system that rows of mapped columns will be read in no order.
+
+    Otherwise it reads up to megabytes around each row, which have to make way for others at once
+    where the columns are larger than the memory. Does nothing to columns in memory, and where the
+    C library has no ``madvise``.
+    """
+    madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_RANDOM") else None
+    if madvise is None:
+        return
+    for column in columns.values(True, True):
+        if isinstance(column, MemoryMappedTensor):
+            start = column.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE  # a part may begin anywhere
+            size = column.data_ptr() + column.nbytes - start
+            # Advice: where it is not taken, reading is slower and nothing else.
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_RANDOM)
 
 
 def raw_bytes(array: NDArray[Any]) -> memoryview:

@@ -12,6 +12,7 @@ from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs.transforms import Transform
 
+from llmdpd_torchrl.data.mapped import expect_random_reads
 from llmdpd_torchrl.errors import DataError
 
 __all__ = ["EpisodeExperienceReplay"]
@@ -51,6 +52,7 @@ class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
     ) -> None:
         self.root = None if folder is None else folder.parent
         self._folder = folder
+        expect_random_reads(transitions)
         super().__init__(
             storage=TensorStorage(transitions),
             sampler=RandomSampler(),

@@ -1,5 +1,7 @@
 """TorchRL's dataset class over data in memory and data that are mapped."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -76,3 +78,19 @@ def test_delete_removes_what_is_mapped_and_nothing_else(data, tmp_path):
     assert (tmp_path / "line.hdf5").exists()
     with pytest.raises(DataError, match="in memory"):  # a part of it is no folder's data
         _ = data.select(torch.tensor([0])).replay_buffer(4).data_path
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="advice is read from /proc")
+def test_only_mapped_columns_are_read_without_their_neighbours(data):
+    """Of the flags that Linux shows of a mapping, rr means that nothing is read ahead."""
+    data.replay_buffer(4)
+    flags = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            name = line.split()[-1]
+        elif line.startswith("VmFlags:"):
+            flags[name] = line.split()
+    columns = {name: flag for name, flag in flags.items() if name.endswith(".raw")}
+    ours = {name: flag for name, flag in columns.items() if str(data.folder) in name}
+    assert len(ours) == (0 if data.folder is None else 10)
+    assert all("rr" in flag for flag in ours.values())
