@@ -4,7 +4,8 @@
 not.
 """
 
-from llmdpd_torchrl.data.d4rl import export_d4rl, iter_d4rl_file, read_d4rl_arrays, read_d4rl_file
+from llmdpd_torchrl.data.d4rl import iter_d4rl_file, read_d4rl_arrays, read_d4rl_file
+from llmdpd_torchrl.data.d4rl_export import export_d4rl
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.data.fetch import fetch_d4rl
 from llmdpd_torchrl.data.load import load_episodes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,21 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
+from llmdpd_torchrl.data.dataset import row_blocks
 from llmdpd_torchrl.data.hdf5 import find_array, open_hdf5, read_attributes
 from llmdpd_torchrl.data.recording import Recording, as_flags, numbered_tasks
 from llmdpd_torchrl.errors import DataError
-from llmdpd_torchrl.files import write_atomic
 
-__all__ = ["export_d4rl", "iter_d4rl_file", "read_d4rl_arrays", "read_d4rl_file"]
+__all__ = [
+    "FIELDS_ATTRIBUTE",
+    "TASKS_ATTRIBUTE",
+    "iter_d4rl_file",
+    "read_d4rl_arrays",
+    "read_d4rl_file",
+]
 
 #: Attributes that our own files have besides D4RL's arrays, and columns that are read for them.
-_TASKS = "task_table"
-_FIELDS = "observation_fields"
-_SUCCESS = "success"
+TASKS_ATTRIBUTE = "task_table"
+FIELDS_ATTRIBUTE = "observation_fields"
+_SUCCESS = "infos/success"
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
-#: Rows of a chunk that is compressed as one; a divisor of what is written at once.
-_CHUNK_ROWS = 1 << 12
 _OPTIONAL = ("timeouts", "next_observations")
 
 
@@ -64,7 +66,7 @@ def read_d4rl_file(
         max_episode_steps: the time limit, for files without ``timeouts``.
         task_key: column of the group ``infos`` that says which task a row belongs to; default:
             ``task_id`` if the file has the attribute ``task_table``, as those that
-            :func:`export_d4rl` writes; otherwise the file is one task.
+            :func:`~llmdpd_torchrl.data.export_d4rl` writes; otherwise the file is one task.
         infos: further columns of the group ``infos`` to keep.
         action_range: see :class:`~llmdpd_torchrl.data.recording.Recording`.
 
@@ -148,83 +150,6 @@ def read_d4rl_arrays(
     return recording
 
 
-def export_d4rl(
-    dataset: TrajectoryDataset, path: str | os.PathLike[str], *, progress: bool = True
-) -> None:
-    """Write a dataset as one file in D4RL's layout; :func:`read_d4rl_file` reads it back exactly.
-
-    Success, task ids and what was loaded as ``"info"`` become columns of the group ``infos``; the
-    names of tasks and observation fields become attributes, in JSON.
-
-    Args:
-        dataset: any dataset of trajectories.
-        path: of the file; its folder must exist.
-        progress: whether to show a bar of the rows.
-
-    Examples:
-        >>> import tempfile
-        >>> from llmdpd_torchrl.data import OfflineDataset, load_episodes
-        >>> recording = Recording(
-        ...     name="line",
-        ...     source="memory",
-        ...     observation=np.zeros((2, 2)),
-        ...     next_observation=np.ones((2, 2)),
-        ...     action=np.zeros((2, 1)),
-        ...     reward=np.ones(2),
-        ...     terminated=[True, False],
-        ...     truncated=[False, True],
-        ... )
-        >>> dataset = OfflineDataset.from_recordings([recording])
-        >>> path = Path(tempfile.mkdtemp()) / "line.hdf5"
-        >>> export_d4rl(dataset, path)
-        >>> bool((load_episodes(path).transitions == dataset.transitions).all())
-        True
-    """
-    data, following = dataset.transitions, dataset.transitions["next"]
-    columns = {
-        "observations": data["observation"],
-        "actions": data["action"],
-        "rewards": following["reward"].squeeze(-1),
-        "terminals": following["terminated"].squeeze(-1),
-        "timeouts": following["truncated"].squeeze(-1),
-        "next_observations": following["observation"],
-        "infos/task_id": data["task_id"].squeeze(-1),
-    }
-    success = following.get("success", default=None)
-    if success is not None:
-        columns["infos/success"] = success.squeeze(-1)
-    info = data.get("info", default=None)
-    if info is not None:
-        columns |= {f"infos/{key}": value for key, value in info.items()}
-
-    rows = len(data)
-
-    def write(temporary: Path) -> None:
-        with (
-            h5py.File(temporary, "w") as file,
-            tqdm(total=rows, desc=str(path), unit="row", delay=1, disable=not progress) as bar,
-        ):
-            for key, column in columns.items():
-                array = column.numpy()
-                file.create_dataset(
-                    key,
-                    array.shape,
-                    array.dtype,
-                    chunks=(min(rows, _CHUNK_ROWS), *array.shape[1:]),
-                    compression="gzip",
-                    shuffle=True,
-                )
-            for block in row_blocks(rows):  # of whole chunks, each of which is compressed once
-                for key, column in columns.items():
-                    file[key][block] = column[block].numpy()
-                bar.update(block.stop - block.start)
-            file.attrs["env_id"] = dataset.manifest.environment
-            file.attrs[_TASKS] = json.dumps(dataset.manifest.task_table)
-            file.attrs[_FIELDS] = json.dumps(dataset.manifest.observation_layout["fields"])
-
-    write_atomic(path, write)
-
-
 @dataclass
 class _Source:
     """Arrays in D4RL's layout, wherever they are."""
@@ -248,25 +173,23 @@ def _recordings(
 ) -> Iterator[Recording]:
     """The arrays as recordings of whole episodes; at least one, which refuses to be empty."""
     attributes = source.attributes
-    names = tuple(attributes.pop(_TASKS, ()))
-    fields = attributes.pop(_FIELDS, None)
+    names = tuple(attributes.pop(TASKS_ATTRIBUTE, ()))
+    fields = attributes.pop(FIELDS_ATTRIBUTE, None)
     if names and task_key is None:
         task_key = "task_id"
-    columns = {key: f"infos/{key}" for key in infos}
-    if task_key is not None:
-        columns[_TASKS] = f"infos/{task_key}"
-    if source.find("infos/success") is not None:
-        columns[_SUCCESS] = "infos/success"
-    arrays = _find_arrays(source, columns.values())
-    if task_key is not None and not names:
-        names = _number_tasks(arrays[columns[_TASKS]], source.name)
+    task_column = None if task_key is None else f"infos/{task_key}"
+    success_column = _SUCCESS if source.find(_SUCCESS) is not None else None
+    special = [column for column in (task_column, success_column) if column is not None]
+    arrays = _find_arrays(source, [*(f"infos/{key}" for key in infos), *special])
+    if task_column is not None and not names:
+        names = _number_tasks(arrays[task_column], source.name)
     kept = 0
     for block, is_last in _episode_blocks(arrays, source, max_episode_steps, block_bytes, progress):
         keep, transitions = _find_successors(block)
         rows = int(keep.sum())
         if rows == 0 and not (is_last and kept == 0):
             continue  # an episode of one row whose successor nobody knows
-        further = {key: block[column] for key, column in columns.items()}
+        further = {key: block[key] for key in arrays if key.startswith("infos/")}
         if rows < len(keep):
             transitions = {key: column[keep] for key, column in transitions.items()}
             further = {key: column[keep] for key, column in further.items()}
@@ -274,10 +197,10 @@ def _recordings(
             name=source.name,
             source=source.source,
             **transitions,
-            success=further.pop(_SUCCESS, None),
-            task_ids=further.pop(_TASKS, None),
+            success=None if success_column is None else further[success_column],
+            task_ids=None if task_column is None else further[task_column],
             task_names=names,
-            infos=further,
+            infos={key: further[f"infos/{key}"] for key in infos},
             fields=fields,
             attributes=attributes,
             action_range=action_range,

@@ -337,3 +337,12 @@ def test_further_columns_must_fit(tmp_path):
         second = write(tmp_path / "b.hdf5", arrays() | other)
         with pytest.raises(DataError, match=message):
             load_episodes([first, second], infos=["x"])
+
+
+@pytest.mark.parametrize("name", ["success", "task", "task_id"])
+def test_a_column_can_be_kept_under_any_name(path, name):
+    ids = np.array([0] * 5 + [1] * 7)
+    contents = arrays() | {f"infos/{name}": ids, "infos/of": ids}
+    dataset = load(path, contents, task_key="of", infos=[name])
+    assert dataset.tasks == ("line/0", "line/1")
+    assert dataset.transitions["info", name].squeeze(-1).tolist() == ids.tolist()
