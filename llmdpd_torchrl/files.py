@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ __all__ = [
     "make_writable_folder",
     "read_document",
     "write_atomic",
+    "write_folder_atomic",
     "write_json",
     "write_text",
 ]
@@ -111,14 +114,46 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     temporary = Path(name)
     try:
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600, an ordinary file obeys the umask
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600, an ordinary file obeys the umask
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary folder beside ``folder``, then rename it.
+
+    An interruption at any moment leaves no ``folder``; what it leaves besides is removed by the
+    next call. Hold the :func:`folder_lock` of the parent meanwhile.
+
+    Args:
+        folder: to make. It must not exist, its parent must.
+        write: called once with the temporary folder; it flushes its files to disk itself.
+
+    Examples:
+        >>> target = Path(tempfile.mkdtemp()) / "a"
+        >>> write_folder_atomic(target, lambda part: write_text(part / "b.txt", "whole"))
+        >>> (target / "b.txt").read_text()
+        'whole'
+    """
+    prefix = f".{folder.name}-"
+    for left in folder.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        shutil.rmtree(left)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".tmp"))
+    try:
+        write(part)
+        part.chmod(0o777 & ~_umask())  # mkdtemp makes 0700, an ordinary folder obeys the umask
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # gone already if it was renamed
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import d4rl_reader  # noqa: E402
 import sampling  # noqa: E402
 import textbook  # noqa: E402
 import timing  # noqa: E402
@@ -241,3 +242,31 @@ def test_sampling_benchmark_runs_and_plots(tmp_path):
     json.dumps(raw)
     sampling.plot(raw, tmp_path / "sampling.png")
     assert (tmp_path / "sampling.png").stat().st_size > 0
+
+
+def test_reader_benchmark_runs(tmp_path):
+    path = tmp_path / "made.hdf5"
+    d4rl_reader.write_file(path, 5000, compression="gzip")
+    root = tmp_path / "root"
+    cold = d4rl_reader.time_cold(str(path))
+    raw = {
+        "small": {
+            "seconds": {"cold": [cold], "warm": [d4rl_reader.time_warm(str(path), str(root))]},
+            "sample_seconds": {"memory": [0.5], "mapped": [0.25]},
+        },
+        "large": d4rl_reader.convert_large(str(path), str(root), "", seconds=0.01)
+        | {"file_bytes": path.stat().st_size},
+    }
+    figures = d4rl_reader.figures(raw)
+    assert raw["large"]["rows"] == 5000
+    assert figures["large_peak_anonymous_mb"] > 10
+    assert figures["mapped_samples_per_s"] == 4.0
+    assert figures["large_samples_per_s"] > 0
+    assert "large_memory_limit_mb" not in figures
+    json.dumps(raw)
+
+
+def test_reader_figures_follow_from_the_kept_measurements():
+    kept = json.loads((RESULTS / "d4rl_reader.json").read_text())
+    raw = json.loads((RESULTS / kept["raw"]).read_text())
+    assert kept["figures"] == pytest.approx(d4rl_reader.figures(raw))

@@ -1,23 +1,22 @@
-"""A collected dataset in memory: transitions, trajectories, and a replay buffer of them."""
+"""A dataset: transitions, trajectories, and a replay buffer of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.manifest import Manifest
+from llmdpd_torchrl.data.replay import EpisodeExperienceReplay
 from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.files import file_sha256
 
-__all__ = ["TrajectoryDataset"]
+__all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "row_blocks"]
 
 
 class TrajectoryDataset:
@@ -46,11 +45,13 @@ class TrajectoryDataset:
         torch.Size([3, 1])
     """
 
+    #: Of the files that the transitions are mapped from; ``None``: they are in memory.
+    folder: Path | None = None
+
     def __init__(self, manifest: Manifest, transitions: TensorDictBase) -> None:
         self.manifest = manifest
         self.transitions = transitions
-        trajectory = transitions["trajectory_id"].squeeze(-1)
-        _, self.lengths = torch.unique_consecutive(trajectory, return_counts=True)
+        self.lengths = episode_lengths(transitions)
         self.starts = self.lengths.cumsum(0) - self.lengths
         self.trajectory_task = transitions["task_id"].squeeze(-1)[self.starts]
 
@@ -62,13 +63,7 @@ class TrajectoryDataset:
     @property
     def trajectory_success(self) -> torch.Tensor:
         """Whether each episode reaches success at any step: ``[E]`` bool."""
-        success = self.transitions["next", "success"].squeeze(-1)
-        return torch.stack(
-            [
-                success[start : start + length].any()
-                for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
-            ]
-        )
+        return episode_sums(self.transitions["next", "success"], self.lengths) > 0
 
     @classmethod
     def load(
@@ -126,29 +121,67 @@ class TrajectoryDataset:
         *,
         transforms: Sequence[Transform] = (),
         seed: int | None = None,
-    ) -> TensorDictReplayBuffer:
-        """A TorchRL replay buffer over the loaded transitions, sampled uniformly with replacement.
+        device: torch.device | str | None = None,
+    ) -> EpisodeExperienceReplay:
+        """A TorchRL dataset buffer of the loaded transitions, sampled uniformly with replacement.
+
+        It refuses writing and, on the data's device, holds no copy of them.
 
         Args:
             batch_size: rows a sample.
             transforms: appended in order; they see what is sampled.
             seed: of the sampler; ``None`` uses torch's global generator.
-
-        There is no prefetching: a batch drawn ahead of time could not be resumed exactly.
+            device: to hold the data on; default: where they are.
         """
-        buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(len(self.transitions)),
-            sampler=RandomSampler(),
-            batch_size=batch_size,
-            prefetch=None,
+        return EpisodeExperienceReplay(
+            self.transitions if device is None else self.transitions.to(device),
+            batch_size,
+            folder=self.folder,
+            transforms=transforms,
+            seed=seed,
         )
-        buffer.extend(self.transitions)
-        # Appended after filling: what is stored is what was collected.
-        for transform in transforms:
-            buffer.append_transform(transform)
-        if seed is not None:
-            buffer.set_rng(torch.Generator().manual_seed(seed))
-        return buffer
+
+
+def row_blocks(rows: int) -> Iterator[slice]:
+    """All rows, in blocks that are small even where a column is larger than the memory.
+
+    Examples:
+        >>> [(block.start, block.stop) for block in row_blocks(200_000)]
+        [(0, 131072), (131072, 200000)]
+    """
+    size = 1 << 17
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def episode_lengths(transitions: TensorDictBase) -> torch.Tensor:
+    """Rows of each episode, ``[E]`` int64, from ``trajectory_id``."""
+    owner = transitions["trajectory_id"].squeeze(-1)
+    starts = [torch.zeros(min(len(owner), 1), dtype=torch.int64)]
+    for block in row_blocks(len(owner) - 1):
+        after = slice(block.start + 1, block.stop + 1)
+        starts.append((owner[after] != owner[block]).nonzero().squeeze(-1) + after.start)
+    return torch.cat(starts).diff(append=torch.tensor([len(owner)]))
+
+
+def episode_sums(column: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Sum of a column ``[N, 1]`` over each episode: ``[E]`` float64.
+
+    Args:
+        column: of numbers or flags.
+        lengths: rows of each episode, ``[E]``.
+
+    Examples:
+        >>> episode_sums(torch.ones(5, 1), torch.tensor([2, 3])).tolist()
+        [2.0, 3.0]
+    """
+    sums = torch.zeros(len(lengths), dtype=torch.float64)
+    ends = lengths.cumsum(0)
+    for block in row_blocks(len(column)):
+        rows = torch.arange(block.start, block.stop)
+        owner = torch.bucketize(rows, ends, right=True)
+        sums.index_add_(0, owner, column[block].squeeze(-1).double())
+    return sums
 
 
 def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> TensorDict:

@@ -9,6 +9,7 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
+from torchrl.data.datasets.d4rl_infos import D4RL_DATASETS
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.errors import ConfigError, DataError
@@ -39,8 +40,6 @@ def fetch_d4rl(
         ConfigError: if there is no dataset of this name.
         DataError: if it can not be downloaded.
     """
-    from torchrl.data.datasets.d4rl_infos import D4RL_DATASETS  # imports all of TorchRL's datasets
-
     if name not in D4RL_DATASETS:
         near = difflib.get_close_matches(name, D4RL_DATASETS, n=4, cutoff=0.5)
         raise ConfigError(

@@ -1,32 +1,46 @@
-"""One reader for everything: files in D4RL's layout, D4RL's and Minari's names."""
+"""One reader for everything: files and arrays in D4RL's layout, D4RL's and Minari's names."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llmdpd_torchrl.data.d4rl import read_d4rl_file
+from llmdpd_torchrl.data.d4rl import iter_d4rl_file, read_d4rl_arrays
 from llmdpd_torchrl.data.fetch import fetch_d4rl
-from llmdpd_torchrl.data.minari import read_minari
+from llmdpd_torchrl.data.hdf5 import check_file
+from llmdpd_torchrl.data.mapped import COLUMNS_VERSION
+from llmdpd_torchrl.data.minari import minari_metadata_file, read_minari
 from llmdpd_torchrl.data.offline import OfflineDataset
 from llmdpd_torchrl.data.recording import Recording
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.files import folder_lock, make_writable_folder, write_folder_atomic
 
 __all__ = ["load_episodes"]
 
 _SUFFIXES = (".hdf5", ".h5")
 #: Time limits of the environments behind D4RL's first files, which do not mark time-outs.
 _TIME_LIMITS = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "ant"), 1000)
+#: How much of a file is read at once where it is converted into a folder.
+_BLOCK_BYTES = 1 << 25
 
 
 def load_episodes(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    sources: Any,
     *,
     max_episode_steps: int | None = None,
     task_key: str | None = None,
     infos: Sequence[str] = (),
     action_range: tuple[float, float] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    verify: bool = True,
     progress: bool = True,
 ) -> OfflineDataset:
     """Load recorded episodes of one or several sources, each a task of its own.
@@ -34,43 +48,130 @@ def load_episodes(
     A source is the path of an HDF5 file in D4RL's layout (``data/hopper_medium.hdf5``), a name of
     D4RL's (``hopper-medium-v2``, downloaded once), or an id of Minari's
     (``mujoco/hopper/medium-v0``, taken from this machine or downloaded by Minari). What has a slash
-    and is no file is an id of Minari's; the prefixes ``d4rl:`` and ``minari:`` leave no doubt.
+    and is no file is an id of Minari's; the prefixes ``d4rl:`` and ``minari:`` leave no doubt. It
+    may also be an environment of the package d4rl, or anything else with ``get_dataset()``, or a
+    mapping of arrays such as that returns; their arrays are shared where they need no casting.
+
+    With ``root``, files need not fit into memory: the first call converts them, block by block,
+    into columns in a folder below ``root``, and this and later calls map these. The folder belongs
+    to the files as they are now and to these options; those of files that have changed since can
+    be deleted.
 
     Args:
         sources: one, or several of one kind of environment.
-        max_episode_steps: see :func:`~llmdpd_torchrl.data.d4rl.read_d4rl_file`.
+        max_episode_steps: see :func:`~llmdpd_torchrl.data.d4rl.read_d4rl_file`; default for an
+            environment: its own.
         task_key: the column of the source's infos that tells its tasks apart.
         infos: further columns to keep, under ``"info"``.
         action_range: what actions lie in; it is mapped to [-1, 1]. Default: [-1, 1], or the
             bounds of a Minari dataset's action space.
         cache: folder of D4RL's files; default: ``data_cache/d4rl``.
-        progress: whether downloads show a bar.
+        root: folder of converted data; default: they are read into memory.
+        verify: compare the hash of each column that is mapped, which reads it once.
+        progress: whether downloads, conversion and verification show a bar.
 
     Raises:
-        ConfigError: if a name is unknown or a package is missing.
+        ConfigError: if a name is unknown, a package is missing, or ``root`` can not be used.
         DataError: if a source is missing, damaged or does not fit the others.
-    """
-    if isinstance(sources, str | os.PathLike):
-        sources = [sources]
 
-    def read(source: str | os.PathLike[str]) -> Recording:
-        kind, name = _kind(source)
-        if kind == "minari":
-            return read_minari(name, task_key=task_key, infos=infos, action_range=action_range)
-        path, limit = Path(name), max_episode_steps
-        if kind == "d4rl":
-            path = fetch_d4rl(name, cache, progress=progress)
-            limit = limit or _TIME_LIMITS.get(name.partition("-")[0])
-        return read_d4rl_file(
-            path,
-            name=name if kind == "d4rl" else None,
-            max_episode_steps=limit,
-            task_key=task_key,
-            infos=infos,
-            action_range=action_range or (-1.0, 1.0),
+    Examples:
+        >>> import numpy as np
+        >>> arrays = {"observations": np.zeros((3, 2)), "actions": np.zeros((3, 1))}
+        >>> arrays |= {"rewards": np.ones(3), "terminals": np.array([False, True, True])}
+        >>> load_episodes(arrays, max_episode_steps=100).trajectory_return.tolist()
+        [2.0, 1.0]
+    """
+    if not isinstance(sources, Sequence) or isinstance(sources, str):
+        sources = [sources]
+    options = {
+        "max_episode_steps": max_episode_steps,
+        "task_key": task_key,
+        "infos": list(infos),
+        "action_range": None if action_range is None else list(action_range),
+    }
+    found = [_find(source, options, cache, progress) for source in sources]
+    if root is None:
+        return OfflineDataset.from_recordings(
+            itertools.chain.from_iterable(source.read(None) for source in found)
+        )
+    identities = [source.identity() for source in found]
+    key = json.dumps([COLUMNS_VERSION, identities, options])
+    folder = Path(root) / _folder_name([source.name for source in found], key)
+
+    def convert(part: Path) -> None:
+        recordings = itertools.chain.from_iterable(source.read(_BLOCK_BYTES) for source in found)
+        OfflineDataset.from_recordings(recordings, folder=part, progress=progress)
+
+    fresh = False
+    if not folder.is_dir():
+        make_writable_folder(root, "converted data", "root")
+        with folder_lock(Path(root)):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                write_folder_atomic(folder, convert)
+                fresh = True
+    return OfflineDataset.load_mapped(folder, verify=verify and not fresh, progress=progress)
+
+
+@dataclass
+class _Source:
+    """One source: what it is called, what it is as a whole, and how it is read."""
+
+    name: str
+    identity: Callable[[], list[Any]]
+    read: Callable[[int | None], Iterator[Recording]]
+
+
+def _find(
+    source: Any, options: Mapping[str, Any], cache: str | os.PathLike[str] | None, progress: bool
+) -> _Source:
+    if isinstance(source, Mapping) or callable(getattr(source, "get_dataset", None)):
+        return _arrays(source, options)
+    kind, name = _kind(source)
+    if kind == "minari":
+        chosen = {key: value for key, value in options.items() if key != "max_episode_steps"}
+        return _Source(
+            name,
+            lambda: ["minari", name, *_stamp(minari_metadata_file(name))],
+            lambda _: iter([read_minari(name, **chosen)]),
+        )
+    path, limit, called = Path(name), options["max_episode_steps"], None
+    if kind == "d4rl":
+        path, called = fetch_d4rl(name, cache, progress=progress), name
+        limit = limit or _TIME_LIMITS.get(name.partition("-")[0])
+    given = _d4rl_options(options, limit)
+    return _Source(
+        called or path.stem,
+        lambda: [kind, called, limit, *_stamp(path)],
+        lambda block_bytes: iter_d4rl_file(
+            path, name=called, block_bytes=block_bytes, progress=progress, **given
+        ),
+    )
+
+
+def _arrays(source: Any, options: Mapping[str, Any]) -> _Source:
+    """A mapping of arrays, or an environment of d4rl's that has one."""
+    name, limit, attributes = "arrays", options["max_episode_steps"], {}
+    if not isinstance(source, Mapping):
+        spec = getattr(getattr(source, "spec", None), "id", None)
+        name, attributes = spec or type(source).__name__, {"env_id": spec} if spec else {}
+        limit = limit or getattr(source, "_max_episode_steps", None)
+
+    def identity() -> list[Any]:
+        raise ConfigError(
+            f"{name}: root is for sources that are files; arrays are in memory: leave it out"
         )
 
-    return OfflineDataset.from_recordings([read(source) for source in sources])
+    def read(_: int | None) -> Iterator[Recording]:
+        arrays = source if isinstance(source, Mapping) else source.get_dataset()
+        given = _d4rl_options(options, limit)
+        yield read_d4rl_arrays(arrays, name=name, attributes=attributes, **given)
+
+    return _Source(name, identity, read)
+
+
+def _d4rl_options(options: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    action_range = options["action_range"] or (-1.0, 1.0)
+    return dict(options) | {"max_episode_steps": limit, "action_range": tuple(action_range)}
 
 
 def _kind(source: str | os.PathLike[str]) -> tuple[str, str]:
@@ -82,3 +183,17 @@ def _kind(source: str | os.PathLike[str]) -> tuple[str, str]:
     if isinstance(source, Path) or name.endswith(_SUFFIXES) or Path(name).exists():
         return "file", name
     return ("minari" if "/" in name else "d4rl"), name
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """What tells a file from others and from what it was before: path, size, time of change."""
+    check_file(path)
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def _folder_name(names: Sequence[str], key: str) -> str:
+    """Readable, and another one for every key."""
+    first = re.sub(r"[^A-Za-z0-9_.-]+", "-", names[0])[:80].strip(".-")
+    others = f"-and-{len(names) - 1}-more" if len(names) > 1 else ""
+    return f"{first}{others}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

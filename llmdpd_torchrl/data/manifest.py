@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class TaskRecord:
     """What the manifest says of one task.
 
     ``episodes`` lists, per episode: ``seed``, ``noise``, ``length``, ``return`` and ``success``.
+    Success is not a number, in the file null, where nothing says what it is.
 
     Examples:
         >>> TaskRecord("reach-v3.safetensors", "0" * 64, 200, 1.0, 950.0, episodes=[]).success_rate
@@ -101,20 +103,25 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
+        document = {
+            "format": _FORMAT,
+            "format_version": FORMAT_VERSION,
+            "data_hash": self.data_hash,
+            "episode_success": self.episode_success,
+            **asdict(self),
+        }
+        # JSON has no word for what is not a number.
         write_json(
-            folder / MANIFEST_NAME,
-            {
-                "format": _FORMAT,
-                "format_version": FORMAT_VERSION,
-                "data_hash": self.data_hash,
-                "episode_success": self.episode_success,
-                **asdict(self),
-            },
+            folder / MANIFEST_NAME, json.loads(json.dumps(document), parse_constant=lambda _: None)
         )
 
     @classmethod
-    def read(cls, folder: str | Path) -> Manifest:
+    def read(cls, folder: str | Path, *, remedy: str = "collect the dataset again") -> Manifest:
         """Read and validate the manifest of the dataset in ``folder``.
+
+        Args:
+            folder: of the dataset.
+            remedy: what to do about a damaged one, for messages.
 
         Raises:
             DataError: naming the file, what is wrong with it, and the way out.
@@ -126,10 +133,10 @@ class Manifest:
                 "(`python -m llmdpd_torchrl.data collect --help`) or correct the path"
             )
         raw = read_document(path, _FORMAT, FORMAT_VERSION)
-        return cls._from_raw(raw, path)
+        return cls._from_raw(raw, path, remedy)
 
     @classmethod
-    def _from_raw(cls, raw: dict[str, Any], path: Path) -> Manifest:
+    def _from_raw(cls, raw: dict[str, Any], path: Path, remedy: str) -> Manifest:
         kinds: dict[str, type] = {
             "environment": str,
             "settings": dict,
@@ -143,20 +150,30 @@ class Manifest:
             if not isinstance(raw.get(key), kind):
                 raise DataError(
                     f"{path}: {key!r} must be a {kind.__name__}, found "
-                    f"{type(raw.get(key)).__name__}; collect the dataset again"
+                    f"{type(raw.get(key)).__name__}; {remedy}"
                 )
         tasks = {}
         for name, record in raw["tasks"].items():
             if name not in raw["task_table"]:
                 raise DataError(f"{path}: task {name!r} is not in the task table")
             try:
-                tasks[name] = TaskRecord(**record)
-            except TypeError as error:
-                raise DataError(f"{path}: record of task {name!r} is wrong ({error})") from None
+                tasks[name] = _known(TaskRecord(**record))
+            except (TypeError, KeyError) as error:
+                raise DataError(
+                    f"{path}: record of task {name!r} is wrong ({error}); {remedy}"
+                ) from None
         manifest = cls(**{key: raw[key] for key in kinds if key != "tasks"}, tasks=tasks)
         if raw.get("data_hash") != manifest.data_hash:
-            raise DataError(f"{path}: data_hash does not fit the task records; collect again")
+            raise DataError(f"{path}: data_hash does not fit the task records; {remedy}")
         return manifest
+
+
+def _known(record: TaskRecord) -> TaskRecord:
+    """A record as it was before it was JSON: null is not a number."""
+    if record.success_rate is not None:
+        return record
+    episodes = [episode | {"success": math.nan} for episode in record.episodes]
+    return replace(record, success_rate=math.nan, episodes=episodes)
 
 
 def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:

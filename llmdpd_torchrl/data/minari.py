@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.errors import ConfigError, DataError, first_line
 
-__all__ = ["export_minari", "read_minari"]
+__all__ = ["export_minari", "minari_metadata_file", "read_minari"]
 
 _TASKS = "llmdpd_task_table"
 _FIELDS = "llmdpd_observation_fields"
@@ -51,17 +54,11 @@ def read_minari(
         ConfigError: if Minari is not installed.
         DataError: if there is no such dataset, it can not be read, or it is not of vectors.
     """
-    minari = _import_minari()
     source = f"Minari dataset {dataset_id}"
-    try:
-        dataset = minari.load_dataset(dataset_id, download=download)
+    with _minaris_errors(source):
+        dataset = _import_minari().load_dataset(dataset_id, download=download)
         episodes = list(dataset.iterate_episodes())
         metadata = dataset.storage.metadata
-    except Exception as error:  # Minari, its backends and the network raise anything at all
-        raise DataError(
-            f"{source}: can not be loaded ({type(error).__name__}: {first_line(error)}); compare "
-            "`minari list local` and `minari list remote`, or download it by hand"
-        ) from None
     if not episodes:
         raise DataError(f"{source}: holds no episode; use one with data")
     if not isinstance(dataset.action_space, spaces.Box):
@@ -114,12 +111,41 @@ def read_minari(
     )
 
 
+def minari_metadata_file(dataset_id: str) -> Path:
+    """The file that Minari writes last into a dataset, which is downloaded if it is not here yet.
+
+    Args:
+        dataset_id: such as ``"mujoco/hopper/medium-v0"``.
+
+    Raises:
+        ConfigError: if Minari is not installed.
+        DataError: if there is no such dataset.
+    """
+    with _minaris_errors(f"Minari dataset {dataset_id}"):
+        dataset = _import_minari().load_dataset(dataset_id, download=True)
+        return Path(dataset.storage.data_path) / "metadata.json"
+
+
+@contextlib.contextmanager
+def _minaris_errors(source: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # Minari, its backends and the network raise anything at all
+        raise DataError(
+            f"{source}: can not be loaded ({type(error).__name__}: {first_line(error)}); compare "
+            "`minari list local` and `minari list remote`, or download it by hand"
+        ) from None
+
+
 def export_minari(
     dataset: TrajectoryDataset,
     dataset_id: str,
     *,
     description: str | None = None,
     data_format: str | None = None,
+    progress: bool = True,
 ) -> None:
     """Write a dataset as a local Minari dataset; :func:`read_minari` reads it back exactly.
 
@@ -133,6 +159,7 @@ def export_minari(
             folder (the variable ``MINARI_DATASETS_PATH``).
         description: in words.
         data_format: one of Minari's; default: its default.
+        progress: whether to show a bar.
 
     Raises:
         ConfigError: if Minari is not installed.
@@ -140,7 +167,15 @@ def export_minari(
     """
     minari = _import_minari()
     size, actions = dataset.manifest.observation_layout["size"], dataset.manifest.action_size
-    episodes = [_episode(minari, dataset, index) for index in range(len(dataset.lengths))]
+    _check_successors(dataset)
+    episodes = tqdm(
+        (_episode(minari, dataset, index) for index in range(len(dataset.lengths))),
+        total=len(dataset.lengths),
+        desc=dataset_id,
+        unit="episode",
+        delay=1,
+        disable=not progress,
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about an author, a code link, ...
@@ -163,14 +198,25 @@ def export_minari(
     )
 
 
+def _check_successors(dataset: TrajectoryDataset) -> None:
+    """Refuse a dataset with gaps before anything is written."""
+    observation, owner = dataset.transitions["observation"], dataset.transitions["trajectory_id"]
+    successor = dataset.transitions["next", "observation"]
+    for block in row_blocks(len(observation) - 1):
+        after = slice(block.start + 1, block.stop + 1)
+        gaps = (successor[block] != observation[after]).any(-1)
+        gaps &= (owner[block] == owner[after]).squeeze(-1)
+        if gaps.any():
+            row = block.start + int(gaps.nonzero()[0])
+            raise DataError(
+                f"episode {int(owner[row])}: a successor is not the "
+                "next observation, which Minari can not hold; export to D4RL's layout instead"
+            )
+
+
 def _episode(minari: ModuleType, dataset: TrajectoryDataset, index: int) -> Any:
     data = dataset.trajectory(index)
     following = data["next"]
-    if (following["observation"][:-1] != data["observation"][1:]).any():
-        raise DataError(
-            f"episode {index}: a successor is not the next observation, which Minari can not hold; "
-            "export to D4RL's layout instead"
-        )
     # With their last axis of 1: Minari's Arrow format writes infos [T] that it can not read.
     columns = {"task_id": data["task_id"]}
     success = following.get("success", default=None)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer, TensorStorage
-from torchrl.data.replay_buffers import RandomSampler
-from torchrl.envs.transforms import Transform
+from tqdm.auto import tqdm
 
-from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.data.dataset import (
+    TrajectoryDataset,
+    episode_lengths,
+    episode_sums,
+    row_blocks,
+)
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
+from llmdpd_torchrl.data.mapped import ColumnWriter, map_columns, raw_bytes
 from llmdpd_torchrl.data.recording import Recording
-from llmdpd_torchrl.data.tasks import TaskTable
 from llmdpd_torchrl.errors import DataError
 
 __all__ = ["OfflineDataset"]
@@ -53,47 +58,59 @@ class OfflineDataset(TrajectoryDataset):
     """
 
     @classmethod
-    def from_recordings(cls, recordings: Sequence[Recording]) -> OfflineDataset:
+    def from_recordings(
+        cls,
+        recordings: Iterable[Recording],
+        *,
+        folder: Path | None = None,
+        progress: bool = False,
+    ) -> OfflineDataset:
         """Put recordings of one kind of environment together.
 
         A recording is one task, named like it; one with ``task_ids`` holds those of its
         ``task_names``. Tasks of one name are one task.
 
+        Args:
+            recordings: one after another, none of which is asked for before it is its turn.
+            folder: an empty one, to write the transitions to and map them from, recording by
+                recording, so that they need not fit into memory; :meth:`load_mapped` maps them
+                again. Default: they are put together in memory.
+            progress: whether reading them once more, for their hash, shows a bar.
+
         Raises:
             DataError: if there is no recording, or widths or further columns differ.
         """
-        if not recordings:
-            raise DataError("a dataset needs at least one file or recording: give one")
-        first = recordings[0]
-        for other in recordings[1:]:
-            for key in ("observation", "action"):
-                ours, theirs = getattr(first, key).shape[1], getattr(other, key).shape[1]
-                if ours != theirs:
-                    raise DataError(
-                        f"{other.source}: {key} is {theirs} wide, that of {first.source} {ours}; "
-                        "load data of different environments one by one"
-                    )
-            if set(other.infos) != set(first.infos):
-                raise DataError(
-                    f"{other.source}: has infos {sorted(other.infos)}, {first.source} "
-                    f"{sorted(first.infos)}; ask for columns that all have"
-                )
-        names = [name for recording in recordings for name in recording.task_names]
-        table = TaskTable(tuple(dict.fromkeys(names)))
-        parts, episodes = [], 0
-        for recording in recordings:
-            part = _transitions(recording, table)
-            part["trajectory_id"] += episodes
-            episodes += len(recording.ends)
-            parts.append(part)
-        transitions = TensorDict.cat(parts)
+        with contextlib.ExitStack() as stack:
+            writer = None if folder is None else stack.enter_context(ColumnWriter(folder))
+            parts: list[TensorDictBase] = []
+            names: dict[str, int] = {}
+            settings: dict[str, Any] = {}
+            first, episodes = None, 0
+            for recording in recordings:
+                first = first or recording
+                _check_fit(first, recording)
+                settings[recording.source] = dict(recording.attributes)
+                for name in recording.task_names:
+                    names.setdefault(name, len(names))
+                part = _transitions(recording, names, episodes)
+                episodes += len(recording.ends)
+                if writer is None:
+                    parts.append(part)
+                else:
+                    writer.append(part)
+            if first is None:
+                raise DataError("a dataset needs at least one file or recording: give one")
+            if writer is not None:
+                transitions: TensorDictBase = writer.finish()
+            else:
+                transitions = parts[0] if len(parts) == 1 else TensorDict.cat(parts)
         size = first.observation.shape[1]
         fields = first.fields or {"state": (0, size)}
         manifest = Manifest(
             environment=str(first.attributes.get("env_id", "unknown")),
-            settings={recording.source: dict(recording.attributes) for recording in recordings},
+            settings=settings,
             packages={},
-            task_table=list(table.names),
+            task_table=list(names),
             observation_layout={
                 "size": size,
                 "dtype": "float32",
@@ -101,9 +118,32 @@ class OfflineDataset(TrajectoryDataset):
                 "units": "the environment's",
             },
             action_size=first.action.shape[1],
-            tasks=_task_records(transitions, table.names),
+            tasks=_task_records(transitions, list(names), progress=progress),
         )
-        return cls(manifest, transitions)
+        dataset = cls(manifest, transitions)
+        if folder is not None:
+            manifest.write(folder)
+            dataset.folder = folder
+        return dataset
+
+    @classmethod
+    def load_mapped(
+        cls, folder: Path, *, verify: bool = True, progress: bool = False
+    ) -> OfflineDataset:
+        """Map what :meth:`from_recordings` wrote to ``folder``.
+
+        Args:
+            folder: of the dataset.
+            verify: read every column once and compare its hash; without it, only its size.
+            progress: whether that shows a bar.
+
+        Raises:
+            DataError: if a file is missing, cut short or changed.
+        """
+        manifest = Manifest.read(folder, remedy=f"delete {folder} to convert the data anew")
+        dataset = cls(manifest, map_columns(folder, verify=verify, progress=progress))
+        dataset.folder = folder
+        return dataset
 
     @property
     def trajectory_success(self) -> torch.Tensor:
@@ -122,12 +162,12 @@ class OfflineDataset(TrajectoryDataset):
     @property
     def trajectory_return(self) -> torch.Tensor:
         """Sum of the rewards of each episode: ``[E]`` float64."""
-        reward = self.transitions["next", "reward"].squeeze(-1).double()
-        owner = torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
-        return torch.zeros(len(self.lengths), dtype=torch.float64).index_add(0, owner, reward)
+        return episode_sums(self.transitions["next", "reward"], self.lengths)
 
     def select(self, episodes: torch.Tensor) -> OfflineDataset:
         """A dataset of some of the episodes, with the same task table.
+
+        Episodes that lie side by side are not copied; others are, into memory.
 
         Args:
             episodes: ``[E]`` bool, or indices ``[n]`` int64, for instance those of training tasks.
@@ -136,9 +176,14 @@ class OfflineDataset(TrajectoryDataset):
         chosen[episodes] = True
         if not chosen.any():
             raise DataError("no episode is selected: a dataset needs at least one")
-        lengths = self.lengths[chosen]
-        rows = chosen.repeat_interleave(self.lengths)
+        indices = chosen.nonzero().squeeze(-1)
+        first, last = int(indices[0]), int(indices[-1])
+        rows = slice(int(self.starts[first]), int(self.starts[last] + self.lengths[last]))
         transitions = self.transitions[rows]
+        lengths = self.lengths[first : last + 1]
+        if len(indices) < len(lengths):
+            transitions = transitions[chosen[first : last + 1].repeat_interleave(lengths)]
+            lengths = lengths[chosen[first : last + 1]]
         owner = torch.arange(len(lengths)).repeat_interleave(lengths)
         transitions["trajectory_id"] = owner.unsqueeze(-1)
         return self._with(transitions)
@@ -160,49 +205,46 @@ class OfflineDataset(TrajectoryDataset):
         records = _task_records(transitions, self.manifest.task_table)
         return type(self)(dataclasses.replace(self.manifest, tasks=records), transitions)
 
-    def replay_buffer(
-        self,
-        batch_size: int,
-        *,
-        transforms: Sequence[Transform] = (),
-        seed: int | None = None,
-        device: torch.device | str | None = None,
-    ) -> TensorDictReplayBuffer:
-        """A replay buffer that refuses writing and, on the data's device, holds no copy of them.
 
-        Args:
-            batch_size: rows a sample, drawn uniformly with replacement.
-            transforms: appended in order; they see what is sampled.
-            seed: of the sampler; ``None`` uses torch's global generator.
-            device: to hold the data on; default: where they are.
-        """
-        stored = self.transitions if device is None else self.transitions.to(device)
-        buffer = TensorDictReplayBuffer(
-            storage=TensorStorage(stored),
-            sampler=RandomSampler(),
-            writer=ImmutableDatasetWriter(),
-            batch_size=batch_size,
-            prefetch=None,
+def _check_fit(first: Recording, other: Recording) -> None:
+    for key in ("observation", "action"):
+        ours, theirs = getattr(first, key).shape[1], getattr(other, key).shape[1]
+        if ours != theirs:
+            raise DataError(
+                f"{other.source}: {key} is {theirs} wide, that of {first.source} {ours}; "
+                "load data of different environments one by one"
+            )
+    if set(other.infos) != set(first.infos):
+        raise DataError(
+            f"{other.source}: has infos {sorted(other.infos)}, {first.source} "
+            f"{sorted(first.infos)}; ask for columns that all have"
         )
-        for transform in transforms:
-            buffer.append_transform(transform)
-        if seed is not None:
-            buffer.set_rng(torch.Generator().manual_seed(seed))
-        return buffer
+    for key, column in first.infos.items():
+        ours, theirs = ((c.dtype.name, *c.shape[1:]) for c in (column, other.infos[key]))
+        if ours != theirs:
+            raise DataError(
+                f"{other.source}: infos/{key} is of {theirs}, that of {first.source} of {ours}; "
+                "they must be equal"
+            )
+    if (other.success is None) != (first.success is None):
+        which = (first, other) if other.success is None else (other, first)
+        raise DataError(
+            f"{which[1].source}: has no success flags, {which[0].source} has; load them one by one"
+        )
 
 
-def _transitions(recording: Recording, table: TaskTable) -> TensorDictBase:
-    """One recording as transitions, with ``trajectory_id`` counted from 0."""
+def _transitions(recording: Recording, names: Mapping[str, int], episodes: int) -> TensorDictBase:
+    """One recording as transitions, with ``trajectory_id`` counted from ``episodes``."""
     rows, lengths = len(recording.observation), recording.lengths
     starts = np.repeat(recording.ends - lengths + 1, lengths)
-    ids = np.array([table.index(name) for name in recording.task_names])
+    ids = np.array([names[name] for name in recording.task_names])
     terminated, truncated = _column(recording.terminated), _column(recording.truncated)
     transitions = TensorDict(
         {
             "observation": torch.from_numpy(recording.observation),
             "action": torch.from_numpy(recording.action),
             "task_id": _column(ids[recording.task_ids]),
-            "trajectory_id": _column(np.repeat(np.arange(len(lengths)), lengths)),
+            "trajectory_id": _column(np.repeat(episodes + np.arange(len(lengths)), lengths)),
             "step_count": _column(np.arange(rows) - starts),
             "next": {
                 "observation": torch.from_numpy(recording.next_observation),
@@ -226,31 +268,52 @@ def _column(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).unsqueeze(-1)
 
 
-def _task_records(transitions: TensorDictBase, names: Sequence[str]) -> dict[str, TaskRecord]:
+def _task_records(
+    transitions: TensorDictBase, names: Sequence[str], *, progress: bool = False
+) -> dict[str, TaskRecord]:
     """What a manifest says of each task; success is not a number where nothing says what it is."""
+    lengths = episode_lengths(transitions)
+    task = transitions["task_id"].squeeze(-1)[lengths.cumsum(0) - lengths]
+    returns = episode_sums(transitions["next", "reward"], lengths)
     knows = ("next", "success") in transitions.keys(include_nested=True)
+    success = episode_sums(transitions["next", "success"], lengths) > 0 if knows else None
+    present = task.unique().tolist()
     records = {}
-    for task_id in transitions["task_id"].unique().tolist():
-        part = transitions[transitions["task_id"].squeeze(-1) == task_id]
-        digest = hashlib.sha256()
-        for key in sorted(part.keys(True, True), key=str):
-            if key != "trajectory_id":  # which depends on what else is loaded
-                digest.update(part[key].contiguous().numpy().tobytes())
-        _, lengths = part["trajectory_id"].squeeze(-1).unique_consecutive(return_counts=True)
-        episodes = [
-            {
-                "length": len(episode),
-                "return": round(float(episode["next", "reward"].double().sum()), 4),
-                "success": bool(episode["next", "success"].any()) if knows else math.nan,
-            }
-            for episode in part.split(lengths.tolist())
-        ]
-        records[names[task_id]] = TaskRecord(
-            file="",
-            sha256=digest.hexdigest(),
-            transitions=len(part),
-            success_rate=sum(episode["success"] for episode in episodes) / len(episodes),
-            mean_return=sum(episode["return"] for episode in episodes) / len(episodes),
-            episodes=episodes,
-        )
+    total = len(transitions) * len(present)
+    with tqdm(total=total, desc="hashing", unit="row", delay=1, disable=not progress) as bar:
+        for task_id in present:
+            chosen = task == task_id
+            reached = (
+                [math.nan] * int(chosen.sum()) if success is None else success[chosen].tolist()
+            )
+            episodes = [
+                {"length": length, "return": round(value, 4), "success": reaches}
+                for length, value, reaches in zip(
+                    lengths[chosen].tolist(), returns[chosen].tolist(), reached, strict=True
+                )
+            ]
+            records[names[task_id]] = TaskRecord(
+                file="",
+                sha256=_digest(transitions, task_id if len(present) > 1 else None, bar),
+                transitions=int(lengths[chosen].sum()),
+                success_rate=sum(episode["success"] for episode in episodes) / len(episodes),
+                mean_return=sum(episode["return"] for episode in episodes) / len(episodes),
+                episodes=episodes,
+            )
     return records
+
+
+def _digest(transitions: TensorDictBase, task_id: int | None, bar: tqdm[Any]) -> str:
+    """SHA-256 of the columns of a task's rows, one after another; ``None``: all rows are."""
+    digest = hashlib.sha256()
+    # Not of trajectory_id, which depends on what else is loaded.
+    keys = sorted((k for k in transitions.keys(True, True) if k != "trajectory_id"), key=str)
+    columns = {key: transitions[key].numpy() for key in keys}
+    owner = transitions["task_id"].squeeze(-1).numpy()
+    for key, column in columns.items():
+        for block in row_blocks(len(column)):
+            part = column[block] if task_id is None else column[block][owner[block] == task_id]
+            digest.update(raw_bytes(part))
+            if key == keys[-1]:
+                bar.update(block.stop - block.start)
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.errors import DataError
 
-__all__ = ["Recording", "as_flags", "as_numbers"]
+__all__ = ["Recording", "as_flags", "as_numbers", "numbered_tasks"]
 
 #: What a value may lie outside of the action range and still be the rounding of one inside.
 _ROUNDING = 1e-4
@@ -22,8 +22,9 @@ class Recording:
     """Whole episodes, one after another, from one file or one dataset.
 
     The arrays are checked and cast when the recording is made: observations, actions and rewards
-    become float32, flags bool. An episode ends at every row that is terminated or truncated, and
-    the last row ends one: if it says nothing, it is truncated, for its episode was cut off there.
+    become float32, flags bool; what is so already is not copied. An episode ends at every row that
+    is terminated or truncated, and the last row ends one: if it says nothing, it is truncated, for
+    its episode was cut off there. What does not fit into memory is a sequence of recordings.
 
     Args:
         name: what tasks of this recording are called.
@@ -42,6 +43,7 @@ class Recording:
         attributes: what the source says of itself; JSON can hold it.
         fields: half-open index ranges of the observation by name; default: one called ``state``.
         action_range: what the source's actions lie in; it is mapped to [-1, 1].
+        first_row: how many rows of the same source come before these, for messages.
 
     Raises:
         DataError: if there is no row, a shape or dtype is wrong, an entry is not finite, or an
@@ -77,11 +79,13 @@ class Recording:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, tuple[int, int]] | None = None
     action_range: tuple[float, float] = (-1.0, 1.0)
+    first_row: int = 0
 
     def __post_init__(self) -> None:
         for key, rank in (("observation", 2), ("next_observation", 2), ("action", 2)):
-            setattr(self, key, as_numbers(getattr(self, key), self.source, key, rank))
-        self.reward = as_numbers(self.reward, self.source, "reward", 1)
+            column = as_numbers(getattr(self, key), self.source, key, rank, self.first_row)
+            setattr(self, key, column)
+        self.reward = as_numbers(self.reward, self.source, "reward", 1, self.first_row)
         self.terminated = as_flags(self.terminated, self.source, "terminated")
         self.truncated = as_flags(self.truncated, self.source, "truncated")
         rows = len(self.observation)
@@ -99,7 +103,7 @@ class Recording:
                     f"{self.source}: {key} has {len(column)} rows, observation {rows}; every array "
                     "needs one row a transition"
                 )
-        self.infos = {key: np.asarray(column) for key, column in self.infos.items()}
+        self.infos = {key: _native(np.asarray(column)) for key, column in self.infos.items()}
         for key, column in self.infos.items():
             if column.shape[:1] != (rows,):
                 raise DataError(
@@ -108,8 +112,9 @@ class Recording:
         if self.success is not None:
             self.success = as_flags(self.success, self.source, "success")
         self._scale_actions()
-        self.truncated = self.truncated.copy()
-        self.truncated[-1] |= not self.terminated[-1]
+        if not (self.terminated[-1] or self.truncated[-1]):
+            self.truncated = self.truncated.copy()
+            self.truncated[-1] = True
         self._name_tasks()
 
     @property
@@ -140,7 +145,7 @@ class Recording:
             )
         self.task_ids = ids[:, 0].astype(np.int64)
         count = int(self.task_ids.max()) + 1
-        self.task_names = self.task_names or [f"{self.name}/{i}" for i in range(count)]
+        self.task_names = self.task_names or numbered_tasks(self.name, count)
         if len(self.task_names) < count:
             raise DataError(
                 f"{self.source}: has task id {count - 1}, but {len(self.task_names)} task names"
@@ -152,44 +157,60 @@ class Recording:
         low, high = self.action_range
         if not low < high:
             raise DataError(f"{self.source}: action_range is {self.action_range}: low must be less")
-        worst = float(np.abs(self.action - (low + high) / 2).max(initial=0.0))
-        if worst > (high - low) / 2 * (1 + _ROUNDING):
+        least, most = float(self.action.min()), float(self.action.max())
+        middle, half = (low + high) / 2, (high - low) / 2
+        if max(most - middle, middle - least) > half * (1 + _ROUNDING):
             raise DataError(
-                f"{self.source}: action reaches from {self.action.min():.4g} to "
-                f"{self.action.max():.4g}, outside of [{low:g}, {high:g}]; give the "
-                "environment's own range as action_range"
+                f"{self.source}: action reaches from {least:.4g} to {most:.4g}, outside of "
+                f"[{low:g}, {high:g}]; give the environment's own range as action_range"
             )
         if (low, high) != (-1.0, 1.0):
-            self.action = (self.action - (low + high) / 2) / ((high - low) / 2)
-        self.action = self.action.clip(-1.0, 1.0)
+            self.action = (self.action - middle) / half
+            least, most = float(self.action.min()), float(self.action.max())
+        if least < -1.0 or most > 1.0:
+            self.action = self.action.clip(-1.0, 1.0)
 
 
-def as_numbers(array: Any, source: str, key: str, rank: int) -> NDArray[np.float32]:
-    """Check and cast a column of numbers.
+def numbered_tasks(name: str, count: int) -> tuple[str, ...]:
+    """What the tasks of a recording are called if nothing else says it.
+
+    Examples:
+        >>> numbered_tasks("line", 2)
+        ('line/0', 'line/1')
+    """
+    return tuple(f"{name}/{index}" for index in range(count))
+
+
+def as_numbers(
+    array: Any, source: str, key: str, rank: int, first_row: int = 0
+) -> NDArray[np.float32]:
+    """Check and cast a column of numbers; one that needs no casting is not copied.
 
     Args:
         array: ``[N]`` or ``[N, 1]`` for rank 1, ``[N, size]`` for rank 2.
         source: where it comes from, for messages.
         key: its name, for messages.
         rank: 1 or 2.
+        first_row: number of the first row, for messages.
 
     Raises:
-        DataError: if it is not of numbers, has another shape, or an entry is not finite.
+        DataError: if it is not of numbers, has another shape, or an entry is not finite in float32.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
         raise DataError(f"{source}: {key} is of type {array.dtype}, it must hold numbers")
     if array.ndim == rank + 1 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim != rank:
+    if array.ndim != rank or (rank == 2 and array.shape[1] == 0):
         wanted = "[rows, size]" if rank == 2 else "[rows]"
         raise DataError(f"{source}: {key} has shape {array.shape}, it must be {wanted}")
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is not finite, see below
+        array = np.require(array, np.float32, ("C", "W"))
     finite = np.isfinite(array).all(tuple(range(1, rank)))
     if not finite.all():
         raise DataError(
             f"{source}: {key} is not finite in {(~finite).sum()} of {len(array)} rows, first in "
-            f"row {int(np.argmin(finite))}; take these episodes out"
+            f"row {first_row + int(np.argmin(finite))}; take these episodes out"
         )
     return array
 
@@ -205,6 +226,12 @@ def as_flags(array: Any, source: str, key: str) -> NDArray[np.bool_]:
         array = array[..., 0]
     if array.ndim != 1:
         raise DataError(f"{source}: {key} has shape {array.shape}, it must be [rows]")
-    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+    kind = array.dtype.kind
+    if kind not in "biuf" or (kind != "b" and not np.isin(array, (0, 1)).all()):
         raise DataError(f"{source}: {key} must hold flags, 0 or 1, of type bool ({array.dtype})")
-    return array.astype(np.bool_)
+    return np.require(array, np.bool_, ("C", "W"))
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """In this machine's byte order and writeable, as tensors must be."""
+    return np.require(array, array.dtype.newbyteorder("="), ("C", "W"))

@@ -286,3 +286,63 @@ def test_the_layout_that_is_written_is_d4rls(dataset, path):
 def test_the_reader_alone_gives_a_recording(path):
     recording = read_d4rl_file(write(path, arrays()), name="other")
     assert OfflineDataset.from_recordings([recording]).tasks == ("other",)
+
+
+def test_arrays_in_memory_are_read_like_a_file(path):
+    contents = arrays()
+    named = contents | {"metadata/algorithm": np.bytes_(b"SAC"), "infos/id": np.arange(ROWS)}
+    dataset = load_episodes(named, infos=["id"])
+    check(dataset)
+    assert (dataset.transitions.exclude("info") == load(path, contents).transitions).all()
+    assert dataset.transitions["info", "id"].squeeze(-1).tolist() == list(range(ROWS))
+    assert dataset.tasks == ("arrays",)
+    # What needs no casting is not copied.
+    shared = dataset.transitions["observation"].numpy()
+    assert np.shares_memory(shared, contents["observations"])
+    with pytest.raises(DataError, match=r"arrays: has no array 'rewards', .* found actions"):
+        load_episodes({key: value for key, value in contents.items() if key != "rewards"})
+
+
+def test_an_environment_gives_its_dataset_name_and_time_limit(path):
+    contents = arrays()
+    del contents["timeouts"], contents["next_observations"]
+
+    class Line:
+        spec = type("Spec", (), {"id": "line-medium-v0"})
+        _max_episode_steps = 4
+
+        def get_dataset(self):
+            return contents
+
+    dataset = load_episodes(Line())
+    check(dataset)
+    assert dataset.tasks == ("line-medium-v0",)
+    assert dataset.manifest.environment == "line-medium-v0"
+    assert dataset.lengths.tolist() == load(path, contents, max_episode_steps=4).lengths.tolist()
+    both = load_episodes([Line(), write(path, contents)], max_episode_steps=4)
+    assert both.tasks == ("line-medium-v0", "line")
+
+
+def test_further_columns_must_fit(tmp_path):
+    first = write(tmp_path / "a.hdf5", arrays() | {"infos/x": np.zeros(ROWS, np.int8)})
+    cases = {
+        r"b.hdf5: infos/x is of \('int8', 2\), that": {"infos/x": np.zeros((ROWS, 2), np.int8)},
+        r"b.hdf5: infos/x is of \('float64',\), that": {"infos/x": np.zeros(ROWS)},
+        "a.hdf5: has no success flags, .*b.hdf5 has": {
+            "infos/x": np.zeros(ROWS, np.int8),
+            "infos/success": np.zeros(ROWS),
+        },
+    }
+    for message, other in cases.items():
+        second = write(tmp_path / "b.hdf5", arrays() | other)
+        with pytest.raises(DataError, match=message):
+            load_episodes([first, second], infos=["x"])
+
+
+@pytest.mark.parametrize("name", ["success", "task", "task_id"])
+def test_a_column_can_be_kept_under_any_name(path, name):
+    ids = np.array([0] * 5 + [1] * 7)
+    contents = arrays() | {f"infos/{name}": ids, "infos/of": ids}
+    dataset = load(path, contents, task_key="of", infos=[name])
+    assert dataset.tasks == ("line/0", "line/1")
+    assert dataset.transitions["info", name].squeeze(-1).tolist() == ids.tolist()
