@@ -19,6 +19,7 @@ __all__ = [
     "folder_lock",
     "make_writable_folder",
     "read_document",
+    "sync",
     "write_atomic",
     "write_json",
     "write_text",
@@ -86,6 +87,15 @@ def folder_lock(folder: Path) -> FileLock:
     return FileLock(folder / ".lock")
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it.
 
@@ -114,8 +124,7 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600, an ordinary file obeys the umask
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -42,6 +42,10 @@ class IntervalEvaluation(TrainerHookBase):
     Raises:
         ConfigError: if ``every`` is below 1.
 
+    Attributes:
+        history: what was found so far: updates and success rates of each evaluation.
+        best_success: the highest rate on the trained tasks so far.
+
     Examples:
         >>> from llmdpd_torchrl.evaluation import EvaluationSettings
         >>> from llmdpd_torchrl.modules import NetworkConfig, make_networks
@@ -79,6 +83,7 @@ class IntervalEvaluation(TrainerHookBase):
         self.film = film
         self.fps = fps
         self.best_success = -1.0
+        self.history: list[dict[str, float]] = []
         self._trainer: Trainer | None = None
 
     def register(self, trainer: Trainer, name: str = "interval_evaluation") -> None:
@@ -107,6 +112,7 @@ class IntervalEvaluation(TrainerHookBase):
             for group, part in (("seen", summary.seen), ("unseen", summary.unseen))
             if part is not None
         }
+        self.history.append({"updates": updates, **found})
         # Of equal ones the later: it was trained longer.
         if self.best is not None and found.get("eval/success_seen", -2.0) >= self.best_success:
             self.best_success = found["eval/success_seen"]
@@ -124,9 +130,10 @@ class IntervalEvaluation(TrainerHookBase):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What was best so far."""
-        return {"best_success": self.best_success}
+        """What was found, and what was best, so far."""
+        return {"best_success": self.best_success, "history": [dict(row) for row in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.best_success = state_dict["best_success"]
+        self.history = [dict(row) for row in state_dict["history"]]

@@ -19,6 +19,7 @@ from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.prompted import PromptedPolicy
+from llmdpd_torchrl.modules.state import check_state
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
@@ -199,12 +200,7 @@ class LLMDPDPolicy:
             raise DataError(f"{weights}: missing or damaged ({error}); save it again") from None
         policy = cls.from_networks(config, networks, description.get("info"))
         modules = policy._modules().to(device)
-        wanted = modules.state_dict()
-        for name in sorted(wanted.keys() | state.keys()):
-            found = list(state[name].shape) if name in state else "nothing"
-            expected = list(wanted[name].shape) if name in wanted else "nothing"
-            if found != expected:
-                raise DataError(f"{weights}: {name} is {found}, {path.name} asks for {expected}")
+        check_state(state, modules.state_dict(), str(weights), path.name)
         modules.load_state_dict(state)
         modules.eval()
         return policy

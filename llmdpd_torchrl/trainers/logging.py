@@ -18,8 +18,8 @@ from tensordict import TensorDictBase
 from torchrl.record.loggers.common import Logger
 from torchrl.record.loggers.wandb import WandbLogger
 
-from llmdpd_torchrl.errors import ConfigError, first_line
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.errors import ConfigError, first_line, notice
+from llmdpd_torchrl.files import sync, write_atomic, write_json
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 
 __all__ = ["LoggerGroup", "MetricsCSVLogger", "make_logger", "write_mp4"]
@@ -131,10 +131,16 @@ class MetricsCSVLogger(Logger):
         return f"MetricsCSVLogger(exp_name={self.exp_name!r}, log_dir={self.log_dir!r})"
 
     def _checkpoint_state(self) -> dict[str, Any]:
+        sync(self.experiment.path)  # a checkpoint must not outlive the rows before it
         return {"last_step": self.experiment.last_step, "last_steps": dict(self._last_steps)}
 
     def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
         self.experiment.truncate(state_dict["last_step"])
+        if self.experiment.last_step != state_dict["last_step"]:
+            notice(
+                f"{self.experiment.path} has no row of step {state_dict['last_step']}, at which "
+                "the checkpoint was written: rows before it are missing"
+            )
         self._last_steps = dict(state_dict["last_steps"])
 
     def _file(self, folder: str, name: str, step: int | None, suffix: str) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -16,7 +18,12 @@ from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import OptimizationStepper
 
 from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules.state import check_state
+from llmdpd_torchrl.trainers.progress import BatchSource, RunningMeans
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+
+if TYPE_CHECKING:
+    from llmdpd_torchrl.trainers.checkpointing import Checkpointing
 
 __all__ = ["OfflineOptimizationStepper", "OfflineTrainer", "ReplaySource"]
 
@@ -223,30 +230,68 @@ class OfflineTrainer(Trainer):
         )
         self.target_updater = target_updater or TargetUpdater(loss_module)
         self.log_every = log_every
-        self._sums: TensorDictBase | None = None
-        self._counted = 0
+        #: What must be the same when the training is continued, beside what the caller names.
+        self.plan = {"total_updates": total_updates, "log_every": log_every}
+        #: Set by :class:`~llmdpd_torchrl.trainers.Checkpointing`.
+        self.checkpointing: Checkpointing | None = None
+        #: Hooks may enter contexts here; they are left when :meth:`train` ends, however it does.
+        self.during_training = contextlib.ExitStack()
+        # TorchRL keeps every logged value for ever, and these positions on the class.
+        self._log_dict: defaultdict[str, Any] = defaultdict(lambda: deque(maxlen=1))
+        self._last_log: dict[str, Any] = {}
+        self.batches = BatchSource(replay_buffer)
+        self._means = RunningMeans()
+        self.register_op("setup", self._show_progress)
         self.register_op("process_optim_batch", lambda _: replay_buffer.sample())
         self.register_op("post_optim", self.target_updater.step)
         self.register_op("post_optim_complete_log", self._log_means)
         self.register_module("target_updater", self.target_updater)
+        self.register_module("means", self._means)
+        self.register_module("batches", self.batches)
 
     def train(self) -> None:
-        """Run all updates."""
-        try:
+        """Run all updates that are left; none are of a finished training that was resumed."""
+        if self.collected_frames >= self.total_frames:
+            return
+        with self.during_training:
             super().train()
-        finally:
-            if self.progress_bar:
-                self._pbar.close()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            DataError: if a network has other tensors.
+            KeyError: if a registered module has no state in it.
+        """
+        saved = state_dict["loss_module"]
+        check_state(saved, self.loss_module.state_dict(), "loss_module", "this training")
+        super().load_state_dict(state_dict)
+
+    @property
+    def is_last_round(self) -> bool:
+        """Whether the training ends after this round: it is complete, or was asked to stop."""
+        return self._stop_training or self.collected_frames >= self.total_frames
+
+    def logged_now(self, name: str) -> float | None:
+        """What was logged under ``name`` at this very update, if it is a finite number."""
+        if self._last_log.get(name) != self.collected_frames:
+            return None
+        value = float(self._log_dict[name][-1])
+        return value if math.isfinite(value) else None
+
+    def _show_progress(self) -> None:
+        """Let the bar of a resumed training start where it left off, and end whatever happens."""
+        if self.progress_bar:
+            self._pbar.initial = self._pbar.n = self.collected_frames
+            self._pbar.refresh()
+            self.during_training.callback(self._pbar.close)
 
     def _log_means(self, updates: int, means: TensorDictBase) -> Mapping[str, Any] | None:
         """Average what the trainer averaged over its chunks, and hand it on at the log interval."""
-        self._sums = means if self._sums is None else self._sums + means
-        self._counted += 1
+        self._means.add(means)
         if updates % self.log_every and updates != self.total_frames:
             return None
-        averages = self._sums / self._counted
-        self._sums, self._counted = None, 0
-        scalars = {f"train/{key}": float(value) for key, value in averages.items()}
+        scalars = {f"train/{key}": value for key, value in self._means.take().items()}
         if not all(math.isfinite(value) for value in scalars.values()):
             broken = next(key for key, value in scalars.items() if not math.isfinite(value))
             raise FloatingPointError(f"{broken} is not finite at update {updates}")
