@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "sync",
     "write_atomic",
     "write_json",
+    "write_tensors",
     "write_text",
 ]
 
@@ -133,6 +134,30 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented, key-ordered JSON with :func:`write_atomic`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
+    """Write torch tensors as safetensors with :func:`write_atomic`.
+
+    They may lie on any device and share their memory; what is no tensor is left out. Unlike
+    ``safetensors.torch.save_file`` it says as an ``OSError`` that the disk is full.
+    """
+    # Not needed by those who only read a document.
+    import torch
+    from safetensors.torch import save
+
+    content = save(
+        {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in tensors.items()
+            if isinstance(value, torch.Tensor)
+        }
+    )
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -21,7 +21,7 @@ ALLOWED = {
         "baselines", "trainers", "transforms", "objectives", "modules", "prompts", "data",
     },
 }  # fmt: skip
-EVERYWHERE = {"errors", "files", "seal", "workers"}
+EVERYWHERE = {"errors", "files", "memory", "seal", "workers"}
 
 
 def imports(path):

@@ -11,7 +11,7 @@ import torch
 from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, first_line, notice
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
 from llmdpd_torchrl.evaluation.video import Frame
@@ -115,9 +115,15 @@ class IntervalEvaluation(TrainerHookBase):
         self.history.append({"updates": updates, **found})
         # Of equal ones the later: it was trained longer.
         if self.best is not None and found.get("eval/success_seen", -2.0) >= self.best_success:
-            self.best_success = found["eval/success_seen"]
             self.policy.info["updates"] = updates
-            self.policy.save_pretrained(self.best)
+            try:
+                self.policy.save_pretrained(self.best)
+                self.best_success = found["eval/success_seen"]
+            except OSError as error:  # a full disk, which must not end the training
+                notice(
+                    f"can not save the best policy so far to {self.best} ({first_line(error)}): "
+                    "the next one that is as good as the last saved is tried"
+                )
         if self._trainer is not None:
             if self._trainer.progress_bar:
                 self._trainer._pbar_str.update(

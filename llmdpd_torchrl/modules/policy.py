@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensordict import TensorDictBase
 
 from llmdpd_torchrl import __version__
 from llmdpd_torchrl.errors import ConfigError, DamagedError, DataError, first_line
-from llmdpd_torchrl.files import file_sha256, read_document, write_atomic, write_json
+from llmdpd_torchrl.files import file_sha256, read_document, write_json, write_tensors
 from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.card import write_card
 from llmdpd_torchrl.modules.hub import download_policy, looks_like_hub_id, upload_policy
@@ -183,13 +183,8 @@ class LLMDPDPolicy:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: value.detach().cpu().contiguous().clone()
-            for name, value in self._modules().state_dict().items()
-            if isinstance(value, torch.Tensor)
-        }
         weights = folder / "policy.safetensors"
-        write_atomic(weights, lambda path: save_file(state, path))
+        write_tensors(weights, self._modules().state_dict())
         packages = ("torch", "torchrl", "tensordict", "safetensors")
         versions = {name: metadata.version(name) for name in packages}
         fields = {name: list(ends) for name, ends in self.config.observation_fields.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import OptimizationStepper
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, UserError
 from llmdpd_torchrl.modules.state import check_state
+from llmdpd_torchrl.trainers.guard import FiniteGuard
+from llmdpd_torchrl.trainers.logger_group import LoggerGroup
 from llmdpd_torchrl.trainers.progress import BatchSource, RunningMeans
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater
 
@@ -132,6 +135,7 @@ class OfflineOptimizationStepper(OptimizationStepper):
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Update all networks once and return detached scalars."""
+        guard = trainer.guard if isinstance(trainer, OfflineTrainer) else None
         losses = trainer.compute_loss(sub_batch)
         (losses["loss_actor"] + losses["loss_qvalue"]).backward()
         result = losses.detach()
@@ -139,6 +143,14 @@ class OfflineOptimizationStepper(OptimizationStepper):
             # Also measures the norm where nothing is clipped.
             limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
             result[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(parameters, limit)
+        if guard is not None:
+            watched = {
+                name: value
+                for name, value in result.items()
+                if name.startswith(("loss_", "grad_norm_"))
+            }
+            # The fused optimizer makes no step where this is 1, and the host need not know.
+            self.optimizer.found_inf = guard.watch(watched)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
@@ -172,6 +184,8 @@ class OfflineTrainer(Trainer):
         logger: a TorchRL logger; scalars are the means over the last ``log_every`` updates.
         log_every: updates between log entries.
         progress_bar: whether to show one.
+        failures: folder that keeps what is to be looked at when a loss or a gradient is not finite,
+            see :class:`~llmdpd_torchrl.trainers.guard.FiniteGuard`; ``None`` keeps nothing.
 
     Raises:
         ConfigError: if a count is below 1.
@@ -207,6 +221,7 @@ class OfflineTrainer(Trainer):
         logger: Logger | None = None,
         log_every: int = 100,
         progress_bar: bool = True,
+        failures: str | os.PathLike[str] | None = None,
     ) -> None:
         if total_updates < 1 or log_every < 1:
             raise ConfigError(
@@ -222,7 +237,7 @@ class OfflineTrainer(Trainer):
             loss_module=loss_module,
             optimization_stepper=stepper
             or OfflineOptimizationStepper(loss_module, total_updates=total_updates),
-            logger=logger,
+            logger=_surviving(logger),
             progress_bar=progress_bar,
             log_interval=0,
             # Off: it would keep every logged value of every update for ever.
@@ -241,9 +256,12 @@ class OfflineTrainer(Trainer):
         self._last_log: dict[str, Any] = {}
         self.batches = BatchSource(replay_buffer)
         self._means = RunningMeans()
+        self.guard = FiniteGuard(failures)
         self.register_op("setup", self._show_progress)
-        self.register_op("process_optim_batch", lambda _: replay_buffer.sample())
+        self.register_op("process_optim_batch", self._draw)
         self.register_op("post_optim", self.target_updater.step)
+        self.register_op("post_optim", self._look_in_time)
+        self.register_op("post_optim_complete_log", self._look)
         self.register_op("post_optim_complete_log", self._log_means)
         self.register_module("target_updater", self.target_updater)
         self.register_module("means", self._means)
@@ -267,6 +285,27 @@ class OfflineTrainer(Trainer):
         check_state(saved, self.loss_module.state_dict(), "loss_module", "this training")
         super().load_state_dict(state_dict)
 
+    def compute_loss(
+        self, sub_batch: TensorDictBase, method: str | None = None
+    ) -> TensorDictBase | tuple[Any, ...]:
+        """The loss of a batch; where it refuses one, the error says which it was.
+
+        Raises:
+            UserError: of the kind that the loss raises.
+        """
+        try:
+            return super().compute_loss(sub_batch, method)
+        except UserError as error:
+            if self.updates_made == 1:  # a mistake of the settings; every later batch has its form
+                raise
+            self.guard.explain(self, error, sub_batch)
+            raise
+
+    @property
+    def updates_made(self) -> int:
+        """Updates so far, with the one that is being made."""
+        return self._optim_count
+
     @property
     def is_last_round(self) -> bool:
         """Whether the training ends after this round: it is complete, or was asked to stop."""
@@ -286,15 +325,31 @@ class OfflineTrainer(Trainer):
             self._pbar.refresh()
             self.during_training.callback(self._pbar.close)
 
+    def _draw(self, _: TensorDictBase) -> TensorDictBase:
+        """The batch of the next update."""
+        return self.guard.remember(self.batches.replay_buffer.sample())
+
+    def _look_in_time(self) -> None:
+        if self.guard.is_full:
+            self.guard.check(self)
+
+    def _look(self, updates: int, means: TensorDictBase) -> None:
+        """Before anything of this round is logged, evaluated or saved."""
+        self.guard.check(self)
+
     def _log_means(self, updates: int, means: TensorDictBase) -> Mapping[str, Any] | None:
         """Average what the trainer averaged over its chunks, and hand it on at the log interval."""
         self._means.add(means)
         if updates % self.log_every and updates != self.total_frames:
             return None
         scalars = {f"train/{key}": value for key, value in self._means.take().items()}
-        if not all(math.isfinite(value) for value in scalars.values()):
-            broken = next(key for key, value in scalars.items() if not math.isfinite(value))
-            raise FloatingPointError(f"{broken} is not finite at update {updates}")
         if self.progress_bar:
             self._pbar_str.update({"bc": scalars["train/bc"], "q": scalars["train/q_value"]})
         return scalars
+
+
+def _surviving(logger: Logger | None) -> Logger | None:
+    """The logger in a group, which goes on without one that raises."""
+    if logger is None or isinstance(logger, LoggerGroup):
+        return logger
+    return LoggerGroup([logger], logger.exp_name, logger.log_dir)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torchrl.checkpoint import CheckpointAdapter
+
+from llmdpd_torchrl.files import write_tensors, write_text
 
 __all__ = ["StateFilesAdapter", "decode_state", "encode_state"]
 
@@ -44,9 +46,8 @@ class StateFilesAdapter(CheckpointAdapter):
         tensors: dict[str, torch.Tensor] = {}
         tree = encode_state(component.state_dict(*args, **kwargs), tensors)
         path.mkdir(parents=True)
-        # Not save_file, which makes files that only their owner can read, and hides an OSError.
-        (path / "state.safetensors").write_bytes(save(tensors))
-        (path / "state.json").write_text(json.dumps(tree), encoding="utf-8")
+        write_tensors(path / "state.safetensors", tensors)
+        write_text(path / "state.json", json.dumps(tree))
 
     def load(
         self,
@@ -69,7 +70,7 @@ def encode_state(value: Any, tensors: dict[str, torch.Tensor], where: str = "sta
 
     Args:
         value: tensors, numbers, strings, booleans and ``None`` in dictionaries, lists and tuples.
-        tensors: filled with copies on the CPU; the result names them.
+        tensors: filled with those of the state; the result names them.
         where: what ``value`` is called in a message.
 
     Raises:
@@ -86,8 +87,7 @@ def encode_state(value: Any, tensors: dict[str, torch.Tensor], where: str = "sta
         return value
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        # A copy: safetensors refuses tensors that share their memory.
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, Mapping):
         for key in value:

@@ -77,7 +77,7 @@ def build(
     *,
     updates: int,
     log_every: int = 20,
-    every: int = 50,
+    every: int = 20,
     saved: SavedTraining | None = None,
     logger: str = "csv",
     **options: Any,
