@@ -59,7 +59,7 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); make it anew") from None
     if not isinstance(document, dict) or document.get("format") != kind:
         raise DataError(f"{path}: not a file of format {kind!r}")
