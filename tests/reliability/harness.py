@@ -6,16 +6,17 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
-__all__ = ["Killed", "differences", "kill_until_done"]
+__all__ = ["Killed", "damages", "differences", "differing_files", "kill_until_done"]
 
 SHORT_TRAINING = [sys.executable, str(Path(__file__).parent / "short_training.py")]
+SHORT_COLLECTION = [sys.executable, str(Path(__file__).parent / "short_collection.py")]
 
 
 @dataclass
@@ -94,3 +95,36 @@ def differences(expected: Path, found: Path) -> list[str]:
             if value.dtype != theirs[key].dtype or not np.array_equal(value, theirs[key])
         ]
     return wrong
+
+
+def differing_files(expected: Path, found: Path) -> list[str]:
+    """Names of files that only one of two folders has, or that differ in a byte."""
+    names = {
+        path.name for folder in (expected, found) for path in folder.iterdir() if path.is_file()
+    }
+    return sorted(
+        name
+        for name in names
+        if not (expected / name).is_file()
+        or not (found / name).is_file()
+        or (expected / name).read_bytes() != (found / name).read_bytes()
+    )
+
+
+def damages(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, bytes, bytes]]:
+    """So many single flipped bits and cut files, over all files below a folder in turn.
+
+    Yields:
+        a file, what it holds, and what it shall hold; nothing is written here.
+    """
+    chance = random.Random(seed)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for number in range(count):
+        file = files[number % len(files)]
+        whole = file.read_bytes()
+        if number // len(files) % 4 == 3:
+            yield file, whole, whole[: chance.randrange(len(whole))]
+        else:
+            place = chance.randrange(len(whole))
+            flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
+            yield file, whole, whole[:place] + flipped + whole[place + 1 :]

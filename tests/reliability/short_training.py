@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.evaluation import EpisodeResult
 from llmdpd_torchrl.evaluation.interval import IntervalEvaluation
@@ -72,6 +74,18 @@ def make_data() -> TensorDict:
     )
 
 
+def make_buffer(
+    data: TensorDict, batch_size: int, transforms: Sequence[Transform]
+) -> TensorDictReplayBuffer:
+    """A replay buffer with a generator of its own."""
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(len(data)), batch_size=batch_size)
+    buffer.extend(data)
+    for transform in transforms:
+        buffer.append_transform(transform)
+    buffer.set_rng(torch.Generator().manual_seed(1))
+    return buffer
+
+
 def build(
     folder: Path,
     *,
@@ -91,11 +105,7 @@ def build(
     table = torch.randn(2, TEXT)
     networks = make_networks(config, observations=data["observation"], text_embeddings=table)
     policy = LLMDPDPolicy.from_networks(config, networks)
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(ROWS), batch_size=16)
-    buffer.extend(data)
-    for transform in training_transforms(policy, text_table=table, bank=None):
-        buffer.append_transform(transform)
-    buffer.set_rng(torch.Generator().manual_seed(1))
+    buffer = make_buffer(data, 16, training_transforms(policy, text_table=table, bank=None))
     loss = LLMDPDLoss(
         policy.prompt_network(table, None),
         networks.actor,

@@ -2,9 +2,9 @@
 
 import json
 import pickle
-import random
 import shutil
 
+import harness
 import planted
 import pytest
 from short_training import IDENTITY, build
@@ -34,25 +34,10 @@ def assert_passed_over(folder, before, file, capsys):
     assert "passed over for the one before it" in lines[0]
 
 
-def damages(newest, count, seed):
-    """So many single flipped bits and cut files, over all files of a checkpoint."""
-    chance = random.Random(seed)
-    files = sorted(path for path in newest.rglob("*") if path.is_file())
-    for number in range(count):
-        file = files[number % len(files)]
-        whole = file.read_bytes()
-        if number // len(files) % 4 == 3:
-            yield file, whole, whole[: chance.randrange(len(whole))]
-        else:
-            place = chance.randrange(len(whole))
-            flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
-            yield file, whole, whole[:place] + flipped + whole[place + 1 :]
-
-
 def test_every_flipped_byte_and_every_cut_is_noticed(checkpoints, capsys):
     folder, newest, before = checkpoints
     tried = 0
-    for file, whole, damaged in damages(newest, 208, seed=0):
+    for file, whole, damaged in harness.damages(newest, 208, seed=0):
         file.write_bytes(damaged)
         assert_passed_over(folder, before, file, capsys)
         file.write_bytes(whole)

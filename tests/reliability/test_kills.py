@@ -28,3 +28,13 @@ def test_killed_at_random_moments(expected, tmp_path, kills, updates, longest):
     assert result.exit_code == 0, result.output
     assert result.kills == kills
     assert harness.differences(expected(updates), tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_collection_killed_at_random_moments(tmp_path):
+    for name, kills in (("expected", 0), ("killed", 10)):
+        command = [*harness.SHORT_COLLECTION, str(tmp_path / name)]
+        result = harness.kill_until_done(command, kills=kills, longest=8.0)
+        assert result.exit_code == 0, result.output
+    assert result.kills >= 3  # it may get to its end before
+    assert harness.differing_files(tmp_path / "expected", tmp_path / "killed") == []
