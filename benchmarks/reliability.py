@@ -67,7 +67,7 @@ def _kill(
         "tried": result.kills,
         "survived": 0 if wrong else result.kills,
         "moments_s": result.moments,
-        "notes": result.notes,
+        "notes": [line for line in result.notes if line.startswith("note: ")],
         "wrong": wrong,
     }
 
@@ -95,7 +95,8 @@ def give_bad_inputs() -> dict[str, Any]:
     for case in tqdm(bad_inputs.CASES, desc="wrong inputs", leave=False):
         outcome = entries.call(case.entry, case.given)
         if not outcome.says(case.says):
-            unclear.append({"entry": case.entry, "given": str(case.given), "text": outcome.text})
+            last = outcome.text.strip().splitlines()[-1:]
+            unclear.append({"entry": case.entry, "given": str(case.given), "last_line": last})
     tried = len(bad_inputs.CASES)
     return {"tried": tried, "clear": tried - len(unclear), "unclear": unclear}
 

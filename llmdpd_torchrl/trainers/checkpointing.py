@@ -20,7 +20,7 @@ from llmdpd_torchrl.trainers.rotation import (
     check_identity,
     find_checkpoint,
 )
-from llmdpd_torchrl.trainers.state_files import StateFilesAdapter
+from llmdpd_torchrl.trainers.state_files import StateFilesAdapter, encode_state
 
 __all__ = ["Checkpointing", "resume"]
 
@@ -121,7 +121,7 @@ class Checkpointing(TrainerHookBase):
             )
         self._trainer = trainer
         trainer.checkpointing = self
-        trainer.register_op("setup", self._lock)
+        trainer.register_op("setup", self._begin)
         # The last thing of every round: what it logs and evaluates is saved with it.
         trainer.register_op("post_steps", self._after_round)
 
@@ -159,8 +159,8 @@ class Checkpointing(TrainerHookBase):
         if self._trainer.is_last_round or self._trainer.collected_frames % self.every == 0:
             self.save()
 
-    def _lock(self) -> None:
-        """Hold the folder as long as the trainer trains."""
+    def _begin(self) -> None:
+        """Hold the folder as long as the trainer trains, and see that all can be saved."""
         assert self._trainer is not None
         lock = folder_lock(self.rotation.folder)
         try:
@@ -171,6 +171,8 @@ class Checkpointing(TrainerHookBase):
                 "another folder"
             ) from None
         self._trainer.during_training.callback(lock.release)
+        # A hook whose state can not be saved is better known now than after hours.
+        encode_state(self._trainer.state_dict(), {})
 
 
 def resume(

@@ -260,6 +260,14 @@ def test_a_folder_belongs_to_one_training(tmp_path):
     second.train()  # now that the first has ended
 
 
+def test_a_state_that_can_not_be_saved_is_named_at_once(tmp_path):
+    trainer, hook = build(tmp_path, updates=UPDATES)
+    hook.history.append({"updates": object()})
+    with pytest.raises(TypeError, match=r"\['interval_evaluation'\]\['history'\]\[0\]"):
+        trainer.train()
+    assert trainer.collected_frames == 0
+
+
 # --- a disk that is full ---------------------------------------------------------------------
 
 
