@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "PromptError", "UserError", "first_line"]
+import sys
+
+from tqdm.auto import tqdm
+
+__all__ = [
+    "ConfigError",
+    "DamagedError",
+    "DataError",
+    "DivergenceError",
+    "PromptError",
+    "UserError",
+    "first_line",
+    "notice",
+]
 
 
 class UserError(Exception):
@@ -21,6 +34,14 @@ class DataError(UserError):
     """A dataset is missing, damaged, or does not fit what is asked of it."""
 
 
+class DamagedError(DataError):
+    """A file is not, byte for byte, what was written."""
+
+
+class DivergenceError(UserError, FloatingPointError):
+    """A loss or a gradient of the training is not a finite number."""
+
+
 class PromptError(UserError):
     """A text or trajectory prompt, or the language model behind it, can not be used."""
 
@@ -33,3 +54,8 @@ def first_line(error: BaseException) -> str:
         'no such file'
     """
     return (str(error).splitlines() or [""])[0]
+
+
+def notice(message: str) -> None:
+    """Tell the person at the keyboard something in one line of stderr; progress bars stay whole."""
+    tqdm.write(f"note: {message}", file=sys.stderr)

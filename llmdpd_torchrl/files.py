@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ __all__ = [
     "folder_lock",
     "make_writable_folder",
     "read_document",
+    "sync",
     "write_atomic",
     "write_folder_atomic",
     "write_json",
+    "write_tensors",
     "write_text",
 ]
 
@@ -60,7 +62,7 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); make it anew") from None
     if not isinstance(document, dict) or document.get("format") != kind:
         raise DataError(f"{path}: not a file of format {kind!r}")
@@ -89,6 +91,15 @@ def folder_lock(folder: Path) -> FileLock:
     return FileLock(folder / ".lock")
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it.
 
@@ -115,8 +126,7 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600, an ordinary file obeys the umask
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -159,6 +169,30 @@ def _umask() -> int:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented, key-ordered JSON with :func:`write_atomic`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
+    """Write torch tensors as safetensors with :func:`write_atomic`.
+
+    They may lie on any device and share their memory; what is no tensor is left out. Unlike
+    ``safetensors.torch.save_file`` it says as an ``OSError`` that the disk is full.
+    """
+    # Not needed by those who only read a document.
+    import torch
+    from safetensors.torch import save
+
+    content = save(
+        {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in tensors.items()
+            if isinstance(value, torch.Tensor)
+        }
+    )
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, first_line, notice
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
 from llmdpd_torchrl.evaluation.video import Frame
@@ -44,6 +43,10 @@ class IntervalEvaluation(TrainerHookBase):
 
     Raises:
         ConfigError: if ``every`` is below 1.
+
+    Attributes:
+        history: what was found so far: updates and success rates of each evaluation.
+        best_value: the highest rate, or score, on the trained tasks so far.
 
     Examples:
         >>> from llmdpd_torchrl.evaluation import EvaluationSettings
@@ -81,7 +84,8 @@ class IntervalEvaluation(TrainerHookBase):
         self.best = best
         self.film = film
         self.fps = fps
-        self.best_value = -math.inf
+        self.best_value: float | None = None
+        self.history: list[dict[str, float]] = []
         self._trainer: Trainer | None = None
 
     def register(self, trainer: Trainer, name: str = "interval_evaluation") -> None:
@@ -112,12 +116,20 @@ class IntervalEvaluation(TrainerHookBase):
             for group, part in (("seen", summary.seen), ("unseen", summary.unseen))
             if part is not None
         }
+        self.history.append({"updates": updates, **found})
         # Of equal ones the later: it was trained longer.
-        seen = found.get(f"{name}seen", math.nan)
-        if self.best is not None and seen >= self.best_value:
-            self.best_value = seen
+        seen = found.get(f"{name}seen")
+        is_best = seen is not None and (self.best_value is None or seen >= self.best_value)
+        if self.best is not None and is_best:
             self.policy.info["updates"] = updates
-            self.policy.save_pretrained(self.best)
+            try:
+                self.policy.save_pretrained(self.best)
+                self.best_value = seen
+            except OSError as error:  # a full disk, which must not end the training
+                notice(
+                    f"can not save the best policy so far to {self.best} ({first_line(error)}): "
+                    "the next one that is as good as the last saved is tried"
+                )
         if self._trainer is not None:
             if self._trainer.progress_bar:
                 self._trainer._pbar_str.update(
@@ -130,9 +142,10 @@ class IntervalEvaluation(TrainerHookBase):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What was best so far."""
-        return {"best_value": self.best_value}
+        """What was found, and what was best, so far."""
+        return {"best_value": self.best_value, "history": [dict(row) for row in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.best_value = state_dict["best_value"]
+        self.history = [dict(row) for row in state_dict["history"]]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from llmdpd_torchrl.errors import DataError
+
 __all__ = ["GatedConditioner", "ObservationConditioner", "ObservationFeatures"]
 
 
@@ -31,6 +33,7 @@ class ObservationFeatures(nn.Module):
 
     Raises:
         ValueError: if a name is not in ``fields`` or a pair has unequal lengths.
+        DataError: when called, if the observation has another width than ``fields`` say.
 
     Examples:
         >>> features = ObservationFeatures({"hand": (0, 1), "goal": (1, 2)}, keep=["hand"],
@@ -66,6 +69,7 @@ class ObservationFeatures(nn.Module):
             if len(entries[first]) != len(entries[second]):
                 raise ValueError(f"fields {first!r} and {second!r} differ in length")
         self.clip = clip
+        self.width = max(end for _, end in fields.values())
         columns = {
             "_kept": [i for name in keep for i in entries[name]],
             "_first": [i for first, _ in differences for i in entries[first]],
@@ -81,6 +85,11 @@ class ObservationFeatures(nn.Module):
         self.register_buffer("std", torch.ones(standardised))
 
     def _select(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if observation.shape[-1] != self.width:
+            raise DataError(
+                f"the observation has {observation.shape[-1]} entries, the network reads "
+                f"{self.width}: use the environment that it was made for"
+            )
         differences = observation[..., self._first] - observation[..., self._second]
         return torch.cat([observation[..., self._kept], differences], dim=-1), differences
 

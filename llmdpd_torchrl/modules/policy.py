@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensordict import TensorDictBase
 
-from llmdpd_torchrl.errors import ConfigError, DataError
-from llmdpd_torchrl.files import read_document, write_atomic, write_json
+from llmdpd_torchrl import __version__
+from llmdpd_torchrl.errors import ConfigError, DamagedError, DataError, first_line
+from llmdpd_torchrl.files import file_sha256, read_document, write_json, write_tensors
 from llmdpd_torchrl.modules.actor import DiffusionActor
+from llmdpd_torchrl.modules.card import write_card
+from llmdpd_torchrl.modules.hub import download_policy, looks_like_hub_id, upload_policy
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.prompted import PromptedPolicy
+from llmdpd_torchrl.modules.state import check_state
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.seal import check_kinds
 
 __all__ = ["LLMDPDPolicy"]
 
 _FORMAT = "llmdpd-policy"
-_FORMAT_VERSION = 3  # 2: the frame was Meta-World's; 1: no pull towards the goal
+_FORMAT_VERSION = 4  # 3: no digest; 2: the frame was Meta-World's; 1: no pull towards the goal
+#: What may lie beside a policy, such as its card and videos; it is not read.
+_KINDS = (
+    ".csv", ".html", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml",
+)  # fmt: skip
+#: Put there by Git, the Hub's client, and locks.
+_IGNORED = (".cache", ".git", ".gitattributes", ".gitignore", ".lock", "LICENSE")
+_MALFORMED = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class LLMDPDPolicy:
@@ -37,7 +52,10 @@ class LLMDPDPolicy:
             but not be saved.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
         info: anything JSON can hold that belongs to the policy. ``trained_task_ids``, a list, is
-            read where the actor retrieves.
+            read where the actor retrieves; ``text_encoder``, what
+            :func:`~llmdpd_torchrl.prompts.make_text_encoder` takes, where a task is told in words,
+            and ``text_encoder_identity`` must then be its ``identity``. The card shows
+            ``trained_tasks``, ``updates`` and ``data_hash``.
 
     Examples:
         >>> import tempfile
@@ -157,54 +175,124 @@ class LLMDPDPolicy:
         return torch.nn.ModuleDict(modules)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``policy.safetensors``, then ``policy.json``, each whole or not at all."""
+        """Write ``policy.safetensors``, then ``policy.json``, each whole or not at all.
+
+        ``policy.json`` holds the structure of the networks, the layout of the observation, ``info``
+        with the task table and the text encoder, versions, and the SHA-256 of the weights, among
+        which is the normalisation. ``README.md``, a card, is for people.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: value.detach().cpu().contiguous().clone()
-            for name, value in self._modules().state_dict().items()
-            if isinstance(value, torch.Tensor)
-        }
-        write_atomic(folder / "policy.safetensors", lambda path: save_file(state, path))
+        weights = folder / "policy.safetensors"
+        write_tensors(weights, self._modules().state_dict())
+        packages = ("torch", "torchrl", "tensordict", "safetensors")
+        versions = {name: metadata.version(name) for name in packages}
+        fields = {name: list(ends) for name, ends in self.config.observation_fields.items()}
         description = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
             "network": asdict(self.config),
+            "observation_layout": {"size": self.config.observation_dim, "fields": fields},
             "info": self.info,
+            "versions": {"llmdpd_torchrl": __version__, **versions},
+            "weights": {"file": weights.name, "sha256": file_sha256(weights)},
         }
         write_json(folder / "policy.json", description)
+        write_card(folder, self.config, description)
+
+    def push_to_hub(
+        self, repository: str, folder: str | os.PathLike[str], *, private: bool = True
+    ) -> str:
+        """Save into ``folder``, publish it on the Hub as ``"owner/name"``, and return its address.
+
+        Raises:
+            ConfigError: if the Hub's client is not installed (extra ``hub``).
+            DataError: if the Hub refuses, or can not be reached.
+        """
+        self.save_pretrained(folder)
+        return upload_policy(Path(folder), repository, private=private)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu"
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        dtype: torch.dtype | None = None,
+        observation_layout: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> LLMDPDPolicy:
         """Read what :meth:`save_pretrained` wrote. Nothing is unpickled.
 
+        Args:
+            folder: of the policy; or, if there is no such folder, ``"owner/name"`` on the Hub.
+            device: where it shall act.
+            dtype: of its floating-point numbers; default: float32.
+            observation_layout: of what it shall act on, as in a dataset's manifest; see
+                :meth:`check_layout`.
+            revision: of the repository on the Hub.
+
         Raises:
-            DataError: if a file is missing, damaged, or does not fit the other.
+            DamagedError: if the weights are not what was saved, or the folder holds a file of a
+                kind that does not belong there, a pickle for example; then nothing is read.
+            DataError: if a file is missing, malformed, or does not fit the other, or the layout is
+                another.
         """
+        if looks_like_hub_id(os.fspath(folder)):
+            folder = download_policy(os.fspath(folder), revision)
         path = Path(folder) / "policy.json"
         if not path.is_file():
             raise DataError(f"no policy in {folder}: policy.json is missing; train one first")
+        check_kinds(folder, _KINDS, links=True, ignored=_IGNORED)
         description = read_document(path, _FORMAT, _FORMAT_VERSION)
         try:
             config = NetworkConfig(**description["network"])
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path}: the network's description is wrong ({error})") from None
-        networks = make_networks(config)
+            networks = make_networks(config)
+            digest = description["weights"]["sha256"]
+            policy = cls.from_networks(config, networks, dict(description["info"]))
+        except ConfigError as error:
+            raise DataError(f"{path}: {error}") from None
+        except _MALFORMED as error:
+            raise DataError(
+                f"{path}: the policy's description is wrong ({type(error).__name__}: "
+                f"{first_line(error)}); save it again"
+            ) from None
+        if observation_layout is not None:
+            policy.check_layout(observation_layout)
         weights = Path(folder) / "policy.safetensors"
         try:
-            state = load_file(weights, device=str(device))
+            if file_sha256(weights) != digest:
+                raise DamagedError(
+                    f"{weights}: damaged (its SHA-256 is not the one in {path.name}); save it again"
+                )
+            state = load_file(weights)
         except (SafetensorError, OSError) as error:
             raise DataError(f"{weights}: missing or damaged ({error}); save it again") from None
-        policy = cls.from_networks(config, networks, description.get("info"))
-        modules = policy._modules().to(device)
-        wanted = modules.state_dict()
-        for name in sorted(wanted.keys() | state.keys()):
-            found = list(state[name].shape) if name in state else "nothing"
-            expected = list(wanted[name].shape) if name in wanted else "nothing"
-            if found != expected:
-                raise DataError(f"{weights}: {name} is {found}, {path.name} asks for {expected}")
+        modules = policy._modules()
+        check_state(state, modules.state_dict(), str(weights), path.name)
         modules.load_state_dict(state)
-        modules.eval()
+        modules.to(device=device, dtype=dtype).eval()
         return policy
+
+    def check_layout(self, layout: Mapping[str, Any]) -> None:
+        """Refuse observations that are laid out otherwise than those that it was trained on.
+
+        Args:
+            layout: with ``size`` and ``fields``, half-open index ranges by name, as in a manifest.
+
+        Raises:
+            DataError: naming what differs.
+        """
+        size, fields = self.config.observation_dim, self.config.observation_fields
+        if layout["size"] != size:
+            raise DataError(
+                f"the policy was trained on observations of {size} entries, these have "
+                f"{layout['size']}: use the environment that it was trained for"
+            )
+        for name in sorted({*fields, *layout["fields"]}):
+            ours, theirs = (list(ends.get(name, ())) for ends in (fields, layout["fields"]))
+            if ours != theirs:
+                raise DataError(
+                    f"the policy was trained on observations with {name} at {ours}, these have it "
+                    f"at {theirs}: use the environment that it was trained for"
+                )

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from llmdpd_torchrl.errors import ConfigError, PromptError
-from llmdpd_torchrl.prompts import embed_texts
+from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank, cut_trajectory
 
 if TYPE_CHECKING:
@@ -125,6 +125,13 @@ def _embedding(text: str | Tensor, policy: LLMDPDPolicy) -> Tensor:
                 "this policy does not say which text encoder it was trained with: give the "
                 "embedding instead of the text"
             )
+        encoder = make_text_encoder(encoder)
+        for key, value in policy.info.get("text_encoder_identity", {}).items():
+            if encoder.identity.get(key) != value:
+                raise PromptError(
+                    f"the policy was trained with a text encoder whose {key} is {value!r}, here it "
+                    f"is {encoder.identity.get(key)!r}: use the same, or give the embedding"
+                )
         text = embed_texts([text], encoder)[0]
     if text.shape != (policy.config.text_dim,):
         raise PromptError(

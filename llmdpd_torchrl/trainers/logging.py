@@ -18,11 +18,12 @@ from tensordict import TensorDictBase
 from torchrl.record.loggers.common import Logger
 from torchrl.record.loggers.wandb import WandbLogger
 
-from llmdpd_torchrl.errors import ConfigError, first_line
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.errors import ConfigError, first_line, notice
+from llmdpd_torchrl.files import sync, write_atomic, write_json
+from llmdpd_torchrl.trainers.logger_group import LoggerGroup
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 
-__all__ = ["LoggerGroup", "MetricsCSVLogger", "make_logger", "write_mp4"]
+__all__ = ["MetricsCSVLogger", "make_logger", "write_mp4"]
 
 
 class MetricsCSVLogger(Logger):
@@ -131,10 +132,22 @@ class MetricsCSVLogger(Logger):
         return f"MetricsCSVLogger(exp_name={self.exp_name!r}, log_dir={self.log_dir!r})"
 
     def _checkpoint_state(self) -> dict[str, Any]:
-        return {"last_step": self.experiment.last_step, "last_steps": dict(self._last_steps)}
+        sync(self.experiment.path)  # a checkpoint must not outlive the rows before it
+        return {
+            "last_step": self.experiment.last_step,
+            "last_steps": dict(self._last_steps),
+            "pending": [(step, dict(values)) for step, values in self.experiment.pending],
+        }
 
     def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
         self.experiment.truncate(state_dict["last_step"])
+        if self.experiment.last_step != state_dict["last_step"]:
+            notice(
+                f"{self.experiment.path} has no row of step {state_dict['last_step']}, at which "
+                "the checkpoint was written: rows before it are missing"
+            )
+        for step, values in state_dict["pending"]:
+            self.experiment.write(step, values)
         self._last_steps = dict(state_dict["last_steps"])
 
     def _file(self, folder: str, name: str, step: int | None, suffix: str) -> Path:
@@ -142,95 +155,6 @@ class MetricsCSVLogger(Logger):
         path = Path(self.log_dir) / folder / f"{stem}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-class LoggerGroup(Logger):
-    """Pass everything on to several loggers; without any, log nothing.
-
-    Args:
-        loggers: where to.
-        exp_name: name of the run.
-        log_dir: folder of the run.
-
-    Examples:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> group = LoggerGroup([MetricsCSVLogger("demo", folder)], "demo", folder)
-        >>> group.log_scalar("loss", 0.5, step=10)
-        >>> group.experiment[0].last_step
-        10
-    """
-
-    experiment: list[Any]
-
-    def __init__(
-        self, loggers: Sequence[Logger], exp_name: str, log_dir: str | os.PathLike[str]
-    ) -> None:
-        self.loggers = list(loggers)
-        super().__init__(exp_name, os.fspath(log_dir))
-
-    def _create_experiment(self) -> list[Any]:
-        return [logger.experiment for logger in self.loggers]
-
-    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
-        """Log one value everywhere."""
-        self.log_metrics({name: value}, step)
-
-    def log_metrics(
-        self,
-        metrics: dict[str, Any] | TensorDictBase,
-        step: int | None = None,
-        *,
-        keys_sep: str = "/",
-    ) -> dict[str, Any]:
-        """Log several scalars everywhere, brought to the CPU once."""
-        safe = metrics
-        for logger in self.loggers:
-            safe = logger.log_metrics(safe, step, keys_sep=keys_sep)
-        return dict(safe)
-
-    def log_video(
-        self, name: str, video: torch.Tensor, step: int | None = None, **kwargs: Any
-    ) -> None:
-        """Log a video everywhere."""
-        for logger in self.loggers:
-            logger.log_video(name, video, step=step, **kwargs)
-
-    def log_hparams(self, cfg: DictConfig | dict) -> None:
-        """Log the configuration everywhere."""
-        for logger in self.loggers:
-            logger.log_hparams(cfg)
-
-    def log_histogram(self, name: str, data: Sequence | torch.Tensor, **kwargs: Any) -> None:
-        """Log a histogram everywhere."""
-        for logger in self.loggers:
-            logger.log_histogram(name, data, **kwargs)
-
-    def log_str(self, name: str, value: str, step: int | None = None) -> None:
-        """Log a string everywhere."""
-        for logger in self.loggers:
-            logger.log_str(name, value, step)
-
-    def flush(self, timeout: float | None = None) -> None:
-        """Flush every logger."""
-        for logger in self.loggers:
-            logger.flush(timeout)
-
-    def shutdown(self, timeout: float | None = None) -> None:
-        """Close every logger."""
-        for logger in self.loggers:
-            logger.shutdown(timeout)
-        self._service_shutdown = True
-
-    def __repr__(self) -> str:
-        return f"LoggerGroup({self.loggers!r})"
-
-    def _checkpoint_state(self) -> dict[str, Any]:
-        return {"loggers": [logger.state_dict() for logger in self.loggers]}
-
-    def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
-        for logger, state in zip(self.loggers, state_dict["loggers"], strict=True):
-            logger.load_state_dict(state)
 
 
 class _Wandb(WandbLogger):
@@ -322,7 +246,7 @@ def _start_wandb(
             config=_plain(config),
             log_env_packages=False,  # the run's environment report has them
         )
-    except wandb.errors.UsageError as error:
+    except (wandb.errors.UsageError, wandb.errors.CommError) as error:  # no login, no network
         reason = first_line(error)
         raise ConfigError(
             f"wandb can not start ({reason}): run `wandb login`, or set the wandb mode to offline"

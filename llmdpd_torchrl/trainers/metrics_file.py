@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.errors import ConfigError, DataError, notice
 from llmdpd_torchrl.files import write_atomic
 
 __all__ = ["MetricsFile", "read_metrics"]
@@ -22,7 +22,8 @@ class MetricsFile:
 
     The first column is ``step``; a metric that was not logged at a step leaves its cell empty.
     Writing to the last step again completes its row; a new metric, or an older step, rewrites the
-    file (both are rare), everything else appends one line and flushes it.
+    file (both are rare), everything else appends one line and flushes it. Rows that can not be
+    written, because the disk is full for example, are kept and tried again with the next one.
 
     Args:
         path: the file. Its folder is made.
@@ -32,6 +33,9 @@ class MetricsFile:
     Raises:
         ConfigError: if there are rows already and ``resume_step`` is ``None``.
         DataError: if the file that is to be continued can not be read.
+
+    Attributes:
+        pending: rows that are not on the disk yet, as steps and values.
 
     Examples:
         >>> import tempfile
@@ -51,6 +55,8 @@ class MetricsFile:
         self._last_step = -1
         self._last_row: dict[str, float] = {}
         self._last_start = 0  # byte at which the last row begins
+        self._end = 0  # byte at which it ends; what is behind it was cut off while written
+        self.pending: list[tuple[int, dict[str, float]]] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = _read_rows(self.path) if self.path.exists() else {}
         if rows and resume_step is None:
@@ -71,7 +77,20 @@ class MetricsFile:
         """Put ``values`` into the row of ``step``; a value that is there already is replaced."""
         if "step" in values:
             raise ValueError('a metric can not be called "step", the name of the first column')
-        values = {name: float(value) for name, value in values.items()}
+        waiting = bool(self.pending)
+        self.pending.append((step, {name: float(value) for name, value in values.items()}))
+        try:
+            while self.pending:
+                self._write(*self.pending[0])
+                del self.pending[0]
+        except OSError as error:
+            if not waiting:
+                notice(
+                    f"can not write {self.path} ({error.strerror or error}): its rows are kept in "
+                    "memory and tried again"
+                )
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
         if step < self._last_step or not values.keys() <= set(self._columns):
             rows = _read_rows(self.path)
             rows[step] = {**rows.get(step, {}), **values}
@@ -79,12 +98,14 @@ class MetricsFile:
             return
         if step == self._last_step:
             values = {**self._last_row, **values}
+        start = self._last_start if step == self._last_step else self._end
         with open(self.path, "r+b") as file:
-            start = self._last_start if step == self._last_step else file.seek(0, io.SEEK_END)
             file.seek(start)
             file.write(self._line(step, values))
+            end = file.tell()
             file.truncate()
-        self._last_step, self._last_row, self._last_start = step, values, start
+        self._last_step, self._last_row = step, values
+        self._last_start, self._end = start, end
 
     def truncate(self, step: int) -> None:
         """Forget the rows after ``step``."""
@@ -102,6 +123,7 @@ class MetricsFile:
         self._last_step = steps[-1] if steps else -1
         self._last_row = dict(rows[steps[-1]]) if steps else {}
         self._last_start = sum(map(len, lines[:-1]))
+        self._end = self._last_start + len(lines[-1])
 
     def _line(self, step: int, values: Mapping[str, float]) -> bytes:
         cells = [repr(values[name]) if name in values else "" for name in self._columns]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,8 +18,15 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import OptimizationStepper
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.errors import ConfigError, UserError
+from llmdpd_torchrl.modules.state import check_state
+from llmdpd_torchrl.trainers.guard import FiniteGuard
+from llmdpd_torchrl.trainers.logger_group import LoggerGroup
+from llmdpd_torchrl.trainers.progress import BatchSource, RunningMeans
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+
+if TYPE_CHECKING:
+    from llmdpd_torchrl.trainers.checkpointing import Checkpointing
 
 __all__ = ["OfflineOptimizationStepper", "OfflineTrainer", "ReplaySource"]
 
@@ -125,6 +135,7 @@ class OfflineOptimizationStepper(OptimizationStepper):
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Update all networks once and return detached scalars."""
+        guard = trainer.guard if isinstance(trainer, OfflineTrainer) else None
         losses = trainer.compute_loss(sub_batch)
         (losses["loss_actor"] + losses["loss_qvalue"]).backward()
         result = losses.detach()
@@ -132,6 +143,14 @@ class OfflineOptimizationStepper(OptimizationStepper):
             # Also measures the norm where nothing is clipped.
             limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
             result[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(parameters, limit)
+        if guard is not None:
+            watched = {
+                name: value
+                for name, value in result.items()
+                if name.startswith(("loss_", "grad_norm_"))
+            }
+            # The fused optimizer makes no step where this is 1, and the host need not know.
+            self.optimizer.found_inf = guard.watch(watched)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
@@ -165,6 +184,8 @@ class OfflineTrainer(Trainer):
         logger: a TorchRL logger; scalars are the means over the last ``log_every`` updates.
         log_every: updates between log entries.
         progress_bar: whether to show one.
+        failures: folder that keeps what is to be looked at when a loss or a gradient is not finite,
+            see :class:`~llmdpd_torchrl.trainers.guard.FiniteGuard`; ``None`` keeps nothing.
 
     Raises:
         ConfigError: if a count is below 1.
@@ -200,6 +221,7 @@ class OfflineTrainer(Trainer):
         logger: Logger | None = None,
         log_every: int = 100,
         progress_bar: bool = True,
+        failures: str | os.PathLike[str] | None = None,
     ) -> None:
         if total_updates < 1 or log_every < 1:
             raise ConfigError(
@@ -215,7 +237,7 @@ class OfflineTrainer(Trainer):
             loss_module=loss_module,
             optimization_stepper=stepper
             or OfflineOptimizationStepper(loss_module, total_updates=total_updates),
-            logger=logger,
+            logger=_surviving(logger),
             progress_bar=progress_bar,
             log_interval=0,
             # Off: it would keep every logged value of every update for ever.
@@ -223,33 +245,111 @@ class OfflineTrainer(Trainer):
         )
         self.target_updater = target_updater or TargetUpdater(loss_module)
         self.log_every = log_every
-        self._sums: TensorDictBase | None = None
-        self._counted = 0
-        self.register_op("process_optim_batch", lambda _: replay_buffer.sample())
+        #: What must be the same when the training is continued, beside what the caller names.
+        self.plan = {"total_updates": total_updates, "log_every": log_every}
+        #: Set by :class:`~llmdpd_torchrl.trainers.Checkpointing`.
+        self.checkpointing: Checkpointing | None = None
+        #: Hooks may enter contexts here; they are left when :meth:`train` ends, however it does.
+        self.during_training = contextlib.ExitStack()
+        # TorchRL keeps every logged value for ever, and these positions on the class.
+        self._log_dict: defaultdict[str, Any] = defaultdict(lambda: deque(maxlen=1))
+        self._last_log: dict[str, Any] = {}
+        self.batches = BatchSource(replay_buffer)
+        self._means = RunningMeans()
+        self.guard = FiniteGuard(failures)
+        self.register_op("setup", self._show_progress)
+        self.register_op("process_optim_batch", self._draw)
         self.register_op("post_optim", self.target_updater.step)
+        self.register_op("post_optim", self._look_in_time)
+        self.register_op("post_optim_complete_log", self._look)
         self.register_op("post_optim_complete_log", self._log_means)
         self.register_module("target_updater", self.target_updater)
+        self.register_module("means", self._means)
+        self.register_module("batches", self.batches)
 
     def train(self) -> None:
-        """Run all updates."""
-        try:
+        """Run all updates that are left; none are of a finished training that was resumed."""
+        if self.collected_frames >= self.total_frames:
+            return
+        with self.during_training:
             super().train()
-        finally:
-            if self.progress_bar:
-                self._pbar.close()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            DataError: if a network has other tensors.
+            KeyError: if a registered module has no state in it.
+        """
+        saved = state_dict["loss_module"]
+        check_state(saved, self.loss_module.state_dict(), "loss_module", "this training")
+        super().load_state_dict(state_dict)
+
+    def compute_loss(
+        self, sub_batch: TensorDictBase, method: str | None = None
+    ) -> TensorDictBase | tuple[Any, ...]:
+        """The loss of a batch; where it refuses one, the error says which it was.
+
+        Raises:
+            UserError: of the kind that the loss raises.
+        """
+        try:
+            return super().compute_loss(sub_batch, method)
+        except UserError as error:
+            if self.updates_made == 1:  # a mistake of the settings; every later batch has its form
+                raise
+            self.guard.explain(self, error, sub_batch)
+            raise
+
+    @property
+    def updates_made(self) -> int:
+        """Updates so far, with the one that is being made."""
+        return self._optim_count
+
+    @property
+    def is_last_round(self) -> bool:
+        """Whether the training ends after this round: it is complete, or was asked to stop."""
+        return self._stop_training or self.collected_frames >= self.total_frames
+
+    def logged_now(self, name: str) -> float | None:
+        """What was logged under ``name`` at this very update, if it is a finite number."""
+        if self._last_log.get(name) != self.collected_frames:
+            return None
+        value = float(self._log_dict[name][-1])
+        return value if math.isfinite(value) else None
+
+    def _show_progress(self) -> None:
+        """Let the bar of a resumed training start where it left off, and end whatever happens."""
+        if self.progress_bar:
+            self._pbar.initial = self._pbar.n = self.collected_frames
+            self._pbar.refresh()
+            self.during_training.callback(self._pbar.close)
+
+    def _draw(self, _: TensorDictBase) -> TensorDictBase:
+        """The batch of the next update."""
+        return self.guard.remember(self.batches.replay_buffer.sample())
+
+    def _look_in_time(self) -> None:
+        if self.guard.is_full:
+            self.guard.check(self)
+
+    def _look(self, updates: int, means: TensorDictBase) -> None:
+        """Before anything of this round is logged, evaluated or saved."""
+        self.guard.check(self)
 
     def _log_means(self, updates: int, means: TensorDictBase) -> Mapping[str, Any] | None:
         """Average what the trainer averaged over its chunks, and hand it on at the log interval."""
-        self._sums = means if self._sums is None else self._sums + means
-        self._counted += 1
+        self._means.add(means)
         if updates % self.log_every and updates != self.total_frames:
             return None
-        averages = self._sums / self._counted
-        self._sums, self._counted = None, 0
-        scalars = {f"train/{key}": float(value) for key, value in averages.items()}
-        if not all(math.isfinite(value) for value in scalars.values()):
-            broken = next(key for key, value in scalars.items() if not math.isfinite(value))
-            raise FloatingPointError(f"{broken} is not finite at update {updates}")
+        scalars = {f"train/{key}": value for key, value in self._means.take().items()}
         if self.progress_bar:
             self._pbar_str.update({"bc": scalars["train/bc"], "q": scalars["train/q_value"]})
         return scalars
+
+
+def _surviving(logger: Logger | None) -> Logger | None:
+    """The logger in a group, which goes on without one that raises."""
+    if logger is None or isinstance(logger, LoggerGroup):
+        return logger
+    return LoggerGroup([logger], logger.exp_name, logger.log_dir)

@@ -92,10 +92,13 @@ def test_the_best_on_trained_tasks_is_kept(tmp_path):
     kept = LLMDPDPolicy.from_pretrained(tmp_path / "best")
     assert kept.info["updates"] == 3
     state = hook.state_dict()
-    assert state == {"best_value": 1.0}
+    assert state["best_value"] == 1.0
+    seen = [(row["updates"], row["eval/success_seen"]) for row in state["history"]]
+    assert seen == [(1, 0.0), (2, 1.0), (3, 1.0), (4, 0.0)]
     other = IntervalEvaluation(Scripted(), policy, every=1, trained_tasks=[])
     other.load_state_dict(state)
     assert other.best_value == 1.0
+    assert other.history == hook.history
 
 
 def test_mistakes_are_named(evaluator):

@@ -1,0 +1,192 @@
+"""What a training survives: kills at random moments, damaged checkpoints, wrong inputs.
+
+``python benchmarks/reliability.py`` kills a short training 20 times and a short collection of data
+5 times and compares what they leave, bit for bit, with what was never disturbed; flips bits in
+checkpoints and cuts them; gives wrong inputs to every entry; and measures what saving costs at the
+default interval. The parts are those of ``tests/reliability``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import write_figures
+from tqdm.auto import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reliability"))
+
+import bad_inputs
+import entries
+import harness
+import short_training
+
+from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.trainers import Checkpointing, OfflineTrainer, find_checkpoint
+from llmdpd_torchrl.transforms.pipeline import training_transforms
+
+COMMAND = "python benchmarks/reliability.py"
+
+
+def kill_trainings(folder: Path, kills: int, updates: int) -> dict[str, Any]:
+    """Kill a training again and again, and compare it with one that nobody disturbed."""
+    return _kill(folder, [*harness.SHORT_TRAINING], ["--updates", str(updates)], kills, 2.0)
+
+
+def kill_collections(folder: Path, kills: int) -> dict[str, Any]:
+    """The same for the collection of data."""
+    return _kill(folder, [*harness.SHORT_COLLECTION], [], kills, 6.0)
+
+
+def _kill(
+    folder: Path, command: list[str], options: list[str], kills: int, longest: float
+) -> dict[str, Any]:
+    expected, found = folder / "expected", folder / "found"
+    first = harness.kill_until_done([*command, str(expected), *options], kills=0, longest=0)
+    if first.exit_code != 0:
+        raise SystemExit(f"the undisturbed run failed:\n{first.output}")
+    result = harness.kill_until_done([*command, str(found), *options], kills=kills, longest=longest)
+    if result.exit_code != 0:
+        wrong = [f"exit code {result.exit_code}", result.output]
+    elif command == harness.SHORT_TRAINING:
+        wrong = harness.differences(expected, found)
+    else:
+        wrong = harness.differing_files(expected, found)
+    # One run takes all the kills: it is what it should be, or none of them counts as survived.
+    return {
+        "tried": result.kills,
+        "survived": 0 if wrong else result.kills,
+        "moments_s": result.moments,
+        "notes": [line for line in result.notes if line.startswith("note: ")],
+        "wrong": wrong,
+    }
+
+
+def damage_checkpoints(folder: Path, count: int) -> dict[str, Any]:
+    """Flip bits in a checkpoint and cut its files; it must be named, and the one before taken."""
+    short_training.train(folder, updates=40)
+    checkpoints = folder / "checkpoints"
+    before, newest = sorted(path for path in checkpoints.iterdir() if path.is_dir())[-2:]
+    missed = []
+    for file, whole, damaged in harness.damages(newest, count, seed=1):
+        file.write_bytes(damaged)
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            found = find_checkpoint(checkpoints)
+        if found is None or found.path != before or str(file) not in said.getvalue():
+            missed.append(str(file.relative_to(newest)))
+        file.write_bytes(whole)
+    return {"tried": count, "detected": count - len(missed), "missed": missed}
+
+
+def give_bad_inputs() -> dict[str, Any]:
+    """Give every wrong input to its entry."""
+    unclear = []
+    for case in tqdm(bad_inputs.CASES, desc="wrong inputs", leave=False):
+        outcome = entries.call(case.entry, case.given)
+        if not outcome.says(case.says):
+            last = outcome.text.strip().splitlines()[-1:]
+            unclear.append({"entry": case.entry, "given": str(case.given), "last_line": last})
+    tried = len(bad_inputs.CASES)
+    return {"tried": tried, "clear": tried - len(unclear), "unclear": unclear}
+
+
+def time_saving(folder: Path, updates: int) -> dict[str, Any]:
+    """Seconds that a training of the default size spends, and those of them in saving."""
+    torch.set_num_threads(1)
+    config = NetworkConfig(prompt="text", activation="silu", critic_hidden=(128, 128))
+    table = torch.randn(2, config.text_dim)
+    data = short_training.make_data()
+    networks = make_networks(config, observations=data["observation"], text_embeddings=table)
+    policy = LLMDPDPolicy.from_networks(config, networks)
+    loss = LLMDPDLoss(
+        policy.prompt_network(table, None),
+        networks.actor,
+        networks.qvalues,
+        guidance="one_step",
+        deactivate_vmap=True,
+    )
+    transforms = training_transforms(policy, text_table=table, bank=None)
+    buffer = short_training.make_buffer(data, 256, transforms)
+    trainer = OfflineTrainer(loss, buffer, total_updates=updates)
+    checkpointing = Checkpointing(folder / "timed")
+    checkpointing.register(trainer)
+    seconds = []
+    save = checkpointing.save
+
+    def timed() -> bool:
+        begun = time.perf_counter()
+        saved = save()
+        seconds.append(time.perf_counter() - begun)
+        return saved
+
+    checkpointing.save = timed  # type: ignore[method-assign]
+    begun = time.perf_counter()
+    trainer.train()
+    total = time.perf_counter() - begun
+    assert checkpointing.last is not None
+    size = sum(file.stat().st_size for file in checkpointing.last.path.rglob("*") if file.is_file())
+    return {
+        "updates": updates,
+        "every": checkpointing.every,
+        "total_s": total,
+        "saves_s": seconds,
+        "bytes": size,
+    }
+
+
+def main() -> int:
+    """Run all parts; with ``--check`` a short version that writes nothing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="a short version; writes nothing")
+    options = parser.parse_args()
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        raw = {
+            "trainings": kill_trainings(
+                folder / "a", 2 if options.check else 20, 310 if options.check else 3010
+            ),
+            "collections": kill_collections(folder / "b", 1 if options.check else 5),
+            "checkpoints": damage_checkpoints(folder / "c", 80 if options.check else 240),
+            "inputs": give_bad_inputs(),
+            "saving": time_saving(folder, 1000 if options.check else 4000),
+        }
+    finally:
+        shutil.rmtree(folder)
+    killed = (raw["trainings"], raw["collections"])
+    figures = {
+        "kills_survived": sum(part["survived"] for part in killed),
+        "kills_tried": sum(part["tried"] for part in killed),
+        "damaged_checkpoints_detected": raw["checkpoints"]["detected"],
+        "damaged_checkpoints_tried": raw["checkpoints"]["tried"],
+        "bad_inputs_clear": raw["inputs"]["clear"],
+        "bad_inputs_tried": raw["inputs"]["tried"],
+        "checkpoint_time_share": sum(raw["saving"]["saves_s"]) / raw["saving"]["total_s"],
+    }
+    if not options.check:
+        write_figures("reliability", figures, raw, COMMAND)
+        return 0
+    for name, value in figures.items():
+        print(f"{name}: {value:.4g}")
+    whole = (
+        figures["kills_survived"] == figures["kills_tried"]
+        and figures["damaged_checkpoints_detected"] == figures["damaged_checkpoints_tried"]
+        and len(raw["inputs"]["unclear"]) == len(bad_inputs.UNCLEAR)
+        and figures["checkpoint_time_share"] <= 0.02
+    )
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

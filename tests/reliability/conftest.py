@@ -1,0 +1,20 @@
+"""Short trainings, and what they leave behind."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import short_training
+
+UPDATES = 90
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The folder of a training of ``UPDATES`` updates that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    short_training.train(folder, updates=UPDATES, every=10)
+    return folder

@@ -1,0 +1,130 @@
+"""Kill a command at random moments until it has got to its end, and compare what it leaves."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+__all__ = ["Killed", "damages", "differences", "differing_files", "kill_until_done"]
+
+SHORT_TRAINING = [sys.executable, str(Path(__file__).parent / "short_training.py")]
+SHORT_COLLECTION = [sys.executable, str(Path(__file__).parent / "short_collection.py")]
+
+
+@dataclass
+class Killed:
+    """What became of a command that was killed again and again.
+
+    Attributes:
+        kills: how often it was.
+        moments: seconds from when it said that it had started to each kill.
+        exit_code: of the last run, which nobody killed.
+        output: what that run wrote to stderr.
+        notes: what the others did, in lines.
+    """
+
+    kills: int = 0
+    moments: list[float] = field(default_factory=list)
+    exit_code: int | None = None
+    output: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def kill_until_done(
+    command: Sequence[str], *, kills: int, longest: float, seed: int = 0, started: str = "started"
+) -> Killed:
+    """Run a command that continues what it finds, and kill it ``kills`` times with SIGKILL.
+
+    Args:
+        command: to be run again and again.
+        kills: how often to kill it; fewer if it gets to its end before.
+        longest: seconds that it gets at most before it is killed.
+        seed: of the moments.
+        started: what it prints when the interesting part begins.
+    """
+    moments = random.Random(seed)
+    result = Killed()
+    while result.kills < kills:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith(started):
+            _, result.output = process.communicate()
+            result.exit_code = process.returncode
+            return result
+        moment = moments.uniform(0, longest)
+        time.sleep(moment)
+        ended = process.poll() is not None
+        process.kill()
+        _, errors = process.communicate()
+        result.notes += errors.splitlines()
+        if ended:
+            result.exit_code, result.output = process.returncode, errors
+            return result
+        result.kills += 1
+        result.moments.append(round(moment, 3))
+    last = subprocess.run(command, capture_output=True, text=True, check=False)
+    result.exit_code, result.output = last.returncode, last.stderr
+    return result
+
+
+def differences(expected: Path, found: Path) -> list[str]:
+    """What differs between the results of two trainings, in words; empty if not one bit does."""
+    wrong = []
+    for name in ("metrics.csv", "final.json", "best/policy.json"):
+        if (expected / name).read_bytes() != (found / name).read_bytes():
+            wrong.append(name)
+    for name in ("final.safetensors", "best/policy.safetensors"):
+        ours, theirs = load_file(expected / name), load_file(found / name)
+        if ours.keys() != theirs.keys():
+            wrong.append(f"{name}: {sorted(ours.keys() ^ theirs.keys())}")
+            continue
+        wrong += [
+            f"{name}: {key}"
+            for key, value in ours.items()
+            if value.dtype != theirs[key].dtype or not np.array_equal(value, theirs[key])
+        ]
+    return wrong
+
+
+def differing_files(expected: Path, found: Path) -> list[str]:
+    """Names of files that only one of two folders has, or that differ in a byte."""
+    names = {
+        path.name for folder in (expected, found) for path in folder.iterdir() if path.is_file()
+    }
+    return sorted(
+        name
+        for name in names
+        if not (expected / name).is_file()
+        or not (found / name).is_file()
+        or (expected / name).read_bytes() != (found / name).read_bytes()
+    )
+
+
+def damages(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, bytes, bytes]]:
+    """So many single flipped bits and cut files, over all files below a folder in turn.
+
+    Yields:
+        a file, what it holds, and what it shall hold; nothing is written here.
+    """
+    chance = random.Random(seed)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for number in range(count):
+        file = files[number % len(files)]
+        whole = file.read_bytes()
+        if number // len(files) % 4 == 3:
+            yield file, whole, whole[: chance.randrange(len(whole))]
+        else:
+            place = chance.randrange(len(whole))
+            flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
+            yield file, whole, whole[:place] + flipped + whole[place + 1 :]
