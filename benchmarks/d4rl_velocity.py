@@ -3,7 +3,8 @@
 A half cheetah's episodes at 24 target speeds; the policy is trained at 20 of them, by five seeds,
 and asked for the other four, ten episodes each, by text, by one recorded episode, by both, by the
 prompts of another of the four (2.5 m/s away), and by nothing. One policy a seed serves all these
-arms, because training leaves prompts out at random. ``oracle`` is a policy of its own that is told the speed as a number.
+arms, because training leaves prompts out at random. ``oracle`` is a policy of its own that is told
+the speed as a number.
 Scores are 0 at random actions' return and 100 at the behaviour's, task by task: no D4RL scores.
 Intervals are Student's over the seeds. Always the last checkpoint.
 
