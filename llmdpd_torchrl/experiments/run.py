@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -177,8 +178,8 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         raise ConfigError(f"force is {list(cfg.force)}: it lists stages, train and evaluate")
     check_whole_numbers(
         cfg,
-        ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "video.every",
-         "evaluation.demonstrations"),
+        ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "trainer.save_every",
+         "video.every", "evaluation.demonstrations"),
     )  # fmt: skip
     check_whole_numbers(cfg, ("evaluation.every", "evaluation.confusion"), least=0)
     if cfg.evaluation.every % cfg.trainer.log_every:
@@ -186,6 +187,14 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
             f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
             f"which is {cfg.trainer.log_every}"
         )
+    round_of = math.gcd(cfg.trainer.total_updates, cfg.trainer.log_every)
+    if cfg.trainer.save_every % round_of:
+        raise ConfigError(
+            f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, after "
+            "which the trainer looks up"
+        )
+    if cfg.resume not in ("auto", "never"):
+        raise ConfigError(f"resume is {cfg.resume!r}: use auto or never")
     check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
     if cfg.loss.alignment and (network.prompt != "both" or network.retrieves):

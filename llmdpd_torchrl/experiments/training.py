@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,13 @@ from llmdpd_torchrl.experiments.settings import plain, read
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.trainers import (
+    Checkpointing,
+    SavedTraining,
+    find_checkpoint,
+    handle_signals,
+    resume,
+)
 from llmdpd_torchrl.trainers.logging import make_logger
 from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
 from llmdpd_torchrl.transforms.pipeline import training_transforms
@@ -26,7 +35,10 @@ __all__ = ["train"]
 
 
 def train(run: Run) -> None:
-    """Train, and save the policy; or load it if this very training has been done."""
+    """Train, and save the policy; or load it if this very training has been done.
+
+    A training that was interrupted goes on from its last whole checkpoint, as if it had not been.
+    """
     folder = run.output / "checkpoint"
     if (folder / "policy.json").exists() and "train" not in run.cfg.force:
         policy = LLMDPDPolicy.from_pretrained(folder)
@@ -35,18 +47,42 @@ def train(run: Run) -> None:
             run.policy = policy
             return
         print(f"train: {folder} is of other settings or data and is replaced")
+    states = run.output / "training" / run.fingerprint
+    identity = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
+    saved = _find_saved(run, states, identity)
     torch.manual_seed(run.cfg.seed)
     torch.set_num_threads(run.cfg.trainer.threads or available_cores())
     run.policy, networks = _build(run)
-    trainer = _make_trainer(run, networks)
-    shutil.rmtree(run.output / "best", ignore_errors=True)  # of a training that is being replaced
-    if run.cfg.evaluation.every:
-        _train_and_evaluate(run, trainer)
-    else:
-        trainer.train()
+    trainer = _make_trainer(run, networks, saved)
+    with contextlib.ExitStack() as stack:
+        if run.cfg.evaluation.every:
+            _evaluate_meanwhile(run, trainer, stack)
+        # Last of the hooks: what the others found in a round is saved with it.
+        every = run.cfg.trainer.save_every
+        Checkpointing(states, every=every, identity=identity).register(trainer)
+        if saved is not None:
+            resume(trainer, saved)
+        with handle_signals(trainer):
+            trainer.train()
     run.policy.info["updates"] = run.cfg.trainer.total_updates
     run.policy.save_pretrained(folder)
+    shutil.rmtree(run.output / "training")
     run.trained = True
+
+
+def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraining | None:
+    """What there is to go on from; what other trainings left in the folder is removed."""
+    begins = run.cfg.resume == "never" or "train" in run.cfg.force
+    for other in states.parent.glob("*"):
+        if begins or other != states:
+            shutil.rmtree(other)
+    saved = find_checkpoint(states, identity) if states.is_dir() else None
+    if saved is None:
+        (run.output / "metrics.csv").unlink(missing_ok=True)
+        shutil.rmtree(run.output / "best", ignore_errors=True)
+    else:
+        print(f"train: going on from update {saved.step} (resume=never begins anew)")
+    return saved
 
 
 def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
@@ -80,7 +116,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
     return LLMDPDPolicy.from_networks(config, networks, about), networks
 
 
-def _make_trainer(run: Run, networks: Networks) -> OfflineTrainer:
+def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
     loss_options = dict(cfg.loss)
     gamma, scale = loss_options.pop("gamma"), loss_options.pop("reward_scale")
@@ -100,9 +136,12 @@ def _make_trainer(run: Run, networks: Networks) -> OfflineTrainer:
         **loss_options,
     )
     loss.make_value_estimator(gamma=gamma)
-    (run.output / "metrics.csv").unlink(missing_ok=True)  # of a training that is being replaced
     logger = make_logger(
-        directory=run.output, name=cfg.name, config=plain(cfg), **plain(cfg.logger)
+        directory=run.output,
+        name=cfg.name,
+        config=plain(cfg),
+        resume_step=None if saved is None else saved.step,
+        **plain(cfg.logger),
     )
     return OfflineTrainer(
         loss,
@@ -117,24 +156,24 @@ def _make_trainer(run: Run, networks: Networks) -> OfflineTrainer:
         logger=logger,
         log_every=cfg.trainer.log_every,
         progress_bar=cfg.progress,
+        failures=run.output,
     )
 
 
-def _train_and_evaluate(run: Run, trainer: OfflineTrainer) -> None:
-    """Train, with evaluations in between."""
+def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.ExitStack) -> None:
+    """Let the training be evaluated now and then, until the stack is closed."""
     cfg, split = run.cfg, run.split
     table, bank = measuring.shown(run)
     interim = {"episodes_per_task": cfg.evaluation.every_episodes}
-    with measuring.make_evaluator(run, split.tasks, progress=False, **interim) as evaluator:
-        IntervalEvaluation(
-            evaluator,
-            run.policy,
-            every=cfg.evaluation.every,
-            trained_tasks=split.train,
-            text_table=table,
-            bank=bank,
-            best=run.output / "best" / "checkpoint",
-            film=filming.interval_film(run),
-            fps=cfg.video.fps,
-        ).register(trainer)
-        trainer.train()
+    evaluator = measuring.make_evaluator(run, split.tasks, progress=False, **interim)
+    IntervalEvaluation(
+        stack.enter_context(evaluator),
+        run.policy,
+        every=cfg.evaluation.every,
+        trained_tasks=split.train,
+        text_table=table,
+        bank=bank,
+        best=run.output / "best" / "checkpoint",
+        film=filming.interval_film(run),
+        fps=cfg.video.fps,
+    ).register(trainer)

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +180,28 @@ def test_a_mistake_ends_the_command(run_example, tmp_path):
     assert process.returncode == 2
     assert process.stderr.startswith("error: no/such/hopper.hdf5")
     assert process.stderr.count("\n") == 1
+
+
+def test_an_interrupted_training_ends_where_one_that_was_not_does(tmp_path, run_example):
+    shared = ("preset=smoke", "until=train", "trainer.total_updates=400", "trainer.save_every=40",
+              "progress=false", "data.folder=data")  # fmt: skip
+    whole = run_example(SCRIPT, tmp_path, *shared, "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / SCRIPT)]
+    process = subprocess.Popen(
+        [*command, *shared, "name=cut"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    output = tmp_path / "outputs" / "cut"
+    while process.poll() is None and not list(output.glob("training/*/*/seal.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "SIGTERM: stopped after" in errors
+    assert not (output / "checkpoint").exists()
+    again = run_example(SCRIPT, tmp_path, *shared, "name=cut")
+    assert again.returncode == 0, again.stderr
+    assert "train: going on from update" in again.stdout
+    assert not (output / "training").exists()
+    for file in ("checkpoint/policy.safetensors", "metrics.csv"):
+        assert (output / file).read_bytes() == (tmp_path / "outputs" / "whole" / file).read_bytes()
