@@ -182,7 +182,7 @@ def main() -> int:
     whole = (
         figures["kills_survived"] == figures["kills_tried"]
         and figures["damaged_checkpoints_detected"] == figures["damaged_checkpoints_tried"]
-        and len(raw["inputs"]["unclear"]) == len(bad_inputs.UNCLEAR)
+        and not raw["inputs"]["unclear"]
         and figures["checkpoint_time_share"] <= 0.02
     )
     return 0 if whole else 1

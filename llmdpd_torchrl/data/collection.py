@@ -55,7 +55,13 @@ class CollectionSettings:
     steps_after_success: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_levels", tuple(float(x) for x in self.noise_levels))
+        try:
+            levels = tuple(float(level) for level in self.noise_levels)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"noise_levels is {self.noise_levels!r}: give a list of numbers >= 0"
+            ) from None
+        object.__setattr__(self, "noise_levels", levels)
         if self.episodes_per_task < 1:
             raise ConfigError(
                 f"episodes_per_task is {self.episodes_per_task}: it must be at least 1"

@@ -113,7 +113,7 @@ def read_results_json(path: str | os.PathLike[str]) -> tuple[ResultsSummary, dic
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: run an evaluation first") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text at all
         raise DataError(f"{path} is not JSON ({error}): run the evaluation again") from error
     if not isinstance(content, dict) or "summary" not in content:
         raise DataError(f'{path} has no "summary": it is not the results.json of an evaluation')

@@ -206,7 +206,7 @@ class ResultsSummary:
         """Rebuild what :meth:`to_dict` returned; further keys are left alone.
 
         Raises:
-            DataError: if a key is missing.
+            DataError: if a key is missing, or something is not of this form.
         """
         try:
             return cls(
@@ -216,6 +216,8 @@ class ResultsSummary:
             )
         except KeyError as error:
             raise DataError(f"an evaluation summary needs the key {error}") from error
+        except TypeError as error:
+            raise DataError(f"an evaluation summary is of another form ({error})") from error
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:

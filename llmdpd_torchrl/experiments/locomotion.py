@@ -23,6 +23,7 @@ from llmdpd_torchrl.experiments.protocols import (
     speed_protocol,
 )
 from llmdpd_torchrl.experiments.settings import (
+    check_lists,
     check_text_encoder,
     check_whole_numbers,
     part,
@@ -154,12 +155,8 @@ class Locomotion:
 
     def _sources(self, cfg: DictConfig) -> tuple[list[str], list[str]]:
         """What to train on and what to show; with nothing given, a file that is rolled here."""
+        check_lists(cfg, ("data.sources", "data.held_out"))
         sources, held_out = plain(cfg.data.sources), plain(cfg.data.held_out) or []
-        for key, value in (("sources", sources or []), ("held_out", held_out)):
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise ConfigError(
-                    f"data.{key} is {value!r}: give a list, such as 'data.{key}=[hopper.hdf5]'"
-                )
         if sources:
             return sources, held_out
         if held_out:

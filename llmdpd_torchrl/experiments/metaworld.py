@@ -13,7 +13,13 @@ from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.envs.splits import TaskSplit, make_split
 from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
-from llmdpd_torchrl.experiments.settings import check_text_encoder, part, plain, read
+from llmdpd_torchrl.experiments.settings import (
+    check_lists,
+    check_text_encoder,
+    part,
+    plain,
+    read,
+)
 from llmdpd_torchrl.prompts import TextPrompt, load_text_prompts, text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
@@ -33,6 +39,7 @@ class MetaWorld:
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        check_lists(cfg, ("tasks.train", "tasks.held_out"))
         _collection_settings(cfg)
         check_text_encoder(cfg)
         return make_split(cfg.tasks.split, train=cfg.tasks.train, held_out=cfg.tasks.held_out)

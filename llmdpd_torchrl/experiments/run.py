@@ -24,6 +24,7 @@ from llmdpd_torchrl.evaluation.page import write_report
 from llmdpd_torchrl.evaluation.report import git_revision, versions
 from llmdpd_torchrl.experiments import filming, measuring, training
 from llmdpd_torchrl.experiments.settings import (
+    check_lists,
     check_loss,
     check_whole_numbers,
     plain,
@@ -169,13 +170,15 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
     Raises:
         ConfigError: on a setting that is wrong.
     """
+    check_lists(cfg, ("video.tasks", "force"))
+    check_whole_numbers(cfg, ("seed",), least=0)
     split = family.check(cfg)
     family.settings(cfg)
     network = read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
     if cfg.until not in STAGES:
         raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
-    if set(cfg.force) - {"train", "evaluate"}:
-        raise ConfigError(f"force is {list(cfg.force)}: it lists stages, train and evaluate")
+    if cfg.force is None or set(cfg.force) - {"train", "evaluate"}:
+        raise ConfigError(f"force is {plain(cfg.force)}: it lists stages, train and evaluate")
     check_whole_numbers(
         cfg,
         ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "trainer.save_every",

@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.prompts import make_text_encoder
 
-__all__ = ["check_loss", "check_text_encoder", "check_whole_numbers", "part", "plain", "read"]
+__all__ = [
+    "check_lists",
+    "check_loss",
+    "check_text_encoder",
+    "check_whole_numbers",
+    "part",
+    "plain",
+    "read",
+]
 
 Settings = TypeVar("Settings")
 
@@ -75,10 +83,21 @@ def check_whole_numbers(cfg: DictConfig, keys: Sequence[str], least: int = 1) ->
     for key in keys:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            none = ", or 0 for none" if least == 0 else ""
-            raise ConfigError(
-                f"{key} is {value!r}: it must be a whole number of at least {least}{none}"
-            )
+            raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least {least}")
+
+
+def check_lists(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """Check that settings are lists of names, or null.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for key in keys:
+        value = plain(OmegaConf.select(cfg, key))
+        if value is not None and (
+            not isinstance(value, list) or not all(isinstance(item, str) for item in value)
+        ):
+            raise ConfigError(f"{key} is {value!r}: give a list, such as '{key}=[first,second]'")
 
 
 def check_text_encoder(cfg: DictConfig) -> None:

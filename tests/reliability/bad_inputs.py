@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CASES", "UNCLEAR", "Case"]
+__all__ = ["CASES", "Case"]
 
 
 class Case(NamedTuple):
@@ -285,11 +285,3 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
 
 
 CASES = [Case(entry, *case) for entry, cases in _cases().items() for case in cases]
-
-#: How these come out: a traceback, or a line about something else.
-UNCLEAR = (
-    Case("train", ["tasks.split=mine", "tasks.train=reach-v3", "tasks.held_out=[]"], "tasks.train"),
-    Case("train", ["data.noise_levels=[loud]"], "noise_levels"),
-    Case("results", ("results.json", {"summary": 5}), "results.json"),
-    Case("results", ("results.json", b"\xff\xfe"), "JSON"),
-)

@@ -15,8 +15,6 @@ def test_there_are_enough():
 
 
 @pytest.mark.parametrize("case", bad_inputs.CASES, ids=label)
-def test_one_clear_line(case, request):
-    if case in bad_inputs.UNCLEAR:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="no line of its own yet"))
+def test_one_clear_line(case):
     outcome = entries.call(case.entry, case.given)
     assert outcome.says(case.says), f"exit code {outcome.code}\n{outcome.text}"

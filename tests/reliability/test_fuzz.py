@@ -127,7 +127,6 @@ def test_yaml_of_prompts(tmp_path, content, parts):
         refused_in_one_line(lambda: load_text_prompts(path))
 
 
-@pytest.mark.xfail(strict=True, reason="h5py's RuntimeError for a damaged table is let through")
 @FUZZ
 @given(places=st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), min_size=1))
 def test_headers_of_hdf5(tmp_path, places):
@@ -176,7 +175,6 @@ SETTINGS = (
 VALUES = ("null", "-1", "0", "1.5", "true", "[]", "[x]", "text", "1e400", "''")
 
 
-@pytest.mark.xfail(strict=True, reason="some settings are used before their type is checked")
 @FUZZ
 @given(setting=st.sampled_from(SETTINGS), value=st.sampled_from(VALUES))
 def test_settings(setting, value):
