@@ -176,6 +176,7 @@ VALUES = ("null", "-1", "0", "1.5", "true", "[]", "[x]", "text", "1e400", "''")
 
 
 @FUZZ
+@pytest.mark.slow  # a setting that is right is followed by its run
 @given(setting=st.sampled_from(SETTINGS), value=st.sampled_from(VALUES))
 def test_settings(setting, value):
     outcome = call("train", [f"{setting}={value}"])
