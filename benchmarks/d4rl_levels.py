@@ -7,8 +7,8 @@ another level, or nothing. ``oracle`` is told the level's mean score as a number
 *Files.* Each file alone, without prompts: Diffusion-QL with this library's defaults. That is the
 usual per-file table.
 
-Every policy is the last checkpoint; the seeds, updates and episodes are in the figures. The files
-are regenerated, so that no score here is a D4RL score.
+Every policy is the last checkpoint, of one seed, 3000 updates and ten episodes an arm unless the
+options say otherwise. The files are regenerated, so that no score here is a D4RL score.
 
 What is trained (``outputs/``) or evaluated (``results/d4rl_levels/*.csv``, a row an episode) is not
 done again: a run that was stopped goes on.

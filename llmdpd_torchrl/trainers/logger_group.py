@@ -13,7 +13,14 @@ from torchrl.record.loggers.common import Logger
 
 from llmdpd_torchrl.errors import first_line, notice
 
-__all__ = ["LoggerGroup"]
+__all__ = ["LoggerGroup", "as_floats"]
+
+
+def as_floats(metrics: dict[str, Any] | TensorDictBase, keys_sep: str) -> dict[str, float]:
+    """Scalars as floats on the CPU; nested keys are joined."""
+    if isinstance(metrics, TensorDictBase):
+        metrics = metrics.flatten_keys(keys_sep).to_dict()
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class LoggerGroup(Logger):
@@ -62,12 +69,7 @@ class LoggerGroup(Logger):
         keys_sep: str = "/",
     ) -> dict[str, Any]:
         """Log several scalars everywhere, brought to the CPU once."""
-        values = (
-            metrics.flatten_keys(keys_sep).to_dict()
-            if isinstance(metrics, TensorDictBase)
-            else metrics
-        )
-        safe = {name: float(value) for name, value in values.items()}
+        safe = as_floats(metrics, keys_sep)
         self._each(lambda logger: logger.log_metrics(dict(safe), step, keys_sep=keys_sep))
         return safe
 

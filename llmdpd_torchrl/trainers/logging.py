@@ -20,7 +20,7 @@ from torchrl.record.loggers.wandb import WandbLogger
 
 from llmdpd_torchrl.errors import ConfigError, first_line, notice
 from llmdpd_torchrl.files import sync, write_atomic, write_json
-from llmdpd_torchrl.trainers.logger_group import LoggerGroup
+from llmdpd_torchrl.trainers.logger_group import LoggerGroup, as_floats
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 
 __all__ = ["MetricsCSVLogger", "make_logger", "write_mp4"]
@@ -79,9 +79,7 @@ class MetricsCSVLogger(Logger):
         keys_sep: str = "/",
     ) -> dict[str, Any]:
         """Write scalars into one row and return them as floats; nested keys are joined."""
-        if isinstance(metrics, TensorDictBase):
-            metrics = metrics.flatten_keys(keys_sep).to_dict()
-        values = {name: float(value) for name, value in metrics.items()}
+        values = as_floats(metrics, keys_sep)
         if step is None:
             step = 1 + max((self._last_steps.get(name, -1) for name in values), default=-1)
         self.experiment.write(int(step), values)
