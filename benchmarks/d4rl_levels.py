@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from common import RESULTS, check_figures, write_figures
-from locomotion import Training, arm_estimates, as_figures
+from locomotion import COLUMNS, Training, arm_estimates, as_figures
 
 from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.runs import Table
@@ -34,7 +34,6 @@ from llmdpd_torchrl.files import write_text
 KEEP = RESULTS / "d4rl_levels"
 ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d")
 LEVELS = ("medium_replay", "medium", "medium_expert")
-COLUMNS = ("none", "wrong_prompt", "text", "trajectory", "both", "oracle")
 
 
 def trainings(data: Path, seeds: list[int], updates: int) -> list[Training]:

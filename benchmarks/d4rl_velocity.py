@@ -23,6 +23,7 @@ from pathlib import Path
 
 from common import RESULTS, check_figures, write_figures, write_readme_table
 from locomotion import (
+    COLUMNS,
     Training,
     arm_estimates,
     as_figures,
@@ -38,7 +39,6 @@ KEEP = RESULTS / "d4rl_velocity"
 LABEL = "speeds"
 SEEDS = (0, 1, 2, 3, 4)
 POLICIES = ("ours", "oracle")
-COLUMNS = ("none", "wrong_prompt", "text", "trajectory", "both", "oracle")
 
 
 def figures() -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from llmdpd_torchrl.evaluation.comparison import normalized_scores
 from llmdpd_torchrl.evaluation.statistics import Estimate, student_interval
 from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.measuring import make_evaluator, shown
-from llmdpd_torchrl.experiments.run import STAGES, Run, prepare
+from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
 from llmdpd_torchrl.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +32,8 @@ ARMS: Mapping[str, Mapping[str, str]] = {
     "oracle": {"both": "oracle"},
     "unprompted": {"none": "unprompted"},
 }
+#: The arms of a table, in its order.
+COLUMNS = ("none", "wrong_prompt", "text", "trajectory", "both", "oracle")
 #: Of a policy that is told the number in place of a text.
 ORACLE = ("text_encoder=oracle", "prompt=text", "network.text_dropout=0.0")
 
@@ -94,9 +95,7 @@ class Training:
         run = prepare(cfg, Locomotion())
         print(self.name, flush=True)
         for stage in ("collect", "embed", "train"):
-            begun = time.monotonic()
-            STAGES[stage](run)
-            run.seconds[stage] = round(time.monotonic() - begun, 1)
+            run_stage(run, stage)
         return run
 
 

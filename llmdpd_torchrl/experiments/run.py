@@ -36,7 +36,7 @@ from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.prompts import TextPrompt
 from llmdpd_torchrl.workers import available_cores
 
-__all__ = ["STAGES", "Family", "Run", "run_experiment"]
+__all__ = ["STAGES", "Family", "Run", "prepare", "run_experiment", "run_stage"]
 
 #: What a training is a function of, beside the data and the family's own settings.
 _IDENTITY = ("seed", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim")
@@ -140,10 +140,8 @@ def run_experiment(cfg: DictConfig, family: Family) -> int:
     try:
         run = prepare(cfg, family)
         write_environment(run)
-        for stage, work in STAGES.items():
-            begun = time.monotonic()
-            work(run)
-            run.seconds[stage] = round(time.monotonic() - begun, 1)
+        for stage in STAGES:
+            run_stage(run, stage)
             if stage == cfg.until:
                 break
     except UserError as error:
@@ -162,6 +160,13 @@ def run_experiment(cfg: DictConfig, family: Family) -> int:
         )
         return 1
     return 0
+
+
+def run_stage(run: Run, stage: str) -> None:
+    """Run one of :data:`STAGES`, and note how long it took."""
+    begun = time.monotonic()
+    STAGES[stage](run)
+    run.seconds[stage] = round(time.monotonic() - begun, 1)
 
 
 def prepare(cfg: DictConfig, family: Family) -> Run:
