@@ -7,8 +7,9 @@ from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
+from llmdpd_torchrl.modules.direct import DeterministicActor, DirectNetwork, GaussianActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
-from llmdpd_torchrl.modules.observation import ObservationFeatures
+from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
@@ -28,14 +29,18 @@ __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "SELECTIONS",
+    "DeterministicActor",
     "DiffusionActor",
     "DiffusionModule",
+    "DirectNetwork",
+    "GaussianActor",
     "LLMDPDPolicy",
     "MLPDenoiser",
     "Mish",
     "NetworkConfig",
     "Networks",
     "NoiseSchedule",
+    "ObservationConditioner",
     "ObservationFeatures",
     "PromptEncoder",
     "PromptNetwork",
