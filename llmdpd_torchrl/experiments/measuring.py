@@ -42,11 +42,14 @@ def shown(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
     cfg = run.cfg
     # In the table's order: where neighbours are alike, half the list away is not.
     tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
+    bank = run.evaluation_bank
+    if cfg.evaluation.demonstration_share < 1:
+        bank = bank.beginnings(cfg.evaluation.demonstration_share)
     table, bank = apply_control(
         cfg.evaluation.control,
         tasks,
         run.text_table,
-        run.evaluation_bank,
+        bank,
         encoder=plain(cfg.text_encoder),
         table=run.split.table,
         prompts=run.family.prompts(run),
@@ -77,6 +80,7 @@ def _measure(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
         "evaluation": dataclasses.asdict(settings_of(run)),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
+        "demonstration_share": cfg.evaluation.demonstration_share,
     }
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
