@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.errors import ConfigError, DataError, first_line
+from llmdpd_torchrl.evaluation.backends import Backend
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.measuring import make_evaluator, shown
 from llmdpd_torchrl.experiments.run import Run
@@ -38,7 +39,11 @@ def read_settings(folder: str, name: str, overrides: Sequence[str]) -> DictConfi
 
 
 def play(
-    run: Run, tasks: Sequence[str], among: Sequence[str] | None, name: str
+    run: Run,
+    tasks: Sequence[str],
+    among: Sequence[str] | None,
+    name: str,
+    backend: Backend | None = None,
 ) -> list[EpisodeResult]:
     """The episodes of a run's policy on some tasks, under what its configuration lets be shown.
 
@@ -47,13 +52,18 @@ def play(
         tasks: to be played.
         among: those that another task's prompts are taken from; ``None``: all of the run's.
         name: of what is played, for messages.
+        backend: whose workers play, and go on to live; default: workers of their own.
 
     Raises:
         DataError: if an episode broke off: it says nothing about the policy.
     """
     table, bank = shown(run, among)
-    with make_evaluator(run, tasks, run.cfg.progress) as evaluator:
+    evaluator = make_evaluator(run, tasks, run.cfg.progress, backend=backend)
+    try:
         episodes = evaluator(run.policy, text_table=table, bank=bank)
+    finally:
+        if backend is None:
+            evaluator.close()
     broken = [episode.error for episode in episodes if episode.error is not None]
     if broken:
         raise DataError(f"{name}: {len(broken)} episodes broke off: {broken[0]}")

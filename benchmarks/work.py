@@ -6,6 +6,7 @@ of a few tasks are kept at a time. Two processes can share the work: each policy
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -26,16 +27,18 @@ from store import Store
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.errors import ConfigError, UserError
+from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.report import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
 from llmdpd_torchrl.files import write_json
+from llmdpd_torchrl.modules.networks import NetworkConfig
 
 #: Tasks whose episodes are played, and kept, at a time.
 TASKS_AT_A_TIME = 9
 #: Measured with one thread of a shared core; where nothing of the variant is kept yet.
-SECONDS_AN_UPDATE, SECONDS_AN_EPISODE = 0.025, 0.4
+SECONDS_AN_UPDATE, SECONDS_AN_EPISODE = 0.025, 0.2
 
 
 @dataclass(frozen=True)
@@ -175,8 +178,10 @@ def run(job: Job, place: Place) -> None:
                 return
             print(f"{job.name}: {', '.join(f'{a.name}-{a.group}' for a in missing)}", flush=True)
             trained = _train(job, place)
-            for arm in missing:
-                _play(job, place, trained, arm)
+            options = trained.cfg.evaluation
+            with contextlib.closing(make_backend(options.backend, options.workers)) as backend:
+                for arm in missing:
+                    _play(job, place, trained, arm, backend)
     except Timeout:
         print(f"{job.name}: another process is at it")
 
@@ -219,7 +224,10 @@ def _train(job: Job, place: Place) -> Run:
     for stage in ("collect", "embed"):
         run_stage(found, stage)
     if job.variant.policy == "retrieve_and_play":
-        found.policy = retrieve_and_play_policy()
+        length = cfg.trajectory_prompt.length
+        found.policy = retrieve_and_play_policy(
+            NetworkConfig(prompt="trajectory", trajectory_length=length)
+        )
         seconds: float | None = 0.0
     else:
         seconds = _timed_training(found)
@@ -292,7 +300,7 @@ def _shown(cfg: DictConfig, experiment: Experiment, arm: Arm) -> DictConfig:
     return changed
 
 
-def _play(job: Job, place: Place, trained: Run, arm: Arm) -> None:
+def _play(job: Job, place: Place, trained: Run, arm: Arm, backend: Backend) -> None:
     """Play an arm, some tasks at a time; those whose episodes are all there are not played."""
     path = place.store.path(job.experiment, job.variant, job.seed, arm)
     playing = dataclasses.replace(trained, cfg=_shown(trained.cfg, job.experiment, arm))
@@ -308,7 +316,7 @@ def _play(job: Job, place: Place, trained: Run, arm: Arm) -> None:
         wanted = {(task, goal) for task in some for goal in range(goals)}
         if not wanted <= {(episode.task, episode.goal_index) for episode in there}:
             begun = time.monotonic()
-            there = play(playing, some, tasks, f"{job.name}, {arm.name}")
+            there = play(playing, some, tasks, f"{job.name}, {arm.name}", backend)
             _note_time(job, place, arm, time.monotonic() - begun, len(there))
             write_episodes(path, [*rows, *there])
         rows += there

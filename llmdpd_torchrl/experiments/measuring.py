@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator, report
-from llmdpd_torchrl.evaluation.backends import make_backend
+from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import summarise
@@ -29,10 +29,26 @@ def settings_of(run: Run, **changes: Any) -> EvaluationSettings:
     return dataclasses.replace(run.family.settings(run.cfg), **changes)
 
 
-def make_evaluator(run: Run, tasks: Sequence[str], progress: bool, **changes: Any) -> Evaluator:
-    """The evaluator of some of the run's tasks."""
+def make_evaluator(
+    run: Run,
+    tasks: Sequence[str],
+    progress: bool,
+    *,
+    backend: Backend | None = None,
+    **changes: Any,
+) -> Evaluator:
+    """The evaluator of some of the run's tasks.
+
+    Args:
+        run: whose settings hold.
+        tasks: to be evaluated.
+        progress: whether to show a bar.
+        backend: its workers, where several evaluators share them; default: its own.
+        **changes: of the settings.
+    """
     settings = settings_of(run, **changes)
-    backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
+    if backend is None:
+        backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
     suite = run.family.suite(run, settings)
     return Evaluator(tasks, settings, suite=suite, backend=backend, progress=progress)
 
