@@ -19,6 +19,16 @@ from llmdpd_torchrl.workers import available_cores
 RESULTS = Path(__file__).parent / "results"
 
 
+def machine() -> dict[str, Any]:
+    """What a measurement ran on."""
+    return {
+        "cores": available_cores(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
 def write_figures(name: str, figures: Mapping[str, float], raw: Any, command: str) -> None:
     """Write ``results/NAME.json`` and beside it the raw measurements, and print the figures."""
     RESULTS.mkdir(exist_ok=True)
@@ -28,12 +38,7 @@ def write_figures(name: str, figures: Mapping[str, float], raw: Any, command: st
         {
             "command": command,
             "commit": git_revision(),
-            "machine": {
-                "cores": available_cores(),
-                "processor": platform.machine(),
-                "python": platform.python_version(),
-                "load_average": round(os.getloadavg()[0], 2),
-            },
+            "machine": machine(),
             "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "figures": dict(figures),
             "raw": f"{name}_raw.json",

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from episodes import read_episodes, write_episodes
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from kept import play, read_settings
 
 from llmdpd_torchrl.evaluation.comparison import normalized_scores
 from llmdpd_torchrl.evaluation.statistics import Estimate, student_interval
 from llmdpd_torchrl.experiments.locomotion import Locomotion
-from llmdpd_torchrl.experiments.measuring import make_evaluator, shown
 from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
 from llmdpd_torchrl.files import write_json
 
@@ -72,13 +70,9 @@ class Training:
         for control in missing:
             run.cfg.evaluation.control = control
             # Of levels, the one that is held out has no other to be shown.
-            table, bank = shown(run, run.split.held_out if len(run.split.held_out) > 1 else None)
+            among = run.split.held_out if len(run.split.held_out) > 1 else None
             tasks = run.split.held_out or run.split.train
-            with make_evaluator(run, tasks, run.cfg.progress) as evaluator:
-                results = evaluator(run.policy, text_table=table, bank=bank)
-            broken = [result.error for result in results if result.error is not None]
-            if broken:
-                raise SystemExit(f"{self.name}, {control}: {len(broken)} broke off: {broken[0]}")
+            results = play(run, tasks, among, f"{self.name}, {control}")
             write_episodes(self.path(keep, control), results)
 
     def _trained(self, episodes: int) -> Run:
@@ -90,10 +84,7 @@ class Training:
             *self.overrides,
             *(ORACLE if self.policy == "oracle" else ()),
         ]
-        with initialize_config_dir(str(ROOT / "configs" / "d4rl"), version_base="1.3"):
-            cfg = compose("train_d4rl", overrides)
-        OmegaConf.set_struct(cfg, False)
-        run = prepare(cfg, Locomotion())
+        run = prepare(read_settings("configs/d4rl", "train_d4rl", overrides), Locomotion())
         print(self.name, flush=True)
         for stage in ("collect", "embed", "train"):
             run_stage(run, stage)

@@ -39,6 +39,7 @@ class CollectionSettings:
         seed: of placements and noise.
         max_steps: length at which an episode is truncated (Meta-World's own limit is 500).
         steps_after_success: steps kept after the first success of an episode.
+        expert_gain: how much of its movement the expert makes: below 1 it is another, slower one.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -53,6 +54,7 @@ class CollectionSettings:
     seed: int = 0
     max_steps: int = 500
     steps_after_success: int = 10
+    expert_gain: float = 1.0
 
     def __post_init__(self) -> None:
         try:
@@ -74,10 +76,15 @@ class CollectionSettings:
             raise ConfigError(f"steps_after_success is {self.steps_after_success}: must be >= 0")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: must be >= 0")
+        if not 0 < self.expert_gain <= 1:
+            raise ConfigError(f"expert_gain is {self.expert_gain}: above 0 and at most 1")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back: lists for tuples."""
-        return {**asdict(self), "noise_levels": list(self.noise_levels)}
+        settings = {**asdict(self), "noise_levels": list(self.noise_levels)}
+        if self.expert_gain == 1:  # the expert as it is: what data were always made by
+            del settings["expert_gain"]
+        return settings
 
 
 def collect_metaworld(
@@ -184,6 +191,7 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> None:
             noise=noise,
             max_steps=settings.max_steps,
             steps_after_success=settings.steps_after_success,
+            gain=settings.expert_gain,
         )
         length = len(episode["action"])
         rows = np.ones((length, 1), dtype=np.int64)

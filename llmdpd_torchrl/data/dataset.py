@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,8 @@ from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.files import file_sha256
 
 __all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "row_blocks"]
+
+_Dataset = TypeVar("_Dataset", bound="TrajectoryDataset")
 
 
 class TrajectoryDataset:
@@ -114,6 +117,34 @@ class TrajectoryDataset:
         """The transitions of episode ``index``: a view, ``[T]``."""
         start = int(self.starts[index])
         return self.transitions[start : start + int(self.lengths[index])]
+
+    def select(self: _Dataset, episodes: torch.Tensor) -> _Dataset:
+        """A dataset of some of the episodes, with the same task table.
+
+        Episodes that lie side by side are not copied; others are, into memory.
+
+        Args:
+            episodes: ``[E]`` bool, or indices ``[n]`` int64, for instance those of training tasks.
+        """
+        chosen = torch.zeros(len(self.lengths), dtype=torch.bool)
+        chosen[episodes] = True
+        if not chosen.any():
+            raise DataError("no episode is selected: a dataset needs at least one")
+        indices = chosen.nonzero().squeeze(-1)
+        first, last = int(indices[0]), int(indices[-1])
+        rows = slice(int(self.starts[first]), int(self.starts[last] + self.lengths[last]))
+        transitions = self.transitions[rows]
+        lengths = self.lengths[first : last + 1]
+        if len(indices) < len(lengths):
+            transitions = transitions[chosen[first : last + 1].repeat_interleave(lengths)]
+            lengths = lengths[chosen[first : last + 1]]
+        owner = torch.arange(len(lengths)).repeat_interleave(lengths)
+        transitions["trajectory_id"] = owner.unsqueeze(-1)
+        return self._with(transitions)
+
+    def _with(self: _Dataset, transitions: TensorDictBase) -> _Dataset:
+        """The same description of other rows: its records stay those of the files."""
+        return type(self)(self.manifest, transitions)
 
     def replay_buffer(
         self,

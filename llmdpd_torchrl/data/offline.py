@@ -164,30 +164,6 @@ class OfflineDataset(TrajectoryDataset):
         """Sum of the rewards of each episode: ``[E]`` float64."""
         return episode_sums(self.transitions["next", "reward"], self.lengths)
 
-    def select(self, episodes: torch.Tensor) -> OfflineDataset:
-        """A dataset of some of the episodes, with the same task table.
-
-        Episodes that lie side by side are not copied; others are, into memory.
-
-        Args:
-            episodes: ``[E]`` bool, or indices ``[n]`` int64, for instance those of training tasks.
-        """
-        chosen = torch.zeros(len(self.lengths), dtype=torch.bool)
-        chosen[episodes] = True
-        if not chosen.any():
-            raise DataError("no episode is selected: a dataset needs at least one")
-        indices = chosen.nonzero().squeeze(-1)
-        first, last = int(indices[0]), int(indices[-1])
-        rows = slice(int(self.starts[first]), int(self.starts[last] + self.lengths[last]))
-        transitions = self.transitions[rows]
-        lengths = self.lengths[first : last + 1]
-        if len(indices) < len(lengths):
-            transitions = transitions[chosen[first : last + 1].repeat_interleave(lengths)]
-            lengths = lengths[chosen[first : last + 1]]
-        owner = torch.arange(len(lengths)).repeat_interleave(lengths)
-        transitions["trajectory_id"] = owner.unsqueeze(-1)
-        return self._with(transitions)
-
     def with_success(self, episodes: torch.Tensor) -> OfflineDataset:
         """The same dataset, with ``("next", "success")`` at the last step of ``episodes``.
 

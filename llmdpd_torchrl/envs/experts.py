@@ -28,8 +28,9 @@ def run_expert_episode(
     noise: float,
     max_steps: int,
     steps_after_success: int,
+    gain: float = 1.0,
 ) -> dict[str, NDArray[Any]]:
-    """Run one episode: action = clip(expert + noise · N(0, 1), -1, 1).
+    """Run one episode: action = clip(gain · clip(expert) + noise · N(0, 1)), clipped to [-1, 1].
 
     Args:
         simulator: from :func:`~llmdpd_torchrl.envs.simulator.make_simulator`.
@@ -39,6 +40,7 @@ def run_expert_episode(
         max_steps: the episode is truncated here.
         steps_after_success: how many steps are kept after the first success before the episode is
             truncated: enough to show that the goal is held, without filling the data with waiting.
+        gain: of the movement, at most 1; the gripper closes as it does.
 
     Returns:
         arrays over the T steps of the episode: ``observation`` and ``next_observation`` [T, 39],
@@ -60,8 +62,10 @@ def run_expert_episode(
         # The experts warn that their gains exceed the action range; the clip below is the answer.
         warnings.simplefilter("ignore", UserWarning)
         while steps < last:
-            action = np.clip(expert.get_action(observation) + disturbance[steps], -1.0, 1.0)
-            actions[steps] = action
+            wanted = expert.get_action(observation)
+            if gain != 1.0:
+                wanted = np.append(gain * np.clip(wanted[:3], -1.0, 1.0), wanted[3])
+            actions[steps] = np.clip(wanted + disturbance[steps], -1.0, 1.0)
             observation, reward, _, _, info = simulator.step(actions[steps])
             rewards[steps] = reward
             successes[steps] = bool(info["success"])

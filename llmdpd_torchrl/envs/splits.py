@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,8 @@ def make_split(
     *,
     train: Sequence[str] | None = None,
     held_out: Sequence[str] | None = None,
+    count: int | None = None,
+    seed: int = 0,
 ) -> TaskSplit:
     """A named split, with either list replaced when it is given.
 
@@ -136,17 +139,33 @@ def make_split(
         name: a key of :data:`SPLITS`, or any other name when ``train`` is given.
         train: replaces the seen tasks.
         held_out: replaces the unseen tasks.
+        count: train on only so many of the seen tasks, drawn at random; what is drawn for a smaller
+            count is among what is drawn for a larger one.
+        seed: of this draw.
 
     Raises:
-        ConfigError: if the name is unknown and no training list is given, or the lists are wrong.
+        ConfigError: if the name is unknown and no training list is given, the lists are wrong, or
+            there are fewer tasks than ``count``.
+
+    Examples:
+        >>> make_split("ml10", count=2).train
+        ('peg-insert-side-v3', 'basketball-v3')
     """
     if name not in SPLITS and train is None:
         raise ConfigError(
             f"unknown task split {name!r}: use one of {', '.join(SPLITS)}, or give a training list"
         )
     base = SPLITS.get(name)
+    seen = tuple(train) if train is not None else base.train if base else ()
+    if count is not None:
+        if not 1 <= count <= len(seen):
+            raise ConfigError(
+                f"tasks.count is {count}: split {name!r} has 1 to {len(seen)} tasks to train on"
+            )
+        drawn = random.Random(seed).sample(seen, len(seen))[:count]
+        seen = tuple(task for task in seen if task in drawn)
     return TaskSplit(
         name,
-        tuple(train) if train is not None else base.train if base else (),
+        seen,
         tuple(held_out) if held_out is not None else base.held_out if base else (),
     )

@@ -189,9 +189,10 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def markdown(self) -> str:
-        """GitHub's."""
-        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
+    def markdown(self, texts: int = 1) -> str:
+        """GitHub's; the first ``texts`` columns are of text, the others of numbers."""
+        rule = ["---"] * texts + ["---:"] * (len(self.head) - texts)
+        lines = [self.head, rule, *self.rows]
         text = ["| " + " | ".join(cells) + " |" for cells in lines]
         text[1] = text[1].replace(" ", "")
         return "\n".join(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator, report
-from llmdpd_torchrl.evaluation.backends import make_backend
+from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import summarise
@@ -29,10 +29,26 @@ def settings_of(run: Run, **changes: Any) -> EvaluationSettings:
     return dataclasses.replace(run.family.settings(run.cfg), **changes)
 
 
-def make_evaluator(run: Run, tasks: Sequence[str], progress: bool, **changes: Any) -> Evaluator:
-    """The evaluator of some of the run's tasks."""
+def make_evaluator(
+    run: Run,
+    tasks: Sequence[str],
+    progress: bool,
+    *,
+    backend: Backend | None = None,
+    **changes: Any,
+) -> Evaluator:
+    """The evaluator of some of the run's tasks.
+
+    Args:
+        run: whose settings hold.
+        tasks: to be evaluated.
+        progress: whether to show a bar.
+        backend: its workers, where several evaluators share them; default: its own.
+        **changes: of the settings.
+    """
     settings = settings_of(run, **changes)
-    backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
+    if backend is None:
+        backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
     suite = run.family.suite(run, settings)
     return Evaluator(tasks, settings, suite=suite, backend=backend, progress=progress)
 
@@ -42,11 +58,14 @@ def shown(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
     cfg = run.cfg
     # In the table's order: where neighbours are alike, half the list away is not.
     tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
+    bank = run.evaluation_bank
+    if cfg.evaluation.demonstration_share < 1:
+        bank = bank.beginnings(cfg.evaluation.demonstration_share)
     table, bank = apply_control(
         cfg.evaluation.control,
         tasks,
         run.text_table,
-        run.evaluation_bank,
+        bank,
         encoder=plain(cfg.text_encoder),
         table=run.split.table,
         prompts=run.family.prompts(run),
@@ -77,6 +96,7 @@ def _measure(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
         "evaluation": dataclasses.asdict(settings_of(run)),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
+        "demonstration_share": cfg.evaluation.demonstration_share,
     }
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)

@@ -7,26 +7,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.envs.splits import TaskSplit, make_split
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
+from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.experiments.settings import (
     check_lists,
     check_text_encoder,
+    check_whole_numbers,
     part,
     plain,
     read,
 )
-from llmdpd_torchrl.prompts import TextPrompt, load_text_prompts, text_embedding_table
+from llmdpd_torchrl.prompts import (
+    TextPrompt,
+    embed_texts,
+    load_text_prompts,
+    text_embedding_table,
+)
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 if TYPE_CHECKING:
     from llmdpd_torchrl.experiments.run import Run
 
-__all__ = ["MetaWorld"]
+__all__ = ["TEXTS", "MetaWorld"]
+
+TEXTS = ("own", "random")
+"""What the text encoder reads of a task: its description, or letters at random, as many."""
 
 
 class MetaWorld:
@@ -40,9 +52,22 @@ class MetaWorld:
     def check(self, cfg: DictConfig) -> TaskSplit:
         """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
         check_lists(cfg, ("tasks.train", "tasks.held_out"))
-        _collection_settings(cfg)
+        _support_settings(cfg)
         check_text_encoder(cfg)
-        return make_split(cfg.tasks.split, train=cfg.tasks.train, held_out=cfg.tasks.held_out)
+        if cfg.texts not in TEXTS:
+            raise ConfigError(f"texts is {cfg.texts!r}: use one of {', '.join(TEXTS)}")
+        tasks = cfg.tasks
+        for key in ("tasks.count", "data.use_episodes"):
+            if OmegaConf.select(cfg, key) is not None:
+                check_whole_numbers(cfg, (key,))
+        check_whole_numbers(cfg, ("tasks.count_seed",), least=0)
+        return make_split(
+            tasks.split,
+            train=tasks.train,
+            held_out=tasks.held_out,
+            count=tasks.count,
+            seed=tasks.count_seed,
+        )
 
     def collect(self, run: Run) -> None:
         """Collect training data and support demonstrations, and cut the trajectory prompts."""
@@ -52,21 +77,26 @@ class MetaWorld:
         options = {"workers": cfg.data.workers, "progress": cfg.progress}
         folder = Path(cfg.data.folder)
         collect_metaworld(folder / "train", split.train, settings, **options)
-        run.dataset = TrajectoryDataset.load(
+        dataset = TrajectoryDataset.load(
             folder / "train", split.train, hide_goal=cfg.data.hide_goal
         )
+        run.dataset = _used(dataset, cfg)
         length = cfg.trajectory_prompt.length
         run.training_bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
+        self.demonstrate(run)
+
+    def demonstrate(self, run: Run) -> None:
+        """Collect the demonstrations of held-out tasks, and cut the prompts of evaluations."""
+        cfg, split = run.cfg, run.split
+        length = cfg.trajectory_prompt.length
         run.evaluation_bank = run.training_bank
         if not split.held_out:
             return
-        # A seed of its own: demonstrations of held-out tasks are never trained on.
-        support = dataclasses.replace(
-            settings, episodes_per_task=cfg.data.support_episodes, seed=settings.seed + 1
-        )
-        collect_metaworld(folder / "support", split.held_out, support, **options)
+        folder = Path(cfg.data.folder) / _support_name(cfg)
+        options = {"workers": cfg.data.workers, "progress": cfg.progress}
+        collect_metaworld(folder, split.held_out, _support_settings(cfg), **options)
         demonstrations = TrajectoryDataset.load(
-            folder / "support", split.held_out, hide_goal=cfg.data.hide_goal
+            folder, split.held_out, hide_goal=cfg.data.hide_goal
         )
         run.support_hash = demonstrations.manifest.data_hash
         bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
@@ -78,7 +108,12 @@ class MetaWorld:
 
     def embed(self, run: Run) -> None:
         """Look up their embeddings."""
-        run.text_table = text_embedding_table(run.split.table.names, plain(run.cfg.text_encoder))
+        names, encoder = run.split.table.names, plain(run.cfg.text_encoder)
+        if run.cfg.texts == "random":
+            texts = [self.prompts(run)[name].render() for name in names]
+            run.text_table = embed_texts(random_strings(texts), encoder)
+        else:
+            run.text_table = text_embedding_table(names, encoder)
 
     def network(self, run: Run) -> dict[str, Any]:
         """Nothing: the networks' defaults are Meta-World's."""
@@ -99,11 +134,66 @@ class MetaWorld:
         return settings.suite(run.split.tasks)
 
     def identity(self, cfg: DictConfig) -> Any:
-        """The tasks, and whether goals are hidden."""
-        return [plain(cfg.tasks), cfg.data.hide_goal]
+        """The tasks, whether goals are hidden, and what else is not as usual."""
+        tasks = plain(cfg.tasks)
+        if tasks["count"] is None:
+            del tasks["count"], tasks["count_seed"]
+        usual = {"texts": "own", "data.use_episodes": None, "data.use_noise": None}
+        chosen = {key: OmegaConf.select(cfg, key) for key in usual}
+        unusual = {key: value for key, value in chosen.items() if value != usual[key]}
+        return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
 
 
 def _collection_settings(cfg: DictConfig) -> CollectionSettings:
     """The part of ``data`` that the data is a function of."""
     names = ("episodes_per_task", "noise_levels", "seed", "max_steps", "steps_after_success")
     return read(CollectionSettings, part(cfg.data, names), "data")
+
+
+def _support_settings(cfg: DictConfig) -> CollectionSettings:
+    """Of the demonstrations of held-out tasks, which are never trained on: a seed of their own."""
+    settings = _collection_settings(cfg)
+    levels = cfg.data.support_noise_levels
+    try:
+        return dataclasses.replace(
+            settings,
+            episodes_per_task=cfg.data.support_episodes,
+            seed=settings.seed + 1,
+            noise_levels=settings.noise_levels if levels is None else plain(levels),
+            expert_gain=cfg.data.support_gain,
+        )
+    except TypeError as error:
+        raise ConfigError(f"data: the support's settings are of a wrong type ({error})") from None
+
+
+def _support_name(cfg: DictConfig) -> str:
+    """The folder of the demonstrations: another one for each expert."""
+    name = "support"
+    if cfg.data.support_noise_levels is not None:
+        name += "_noise_" + "_".join(f"{level:g}" for level in cfg.data.support_noise_levels)
+    return name if cfg.data.support_gain == 1 else f"{name}_gain_{cfg.data.support_gain:g}"
+
+
+def _used(dataset: TrajectoryDataset, cfg: DictConfig) -> TrajectoryDataset:
+    """What of the data is trained on.
+
+    Raises:
+        ConfigError: if it is nothing.
+    """
+    records = dataset.manifest.tasks
+    episodes = [episode for task in dataset.tasks for episode in records[task].episodes]
+    used = torch.ones(len(episodes), dtype=torch.bool)
+    if cfg.data.use_noise is not None:
+        used = torch.tensor([episode["noise"] == cfg.data.use_noise for episode in episodes])
+    if cfg.data.use_episodes is not None:
+        for task in dataset.trajectory_task.unique():
+            rows = ((dataset.trajectory_task == task) & used).nonzero().squeeze(-1)
+            used[rows[cfg.data.use_episodes :]] = False
+    if used.all():
+        return dataset
+    if not used.any():
+        raise ConfigError(
+            f"data.use_noise is {cfg.data.use_noise}: no episode was collected with it; there are "
+            f"{', '.join(f'{level:g}' for level in cfg.data.noise_levels)}"
+        )
+    return dataset.select(used)

@@ -202,6 +202,11 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
             f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, after "
             "which the trainer looks up"
         )
+    share = cfg.evaluation.demonstration_share
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ConfigError(
+            f"evaluation.demonstration_share is {share!r}: it must be above 0 and at most 1"
+        )
     if cfg.resume not in ("auto", "never"):
         raise ConfigError(f"resume is {cfg.resume!r}: use auto or never")
     check_backend(cfg.evaluation.backend, cfg.evaluation.workers)

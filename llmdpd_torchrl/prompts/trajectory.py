@@ -160,6 +160,34 @@ class TrajectoryPromptBank:
             self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
         )
 
+    def beginnings(self, share: float) -> TrajectoryPromptBank:
+        """The same prompts, of each only the first steps: as if it had been cut short.
+
+        Args:
+            share: of the steps of each prompt, above 0 and at most 1; two are always left.
+
+        Raises:
+            PromptError: if the prompts hold several demonstrations: cut first, then join.
+
+        Examples:
+            >>> mask = torch.tensor([[True, True, True, True, False]])
+            >>> bank = TrajectoryPromptBank(
+            ...     TensorDict({"mask": mask}, [1, 5]), torch.tensor([7]), torch.tensor([0])
+            ... )
+            >>> bank.beginnings(0.5).prompts["mask"].tolist()
+            [[True, True, False, False, False]]
+        """
+        if "start" in self.prompts.keys():  # noqa: SIM118 (no dictionary)
+            raise PromptError("joined demonstrations can not be cut short: cut them, then join")
+        mask = self.prompts["mask"]
+        steps = mask.sum(-1, keepdim=True)
+        kept = (share * steps).ceil().long().clamp(min=2).minimum(steps)
+        is_left = torch.arange(self.length) < kept
+        prompts = self.prompts.clone()
+        for value in prompts.values():
+            value[~is_left] = 0  # as the padding of shorter trajectories; in the mask: False
+        return TrajectoryPromptBank(prompts, self.task_id, self.trajectory_id)
+
     def joined(self) -> TrajectoryPromptBank:
         """One prompt a task, of all its demonstrations one after the other, to be retrieved from.
 

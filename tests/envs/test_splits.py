@@ -23,6 +23,16 @@ def test_a_list_replaces_one_side_of_a_named_split():
     assert split.held_out == ("lever-pull-v3",)
 
 
+def test_a_smaller_draw_of_tasks_is_part_of_a_larger_one():
+    ml45 = SPLITS["ml45"]
+    draws = [make_split("ml45", count=count) for count in (5, 20, 45)]
+    assert [len(split.train) for split in draws] == [5, 20, 45]
+    assert set(draws[0].train) < set(draws[1].train) < set(ml45.train)
+    assert draws[2] == ml45
+    assert draws[0].held_out == ml45.held_out
+    assert make_split("ml45", count=5, seed=1).train != draws[0].train
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -35,6 +45,7 @@ def test_a_list_replaces_one_side_of_a_named_split():
         ({"name": "x", "train": ["reach"]}, "unknown task 'reach'"),
         ({"name": "x", "train": ["reach-v3", "reach-v3"]}, "occurs twice"),
         ({"name": "x", "train": []}, "no training task"),
+        ({"name": "ml10", "count": 11}, "tasks.count is 11: split 'ml10' has 1 to 10 tasks"),
     ],
 )
 def test_wrong_lists_end_in_one_line(arguments, message):

@@ -6,6 +6,7 @@ import pytest
 from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation import comparison
 from llmdpd_torchrl.evaluation.comparison import (
+    crossed_difference,
     interquartile_mean,
     mean_score,
     paired_difference,
@@ -133,3 +134,55 @@ def test_intervals_cover_what_they_say(measure, monkeypatch):
             low, high = group.low, group.high
         covered.append(low <= truth <= high)
     assert 0.915 <= np.mean(covered) <= 0.985
+
+
+def test_the_crossed_interval_covers_new_seeds_and_goals():
+    """Against the truth of a made-up world, in which seeds, goals and chance all matter."""
+    generator = np.random.default_rng(0)
+    covered = {"crossed": 0, "goals alone": 0}
+    worlds = 200
+    for _ in range(worlds):
+        goals = generator.normal(0, 0.3, size=25)
+        sides = [
+            {"a": goals + generator.normal(0, 0.2, (4, 1)) + generator.normal(0, 0.3, (4, 25))}
+            for _ in range(2)
+        ]
+        for name, made in (("crossed", crossed_difference), ("goals alone", paired_difference)):
+            estimate = made(*sides)
+            covered[name] += estimate.low <= 0 <= estimate.high  # both sides are equally good
+    assert covered["crossed"] / worlds > 0.88
+    assert covered["goals alone"] / worlds < 0.7
+
+
+def test_the_same_policies_seeds_are_resampled_together():
+    generator = np.random.default_rng(0)
+    seeds = generator.normal(0, 5, (4, 1))
+    one = {"a": seeds + 1 + generator.normal(0, 0.1, (4, 20))}
+    other = {"a": seeds + generator.normal(0, 0.1, (4, 20))}
+    together = crossed_difference(one, other, same_policies=True)
+    apart = crossed_difference(one, other)
+    assert together.value == pytest.approx(apart.value)
+    assert 0.8 < together.low < together.high < 1.2
+    assert apart.high - apart.low > 4
+
+
+def test_a_side_of_one_seed_is_taken_as_it_is():
+    generator = np.random.default_rng(0)
+    scores = {task: generator.random((1, goals)) for task, goals in (("a", 50), ("b", 20))}
+    nothing = {task: np.zeros_like(rows) for task, rows in scores.items()}
+    crossed = crossed_difference(scores, nothing)
+    paired = paired_difference(scores, nothing)
+    assert list(crossed) == pytest.approx(list(paired), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"b": [[1, 0]]}, "the same tasks"),
+        ({"a": [[1, 0, 1]]}, "the same goals"),
+        ({"a": [[1, 0]]}, "the same seeds, not 2 and 1"),
+    ],
+)
+def test_what_can_not_be_crossed(theirs, message):
+    with pytest.raises(DataError, match=message):
+        crossed_difference({"a": [[1, 0], [0, 0]]}, theirs, same_policies=True)

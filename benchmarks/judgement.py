@@ -1,0 +1,123 @@
+"""What kept episodes say: means, differences with intervals, and verdicts on claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from definitions import Arm, Experiment, Test, Variant
+from store import Store
+
+from llmdpd_torchrl.evaluation.comparison import (
+    Scores,
+    crossed_difference,
+    normalized_scores,
+    successes,
+)
+from llmdpd_torchrl.evaluation.statistics import (
+    EpisodeResult,
+    Estimate,
+    student_interval,
+    summarise,
+)
+
+CONFIRMED, REFUTED = "confirmed", "not confirmed"
+UNDECIDED, NOT_RUN = "not decidable at this budget", "not run yet"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is kept of a variant under one arm.
+
+    Attributes:
+        variant: the policy.
+        arm: what it was shown.
+        runs: episodes by seed; whole ones only.
+    """
+
+    variant: Variant
+    arm: Arm
+    runs: dict[int, list[EpisodeResult]]
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the seeds say something about a new one: two, or one of what draws nothing."""
+        return len(self.runs) > 1 or self.variant.policy != "trained"
+
+
+def side(store: Store, experiment: Experiment, variant: Variant, arm: Arm) -> Side:
+    """All whole runs of an arm; there may be none."""
+    runs = {}
+    for seed in experiment.seeds_of(variant):
+        episodes = store.episodes(experiment, variant, seed, arm)
+        if episodes is not None:
+            runs[seed] = episodes
+    return Side(variant, arm, runs)
+
+
+def scores(experiment: Experiment, of: Side, tasks: Sequence[str] = ()) -> Scores:
+    """By task, [seeds, goals], on a scale of 100."""
+    runs = [
+        [episode for episode in episodes if not tasks or episode.task in tasks]
+        for _, episodes in sorted(of.runs.items())
+    ]
+    if experiment.measure == "score":
+        return normalized_scores(runs)
+    return {task: 100 * rows for task, rows in successes(runs).items()}
+
+
+def seed_means(experiment: Experiment, of: Side) -> list[float]:
+    """The mean of each seed, every task weighing the same."""
+    by_task = [np.asarray(rows).mean(-1) for rows in scores(experiment, of).values()]
+    return [float(mean) for mean in np.mean(by_task, axis=0)]
+
+
+def mean(experiment: Experiment, of: Side) -> Estimate:
+    """The mean of all seeds; its interval is of the episodes, or of scores over the seeds."""
+    if experiment.measure == "score":
+        return student_interval(seed_means(experiment, of))
+    episodes = [episode for run in of.runs.values() for episode in run]
+    group = summarise(episodes, list(dict.fromkeys(e.task for e in episodes)), []).seen
+    assert group is not None
+    return group.percent
+
+
+def difference(
+    experiment: Experiment, ours: Side, theirs: Side, tasks: Sequence[str] = ()
+) -> Estimate | None:
+    """Points of ours above theirs, over seeds and goals; ``None`` of other tasks or goals.
+
+    The same policy shown two things is compared seed by seed.
+    """
+    same = ours.variant == theirs.variant
+    if same:
+        seeds = ours.runs.keys() & theirs.runs.keys()
+        ours, theirs = (
+            Side(s.variant, s.arm, {seed: s.runs[seed] for seed in seeds}) for s in (ours, theirs)
+        )
+    if not ours.runs or not theirs.runs:
+        return None
+    sides = [scores(experiment, s, tasks) for s in (ours, theirs)]
+    shapes = [{task: np.shape(rows)[-1] for task, rows in found.items()} for found in sides]
+    if not shapes[0] or shapes[0] != shapes[1]:
+        return None
+    return crossed_difference(*sides, same_policies=same)
+
+
+def judge(store: Store, experiment: Experiment, test: Test) -> tuple[Estimate | None, str]:
+    """The difference that a test is about, and the verdict: by its interval alone.
+
+    Confirmed: all of it is above minus the margin, which is 0 unless the test says otherwise. Not
+    confirmed: all of it is below. Undecided: otherwise, and where a trained policy has one seed.
+    """
+    sides = [side(store, experiment, *experiment.find(*key)) for key in (test.ours, test.theirs)]
+    ours, theirs = sides
+    found = difference(experiment, ours, theirs, test.tasks)
+    if found is None:
+        return None, NOT_RUN
+    if not all(s.is_sampled for s in sides):
+        return found, UNDECIDED
+    if found.low > -test.margin:
+        return found, CONFIRMED
+    return found, REFUTED if found.high < -test.margin else UNDECIDED

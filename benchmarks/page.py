@@ -1,0 +1,271 @@
+"""The page of all experiments, made from their definitions and kept files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from definitions import GROUPS, Arm, Claim, Experiment
+from judgement import NOT_RUN, Side, difference, judge, mean, scores, seed_means, side
+from store import Store
+
+from llmdpd_torchrl.evaluation.runs import Table
+from llmdpd_torchrl.evaluation.statistics import Estimate
+
+_HEAD = """\
+# Results
+
+Written by `python benchmarks/results.py --page` from the kept files; nothing here is typed by hand.
+Every episode is in the files that the tables link to.
+
+- *Means* are over tasks, every task weighing the same, of all seeds together. The interval of a
+  success rate is of its episodes (Wilson's, combined over tasks), that of a score is Student's over
+  the seeds; beside the seeds is the lowest and the highest seed's mean.
+- *Differences* are in points, of the same goals. Their intervals are of seeds and goals, resampled
+  crosswise; the same policy under two prompts is compared seed by seed. Where a trained policy has
+  one seed, they say nothing about another training.
+- All intervals are of 95 %, and always the last checkpoint is evaluated.
+- *both* is all that a policy reads: its own prompts, text and trajectory.
+
+## Claims of the paper
+
+A claim is *confirmed* where the interval of the difference is above 0, *not confirmed* where it is
+below, and *not decidable at this budget* otherwise, or where a trained policy has one seed only.
+Where a claim is that something is enough, it may be worse by a margin, which is stated.
+"""
+
+
+def build_page(
+    experiments: Mapping[str, Experiment], claims: Sequence[Claim], store: Store, results: str
+) -> str:
+    """The page as Markdown.
+
+    Args:
+        experiments: in the order of the page.
+        claims: of the paper.
+        store: the kept files.
+        results: where the page finds them, relative to itself.
+    """
+    parts = [_HEAD, claim_table(experiments, claims, store).markdown(texts=5), ""]
+    for experiment in experiments.values():
+        parts += section(experiment, store, results)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def claim_table(
+    experiments: Mapping[str, Experiment], claims: Sequence[Claim], store: Store
+) -> Table:
+    """A row a test of a claim."""
+    rows = []
+    for claim in claims:
+        for test in claim.tests:
+            experiment = experiments[test.experiment]
+            found, verdict = judge(store, experiment, test)
+            ours, theirs = (experiment.find(*key) for key in (test.ours, test.theirs))
+            other = "" if ours[0] == theirs[0] else f"{theirs[0].label}: "
+            sides = f"{ours[0].label}: {ours[1].label} against {other}{theirs[1].label}"
+            margin = f", margin {test.margin:g}" if test.margin else ""
+            where = f"[{test.where}](#{test.experiment})"
+            rows.append((claim.text, where, sides, _signed(found) + margin, verdict))
+    return Table(("claim", "tested on", "difference of", "points", "verdict"), rows)
+
+
+def section(experiment: Experiment, store: Store, results: str) -> Iterator[str]:
+    """All of an experiment."""
+    yield f'<a id="{experiment.name}"></a>\n\n## {experiment.title}\n'
+    yield f"{experiment.question} Of the paper: {experiment.of_the_paper}\n"
+    sides = [
+        side(store, experiment, variant, arm)
+        for variant in experiment.variants
+        for arm in variant.arms
+    ]
+    yield from finding(experiment, sides)
+    for group in GROUPS:
+        there = [s for s in sides if s.arm.group == group and s.runs]
+        if there:
+            yield arm_table(experiment, there, store, results).markdown(texts=2) + "\n"
+    if experiment.per_task:
+        yield from _all_tasks(experiment, sides)
+    yield from _not_run(experiment, store)
+    yield f"```bash\n{_command(experiment)}\n```\n"
+
+
+def finding(experiment: Experiment, sides: Sequence[Side]) -> Iterator[str]:
+    """What the numbers say, in words: a line a group of tasks and reference."""
+    lines = []
+    for group in GROUPS:
+        there = [s for s in sides if s.arm.group == group and s.runs]
+        for reference in there:
+            others = [
+                other
+                for other in there
+                if _reference(experiment, there, other) is reference
+                and (other.variant == reference.variant or other.arm == _own(other, group))
+            ]
+            compared = [(other, difference(experiment, reference, other)) for other in others]
+            words = _compared(reference, [(o, d) for o, d in compared if d is not None])
+            if words:
+                few = "" if all(s.is_sampled for s in (reference, *others)) else " (of one seed)"
+                lines.append(f"On {group} tasks{few}, {_name(reference, reference)} {words}.")
+    yield "**Finding.** " + (" ".join(lines) or "Not run yet.") + "\n"
+
+
+def arm_table(experiment: Experiment, there: Sequence[Side], store: Store, results: str) -> Table:
+    """A row a variant and arm, all of one group."""
+    unit = "success, %" if experiment.measure == "success" else "score"
+    head = (
+        "variant", "shown", f"{there[0].arm.group}: {unit}", "seeds", "episodes",
+        "training, s", "parameters", "points above the reference", "files",
+    )  # fmt: skip
+    rows = []
+    for one in there:
+        reference = _reference(experiment, there, one)
+        above = "reference"
+        if reference is not None:
+            above = _signed(difference(experiment, one, reference), "other tasks")
+        elif not _is_reference(experiment, one):
+            above = "-"
+        means = seed_means(experiment, one)
+        spread = f"{len(means)} ({min(means):.0f} - {max(means):.0f})" if means[1:] else "1"
+        about = [store.training(experiment, one.variant, seed) for seed in sorted(one.runs)]
+        files = " ".join(
+            f"[{seed}]({results}/{_relative(store, experiment, one, seed)})" for seed in one.runs
+        )
+        rows.append(
+            (
+                one.variant.label, one.arm.label, mean(experiment, one).text(), spread,
+                str(sum(len(run) for run in one.runs.values())),
+                _average([a.get("train_seconds") for a in about]),
+                _average([a.get("parameters") for a in about]), above, files,
+            )
+        )  # fmt: skip
+    return Table(head, rows)
+
+
+def _reference(experiment: Experiment, there: Sequence[Side], one: Side) -> Side | None:
+    """What a side is compared with, if it is there and another one."""
+    if _is_reference(experiment, one):
+        return None
+    variant, arm = experiment.reference
+    for other in there:
+        if other.arm.name == arm and other.variant.name == (variant or one.variant.name):
+            return other
+    return None
+
+
+def _is_reference(experiment: Experiment, one: Side) -> bool:
+    variant, arm = experiment.reference
+    return one.arm.name == arm and variant in ("", one.variant.name)
+
+
+def _own(one: Side, group: str) -> Arm:
+    """The first arm of a group: what a policy is there for; the others are controls."""
+    return next(arm for arm in one.variant.arms if arm.group == group)
+
+
+def _compared(reference: Side, found: Sequence[tuple[Side, Estimate]]) -> str:
+    """What the reference is ahead of, or loses to, the largest difference first."""
+    found = sorted(found, key=lambda pair: -abs(pair[1].value))
+    groups: dict[str, list[str]] = {"is ahead of": [], "loses to": [], "is not told apart from": []}
+    for other, d in found:
+        verb = "is not told apart from"
+        if d.low > 0 or d.high < 0:
+            verb = "is ahead of" if d.low > 0 else "loses to"
+        size = Estimate(-d.value, -d.high, -d.low) if verb == "loses to" else d
+        by = f" by {size.text()}" if verb != "is not told apart from" else f" ({_signed(d)})"
+        groups[verb].append(f"{_name(other, reference)}{by}")
+    return "; ".join(f"{verb} {', '.join(whom)}" for verb, whom in groups.items() if whom)
+
+
+def _name(one: Side, reference: Side) -> str:
+    """In a sentence about the reference, whose name need not be said again."""
+    if one is not reference and one.variant == reference.variant:
+        return f"itself shown {one.arm.label}"
+    return one.variant.label + ("" if one.arm.name == "both" else f" shown {one.arm.label}")
+
+
+def _all_tasks(experiment: Experiment, sides: Sequence[Side]) -> Iterator[str]:
+    """A table of all tasks under the reference's arm, folded away."""
+    cells: dict[str, dict[str, str]] = {}
+    columns: list[str] = []
+    for one in sides:
+        if one.runs and one.arm.name == experiment.reference[1]:
+            columns += [] if one.variant.label in columns else [one.variant.label]
+            for task, rows in scores(experiment, one).items():
+                label = task if one.arm.group == "seen" else f"{task} (unseen)"
+                cells.setdefault(label, {})[one.variant.label] = f"{rows.mean():.0f}"  # type: ignore[union-attr]
+    if columns:
+        rows_ = [(task, *(by.get(c, "-") for c in columns)) for task, by in cells.items()]
+        table = Table(("task", *columns), rows_).markdown()
+        yield f"<details><summary>by task</summary>\n\n{table}\n\n</details>\n"
+
+
+def _not_run(experiment: Experiment, store: Store) -> Iterator[str]:
+    """What is missing, by variant."""
+    lines = []
+    for variant in experiment.variants:
+        missing = {
+            seed: store.missing(experiment, variant, seed)
+            for seed in experiment.seeds_of(variant)
+        }  # fmt: skip
+        whole = [str(seed) for seed, arms in missing.items() if len(arms) == len(variant.arms)]
+        parts = [f"seed{'s' if whole[1:] else ''} {', '.join(whole)}"] if whole else []
+        parts += [
+            f"seed {seed}: {', '.join(f'{arm.label} on {arm.group} tasks' for arm in arms)}"
+            for seed, arms in missing.items()
+            if arms and str(seed) not in whole
+        ]
+        if parts:
+            needs = f" (needs {variant.needs})" if variant.needs else ""
+            lines.append(f"{variant.label}{needs}: {'; '.join(parts)}")
+    if lines:
+        yield "Not run yet:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _relative(store: Store, experiment: Experiment, one: Side, seed: int) -> str:
+    path = store.path(experiment, one.variant, seed, one.arm)
+    return path.relative_to(store.root).as_posix()
+
+
+def _average(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.0f}" if known else "-"
+
+
+def _signed(found: Estimate | None, otherwise: str = NOT_RUN) -> str:
+    if found is None:
+        return otherwise
+    value, low, high = (f"{round(x):+d}" for x in found)  # not by a format, which knows a -0
+    return f"{value} ({low} - {high})"
+
+
+def _command(experiment: Experiment) -> str:
+    if experiment.script:
+        return f"python benchmarks/results.py experiment={experiment.name} data=DATA"
+    return f"python benchmarks/results.py experiment={experiment.name}"
+
+
+def figures(
+    experiments: Mapping[str, Experiment], store: Store
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Means and differences to the reference of all that is kept, and the files they are from."""
+    found: dict[str, float] = {}
+    raw = {}
+    for experiment in experiments.values():
+        sides = [
+            side(store, experiment, variant, arm)
+            for variant in experiment.variants
+            for arm in variant.arms
+        ]
+        for one in (s for s in sides if s.runs):
+            name = f"{experiment.name}_{one.variant.name}_{one.arm.name}_{one.arm.group}"
+            found[name] = mean(experiment, one).value
+            group = [s for s in sides if s.runs and s.arm.group == one.arm.group]
+            reference = _reference(experiment, group, one)
+            above = None if reference is None else difference(experiment, one, reference)
+            if above is not None:
+                found |= {f"{name}_above": above.value, f"{name}_above_low": above.low}
+                found[f"{name}_above_high"] = above.high
+            for seed in one.runs:
+                path = _relative(store, experiment, one, seed)
+                raw[path.rpartition(".")[0]] = path
+    return found, raw

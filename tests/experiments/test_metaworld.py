@@ -1,0 +1,131 @@
+"""What of Meta-World's data, tasks and texts a run uses, and which demonstrations it shows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.experiments.measuring import shown
+from llmdpd_torchrl.experiments.metaworld import MetaWorld
+from llmdpd_torchrl.experiments.run import prepare, run_stage
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def make_run(folder, *overrides):
+    settings = [
+        "preset=smoke", "progress=false", f"data.folder={folder / 'data'}", "data.workers=1",
+        f"output_dir={folder / 'output'}", "data.noise_levels=[0.0,0.2]", "data.max_steps=300",
+        *overrides,
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train_metaworld", settings)
+    OmegaConf.set_struct(cfg, False)
+    return prepare(cfg, MetaWorld())
+
+
+def collected(folder, *overrides):
+    run = make_run(folder, *overrides)
+    run_stage(run, "collect")
+    return run
+
+
+def test_the_first_episodes_or_those_of_one_noise_are_used(folder):
+    whole = collected(folder)
+    assert whole.dataset.lengths.shape == (8,)
+    few = collected(folder, "data.use_episodes=3")
+    assert few.dataset.lengths.tolist() == whole.dataset.lengths[[0, 1, 2, 4, 5, 6]].tolist()
+    quiet = collected(folder, "data.use_noise=0.0")
+    assert quiet.dataset.lengths.tolist() == whole.dataset.lengths[0::2].tolist()
+    assert quiet.dataset.transitions["trajectory_id"].unique().tolist() == [0, 1, 2, 3]
+    both = collected(folder, "data.use_noise=0.2", "data.use_episodes=1")
+    assert both.dataset.lengths.tolist() == whole.dataset.lengths[[1, 5]].tolist()
+    assert len({run.fingerprint for run in (whole, few, quiet, both)}) == 4
+    with pytest.raises(ConfigError, match="no episode was collected with it; there are 0, "):
+        collected(folder, "data.use_noise=0.1")
+
+
+def test_what_is_as_usual_leaves_the_fingerprint_as_it_was(folder):
+    run = make_run(folder)
+    tasks = {"split": "smoke", "train": ["reach-v3", "window-open-v3"]}
+    identity = run.family.identity(run.cfg)
+    assert identity == [{**tasks, "held_out": ["door-close-v3"]}, False]
+    assert run.family.identity(make_run(folder, "texts=random").cfg) != identity
+
+
+def test_demonstrations_of_another_expert_lie_apart(folder):
+    run = collected(folder)
+    usual, support = run.evaluation_bank, run.support_hash
+    run.cfg.data.support_gain = 0.5
+    run.family.demonstrate(run)
+    slow = run.evaluation_bank
+    assert (folder / "data" / "support_gain_0.5" / "manifest.json").exists()
+    assert run.support_hash != support
+    # The prompts of training tasks are as they were; the other expert moves half as much.
+    seen = len(run.training_bank)
+    assert torch.equal(slow.prompts["action"][:seen], usual.prompts["action"][:seen])
+    moves = [bank.prompts["action"][seen, :, :3].abs().max() for bank in (usual, slow)]
+    assert moves[0] == 1.0
+    assert moves[1] <= 0.5
+    noisy = collected(folder, "data.support_noise_levels=[0.3]")
+    assert (folder / "data" / "support_noise_0.3" / "manifest.json").exists()
+    assert noisy.support_hash not in (support, run.support_hash)
+    assert noisy.fingerprint == run.fingerprint
+
+
+def test_only_the_beginning_of_a_demonstration_is_shown(folder):
+    run = collected(folder)
+    _, whole = shown(run)
+    before = whole.prompts.clone()
+    run.cfg.evaluation.demonstration_share = 0.5
+    _, half = shown(run)
+    steps = [bank.prompts["mask"].sum(-1) for bank in (whole, half)]
+    assert torch.equal(steps[1], (steps[0] / 2).ceil().long())
+    kept = half.prompts["mask"]
+    assert torch.equal(half.prompts["observation"][kept], whole.prompts["observation"][kept])
+    assert not half.prompts["action"][~kept].any()
+    assert (whole.prompts == before).all()
+
+
+def test_letters_at_random_in_the_texts_place(folder, monkeypatch):
+    read = []
+
+    def embed(texts, encoder):
+        read.extend(texts)
+        return torch.zeros(len(texts), 6)
+
+    monkeypatch.setattr("llmdpd_torchrl.experiments.metaworld.embed_texts", embed)
+    run = make_run(folder, "texts=random")
+    run_stage(run, "embed")
+    assert run.text_table.shape == (50, 6)
+    prompts = run.family.prompts(run)
+    for text, name in zip(read, run.split.table.names, strict=True):
+        assert len(text) == len(prompts[name].render())
+        assert "Task:" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("texts=none", "texts is 'none': use one of own, random"),
+        ("tasks.count=3", "tasks.count is 3: split 'smoke' has 1 to 2 tasks"),
+        ("tasks.count=0", "tasks.count is 0"),
+        ("data.use_episodes=half", "data.use_episodes is 'half'"),
+        ("data.support_gain=0", "expert_gain is 0"),
+        ("data.support_gain=slow", "data: the support's settings are of a wrong type"),
+        ("data.support_noise_levels=loud", "noise_levels is 'loud'"),
+        ("evaluation.demonstration_share=0", "evaluation.demonstration_share is 0"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(folder, override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        make_run(folder, override)
+    assert "\n" not in str(error.value)
