@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from llmdpd_torchrl.commands import run_command
 from llmdpd_torchrl.envs.splits import TaskSplit
-from llmdpd_torchrl.errors import ConfigError, UserError
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.backends import check_backend
 from llmdpd_torchrl.evaluation.controls import check_control
@@ -131,22 +132,22 @@ def run_experiment(cfg: DictConfig, family: Family) -> int:
     """Run the stages up to ``cfg.until``.
 
     Returns:
-        the exit code: 0; 1 if an episode of the evaluation broke off; 2, with one line on stderr,
-        for an error that the user can mend.
+        the exit code: 0; 1 if an episode of the evaluation broke off; 2 as
+        :func:`~llmdpd_torchrl.commands.run_command` has it.
     """
-    started = time.monotonic()
     # Not before: importing torchrl sets the level itself.
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    try:
-        run = prepare(cfg, family)
-        write_environment(run)
-        for stage in STAGES:
-            run_stage(run, stage)
-            if stage == cfg.until:
-                break
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run_stages(cfg, family), debug=bool(cfg.debug))
+
+
+def _run_stages(cfg: DictConfig, family: Family) -> int:
+    started = time.monotonic()
+    run = prepare(cfg, family)
+    write_environment(run)
+    for stage in STAGES:
+        run_stage(run, stage)
+        if stage == cfg.until:
+            break
     if run.trained:  # the times of a run that reused its stages say nothing
         write_json(run.output / "timings.json", {"stage_seconds": run.seconds})
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
