@@ -147,8 +147,9 @@ def _config_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        # Where it looked, after what it looked for; and a reference to a grammar.
-        text = str(error).partition("Config search path:")[0].partition("See https://")[0]
+        text = str(error)
+        for rest in ("Config search path:", "See https://", "object_type="):  # says nothing more
+            text = text.partition(rest)[0]
         raise ConfigError(f"{' '.join(text.split())} (--help lists all settings)") from error
 
 

@@ -20,7 +20,12 @@ from llmdpd_torchrl.experiments.settings import (
     plain,
     read,
 )
-from llmdpd_torchrl.prompts import TextPrompt, load_text_prompts, text_embedding_table
+from llmdpd_torchrl.prompts import (
+    TextPrompt,
+    load_text_prompts,
+    make_text_encoder,
+    text_embedding_table,
+)
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 if TYPE_CHECKING:
@@ -78,7 +83,9 @@ class MetaWorld:
 
     def embed(self, run: Run) -> None:
         """Look up their embeddings."""
-        run.text_table = text_embedding_table(run.split.table.names, plain(run.cfg.text_encoder))
+        encoder = make_text_encoder(plain(run.cfg.text_encoder))
+        run.text_table = text_embedding_table(run.split.table.names, encoder)
+        run.text_encoder_identity = encoder.identity
 
     def network(self, run: Run) -> dict[str, Any]:
         """Nothing: the networks' defaults are Meta-World's."""

@@ -27,6 +27,7 @@ from llmdpd_torchrl.experiments import filming, measuring, training
 from llmdpd_torchrl.experiments.settings import (
     check_lists,
     check_loss,
+    check_numbers,
     check_whole_numbers,
     plain,
     read,
@@ -65,7 +66,7 @@ class Family(Protocol):
         """The tasks in words."""
 
     def embed(self, run: Run) -> None:
-        """Fill in the run's text table, for a policy that reads texts."""
+        """Fill in the run's text table and its encoder, for a policy that reads texts."""
 
     def network(self, run: Run) -> dict[str, Any]:
         """What the networks' structure takes from the data, once they are there."""
@@ -95,6 +96,7 @@ class Run:
         split: the tasks.
         dataset: of the training tasks.
         text_table: ``[T, D]`` embeddings of the prompts, by task id.
+        text_encoder_identity: of the encoder that made them.
         training_bank: trajectory prompts that the training draws from.
         evaluation_bank: those that are shown in evaluations.
         support_hash: of the data that demonstrations of held-out tasks come from.
@@ -118,6 +120,7 @@ class Run:
     split: TaskSplit
     dataset: Any = None
     text_table: Any = None
+    text_encoder_identity: dict[str, Any] | None = None
     training_bank: Any = None
     evaluation_bank: Any = None
     support_hash: str | None = None
@@ -187,9 +190,19 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         raise ConfigError(f"force is {plain(cfg.force)}: it lists stages, train and evaluate")
     check_whole_numbers(
         cfg,
-        ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "trainer.save_every",
-         "video.every", "evaluation.demonstrations"),
+        ("trajectory_prompt.per_task", "optim.batch_size", "trainer.total_updates",
+         "trainer.log_every", "trainer.save_every", "video.every", "evaluation.demonstrations"),
     )  # fmt: skip
+    check_whole_numbers(cfg, ("trajectory_prompt.length",), least=2)
+    check_whole_numbers(cfg, ("loss.max_q_backup",))
+    check_whole_numbers(cfg, ("loss.target_sampling_steps", "trainer.threads"), optional=True)
+    check_numbers(
+        cfg,
+        ("loss.lmbda", "loss.alignment", "loss.gamma", "loss.reward_scale", "optim.learning_rate"),
+    )
+    check_numbers(cfg, ("optim.max_grad_norm",), optional=True)
+    if not isinstance(cfg.logger.kind, str):
+        raise ConfigError(f"logger.kind is {plain(cfg.logger.kind)!r}: give a logger's name")
     check_whole_numbers(cfg, ("evaluation.every", "evaluation.confusion"), least=0)
     if cfg.evaluation.every % cfg.trainer.log_every:
         raise ConfigError(

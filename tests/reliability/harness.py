@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -13,7 +15,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-__all__ = ["Killed", "damages", "differences", "differing_files", "kill_until_done"]
+__all__ = [
+    "Killed",
+    "damages",
+    "differences",
+    "differing_files",
+    "kill_until_done",
+    "small_files",
+]
 
 SHORT_TRAINING = [sys.executable, str(Path(__file__).parent / "short_training.py")]
 SHORT_COLLECTION = [sys.executable, str(Path(__file__).parent / "short_collection.py")]
@@ -128,3 +137,14 @@ def damages(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, bytes, 
             place = chance.randrange(len(whole))
             flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
             yield file, whole, whole[:place] + flipped + whole[place + 1 :]
+
+
+@contextlib.contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """The system refuses to let any file of this process grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
