@@ -180,7 +180,7 @@ VALUES = ("null", "-1", "0", "1.5", "true", "[]", "[x]", "text", "1e400", "''")
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Settings of a run that ends soon, where what is drawn is right, and collects its data once."""
+    """Settings of a run that ends soon where what is drawn is right, on data collected once."""
     folder = tmp_path_factory.mktemp("data")
     settings = ["preset=smoke", f"data.folder={folder}", "until=train", "trainer.total_updates=20"]
     assert call("train", settings).code == 0

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from harness import small_files
+from safetensors.torch import load_file
 from short_training import build, train
 from torchrl.record.loggers import Logger
 
-from llmdpd_torchrl.errors import ConfigError, DataError, DivergenceError
+from llmdpd_torchrl.errors import DataError, DivergenceError
 from llmdpd_torchrl.trainers import find_checkpoint
 from llmdpd_torchrl.trainers.guard import FiniteGuard
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
