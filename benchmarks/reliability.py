@@ -1,21 +1,25 @@
 """What a training survives: kills at random moments, damaged checkpoints, wrong inputs.
 
-``python benchmarks/reliability.py`` kills a short training 20 times and a short collection of data
-5 times and compares what they leave, bit for bit, with what was never disturbed; flips bits in
-checkpoints and cuts them; gives wrong inputs to every entry; and measures what saving costs at the
-default interval. The parts are those of ``tests/reliability``.
+``python benchmarks/reliability.py`` kills ``examples/train_metaworld.py preset=smoke``, a training
+alone and a collection of data 20 times each and compares what they leave, bit for bit, with what
+was never disturbed; flips bits in checkpoints and cuts them; gives wrong inputs to every entry;
+measures what saving costs at the default interval, and what a long training grows by. The parts are
+those of ``tests/reliability``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import io
 import logging
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reliability"))
 
 import bad_inputs
+import endurance
 import entries
 import harness
 import short_training
@@ -38,37 +43,73 @@ from llmdpd_torchrl.transforms.pipeline import training_transforms
 COMMAND = "python benchmarks/reliability.py"
 
 
+def kill_runs(folder: Path, kills: int) -> dict[str, Any]:
+    """Kill the example again and again, and compare its data, policy, metrics and evaluation."""
+    return _kill(harness.example_command, harness.example_differences, folder, kills, 8.0,
+                 marker="out/environment.json", place=harness.example_stage)  # fmt: skip
+
+
 def kill_trainings(folder: Path, kills: int, updates: int) -> dict[str, Any]:
-    """Kill a training again and again, and compare it with one that nobody disturbed."""
-    return _kill(folder, [*harness.SHORT_TRAINING], ["--updates", str(updates)], kills, 2.0)
+    """The same for a training alone, with all that a checkpoint has to bring back."""
+
+    def command(where: Path) -> list[str]:
+        return [*harness.SHORT_TRAINING, str(where), "--updates", str(updates)]
+
+    return _kill(command, harness.differences, folder, kills, 2.0)
 
 
 def kill_collections(folder: Path, kills: int) -> dict[str, Any]:
     """The same for the collection of data."""
-    return _kill(folder, [*harness.SHORT_COLLECTION], [], kills, 6.0)
+
+    def command(where: Path) -> list[str]:
+        return [*harness.SHORT_COLLECTION, str(where)]
+
+    return _kill(command, harness.differing_files, folder, kills, 6.0)
 
 
 def _kill(
-    folder: Path, command: list[str], options: list[str], kills: int, longest: float
+    command: Callable[[Path], list[str]],
+    differences: Callable[[Path, Path], list[str]],
+    folder: Path,
+    kills: int,
+    longest: float,
+    *,
+    marker: str | None = None,
+    place: Callable[[Path], str] | None = None,
 ) -> dict[str, Any]:
-    expected, found = folder / "expected", folder / "found"
-    first = harness.kill_until_done([*command, str(expected), *options], kills=0, longest=0)
+    """Kill a command so many times, in as many rounds from nothing to its end as that takes."""
+    expected = folder / "expected"
+    first = harness.kill_until_done(command(expected), kills=0, longest=0)
     if first.exit_code != 0:
         raise SystemExit(f"the undisturbed run failed:\n{first.output}")
-    result = harness.kill_until_done([*command, str(found), *options], kills=kills, longest=longest)
-    if result.exit_code != 0:
-        wrong = [f"exit code {result.exit_code}", result.output]
-    elif command == harness.SHORT_TRAINING:
-        wrong = harness.differences(expected, found)
-    else:
-        wrong = harness.differing_files(expected, found)
-    # One run takes all the kills: it is what it should be, or none of them counts as survived.
-    return {
-        "tried": result.kills,
-        "survived": 0 if wrong else result.kills,
-        "moments_s": result.moments,
-        "notes": [line for line in result.notes if line.startswith("note: ")],
-        "wrong": wrong,
+    rounds: list[dict[str, Any]] = []
+    while (left := kills - sum(each["tried"] for each in rounds)) and len(rounds) < kills:
+        found = folder / f"round{len(rounds)}"
+        result = harness.kill_until_done(
+            command(found),
+            kills=left,
+            longest=longest,
+            seed=len(rounds),
+            marker=None if marker is None else found / marker,
+            place=None if place is None else functools.partial(place, found),
+        )
+        if result.exit_code != 0:
+            wrong = [f"exit code {result.exit_code}", result.output]
+        else:
+            wrong = differences(expected, found)
+        rounds.append(
+            {
+                "tried": result.kills,
+                # One run takes all kills of its round: it is what it should be, or none counts.
+                "survived": 0 if wrong else result.kills,
+                "moments_s": result.moments,
+                "places": result.places,
+                "notes": [line for line in result.notes if line.startswith("note: ")],
+                "wrong": wrong,
+            }
+        )
+    return {name: sum(each[name] for each in rounds) for name in ("tried", "survived")} | {
+        "rounds": rounds
     }
 
 
@@ -153,26 +194,33 @@ def main() -> int:
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     folder = Path(tempfile.mkdtemp())
     try:
-        raw = {
+        raw: dict[str, Any] = {
+            "runs": kill_runs(folder / "r", 2 if options.check else 20),
             "trainings": kill_trainings(
                 folder / "a", 2 if options.check else 20, 310 if options.check else 3010
             ),
-            "collections": kill_collections(folder / "b", 1 if options.check else 5),
+            "collections": kill_collections(folder / "b", 1 if options.check else 20),
             "checkpoints": damage_checkpoints(folder / "c", 80 if options.check else 240),
             "inputs": give_bad_inputs(),
             "saving": time_saving(folder, 1000 if options.check else 4000),
+            "long": dataclasses.asdict(
+                endurance.endure(folder / "long", 4000 if options.check else 20_000)
+            ),
         }
     finally:
         shutil.rmtree(folder)
-    killed = (raw["trainings"], raw["collections"])
+    kinds = ("runs", "trainings", "collections")
     figures = {
-        "kills_survived": sum(part["survived"] for part in killed),
-        "kills_tried": sum(part["tried"] for part in killed),
+        "kills_survived": sum(raw[kind]["survived"] for kind in kinds),
+        "kills_tried": sum(raw[kind]["tried"] for kind in kinds),
+        **{f"kills_survived_{kind}": raw[kind]["survived"] for kind in kinds},
         "damaged_checkpoints_detected": raw["checkpoints"]["detected"],
         "damaged_checkpoints_tried": raw["checkpoints"]["tried"],
         "bad_inputs_clear": raw["inputs"]["clear"],
         "bad_inputs_tried": raw["inputs"]["tried"],
         "checkpoint_time_share": sum(raw["saving"]["saves_s"]) / raw["saving"]["total_s"],
+        "memory_growth_bytes_per_update": raw["long"]["memory_slope"],
+        "metrics_bytes_per_row": raw["long"]["metrics_bytes"],
     }
     if not options.check:
         write_figures("reliability", figures, raw, COMMAND)

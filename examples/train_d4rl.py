@@ -7,19 +7,20 @@ file of a half cheetah at several speeds is rolled first.
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
+from llmdpd_torchrl.commands import hydra_command
 
-@hydra.main(version_base="1.3", config_path="../configs/d4rl", config_name="train_d4rl")
-def main(cfg: DictConfig) -> None:
+
+@hydra_command("../configs/d4rl", "train_d4rl")
+def main(cfg: DictConfig) -> int:
     """Run all stages."""
     # Not above: worker processes import this file too, and `--help` should not wait for torch.
     from llmdpd_torchrl.experiments.locomotion import Locomotion
     from llmdpd_torchrl.experiments.run import run_experiment
 
-    sys.exit(run_experiment(cfg, Locomotion()))
+    return run_experiment(cfg, Locomotion())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,19 +8,20 @@ by hand.
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
+from llmdpd_torchrl.commands import hydra_command
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train_metaworld")
-def main(cfg: DictConfig) -> None:
+
+@hydra_command("../configs", "train_metaworld")
+def main(cfg: DictConfig) -> int:
     """Run all stages."""
     # Not above: worker processes import this file too, and `--help` should not wait for torch.
     from llmdpd_torchrl.experiments.metaworld import MetaWorld
     from llmdpd_torchrl.experiments.run import run_experiment
 
-    sys.exit(run_experiment(cfg, MetaWorld()))
+    return run_experiment(cfg, MetaWorld())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

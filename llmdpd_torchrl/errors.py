@@ -21,8 +21,9 @@ __all__ = [
 class UserError(Exception):
     """Base of every error whose message is written for the person at the keyboard.
 
-    Command-line entry points print the message alone and exit with code 2; anything that is not a
-    ``UserError`` is a bug and keeps its traceback.
+    Commands print the message alone and exit with code 2, see
+    :func:`~llmdpd_torchrl.commands.run_command`; anything that is not a ``UserError`` is a bug and
+    keeps its traceback.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -17,6 +18,7 @@ from filelock import FileLock
 from llmdpd_torchrl.errors import ConfigError, DataError
 
 __all__ = [
+    "DISK_ERRORS",
     "file_sha256",
     "folder_lock",
     "make_writable_folder",
@@ -28,6 +30,9 @@ __all__ = [
     "write_tensors",
     "write_text",
 ]
+
+#: Numbers of an ``OSError`` that are the disk's fault: full, over quota, read-only, broken.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str) -> Path:
@@ -110,6 +115,9 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         path: the file to make. Its folder must exist.
         write: called once with the temporary path.
 
+    Raises:
+        OSError: naming ``path``, if the disk is full, for example.
+
     Examples:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
@@ -118,18 +126,24 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         'whole'
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}"
-    )
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}"
+        )
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600, an ordinary file obeys the umask
         sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:  # the file that nobody misses has a name that says nothing
+            error.filename = os.fspath(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:

@@ -9,9 +9,15 @@ from llmdpd_torchrl.errors import ConfigError
 
 __all__ = ["available_memory", "check_memory"]
 
+#: Of both versions of control groups: the limit, what is used, and what of that are files' pages,
+#: which make way.
 _CGROUPS = (
-    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
 )
 
 
@@ -31,14 +37,23 @@ def available_memory(root: Path = Path("/")) -> int | None:
             found.append(int(lines["MemAvailable"].split()[0]) * 1024)
     elif "SC_AVPHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit_name, used_name in _CGROUPS:
-        limit, used = root / limit_name, root / used_name
+    for limit_name, used_name, pages in _CGROUPS:
+        limit, used = (root / "sys/fs/cgroup" / name for name in (limit_name, used_name))
         if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-            found.append(max(0, int(limit.read_text()) - int(used.read_text())))
+            file = used.with_name("memory.stat")
+            stat = dict(map(str.split, file.read_text().splitlines())) if file.is_file() else {}
+            makes_way = sum(int(stat.get(name, 0)) for name in pages)
+            found.append(max(0, int(limit.read_text()) - int(used.read_text()) + makes_way))
     return min(found) if found else None
 
 
-def check_memory(bytes_needed: int, what: str, *, available: int | None = None) -> None:
+def check_memory(
+    bytes_needed: int,
+    what: str,
+    *,
+    available: int | None = None,
+    remedy: str = "load fewer tasks or episodes, end other programs, or use a machine with more",
+) -> None:
     """Refuse to load what does not fit, before the system kills the process in the middle of it.
 
     Args:
@@ -46,6 +61,7 @@ def check_memory(bytes_needed: int, what: str, *, available: int | None = None) 
         what: it is called in the message.
         available: bytes; default: :func:`available_memory`. If the system does not tell, nothing is
             refused.
+        remedy: the end of the message.
 
     Raises:
         ConfigError: if it is more than is available.
@@ -61,6 +77,5 @@ def check_memory(bytes_needed: int, what: str, *, available: int | None = None) 
     if available is not None and bytes_needed > available:
         raise ConfigError(
             f"{what} needs about {bytes_needed / 2**30:.1f} GiB of memory, "
-            f"{available / 2**30:.1f} GiB is available: load fewer tasks or episodes, end other "
-            "programs, or use a machine with more"
+            f"{available / 2**30:.1f} GiB is available: {remedy}"
         )

@@ -25,7 +25,7 @@ ALLOWED = {
         "envs", "data",
     },
 }  # fmt: skip
-EVERYWHERE = {"errors", "files", "memory", "seal", "workers"}
+EVERYWHERE = {"commands", "errors", "files", "memory", "seal", "workers"}
 
 
 def imports(path):

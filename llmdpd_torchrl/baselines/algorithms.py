@@ -7,6 +7,7 @@ trainer and evaluation are the same for all, and so are the optimizer and the nu
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -47,12 +48,14 @@ class Algorithm(NamedTuple):
     has_critics: bool = True
 
     @property
-    def settings(self) -> set[str]:
-        """Names of the loss's own settings."""
-        found: set[str] = set()
+    def settings(self) -> dict[str, set[str]]:
+        """The loss's own settings: for each, the names of the types that it may have."""
+        found: dict[str, set[str]] = {}
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
-            found |= {item.name for item in parameters if item.kind is item.KEYWORD_ONLY}
+            for item in parameters:
+                if item.kind is item.KEYWORD_ONLY:
+                    found.setdefault(item.name, set(str(item.annotation).split(" | ")))
             if all(item.kind is not item.VAR_KEYWORD for item in parameters):
                 break  # else it hands the rest on to the next
         return found
@@ -78,12 +81,15 @@ class Algorithm(NamedTuple):
                 f"prompt is {config.prompt!r}: algorithm={name} reads none, use prompt=none"
             )
         common = {"gamma", "reward_scale"}
-        unknown = sorted(set(settings) - self.settings - common)
+        unknown = sorted(set(settings) - set(self.settings) - common)
         if unknown:
             raise ConfigError(
                 f"loss: algorithm={name} has no setting {unknown[0]!r}, but "
-                f"{', '.join(sorted(self.settings | common))}"
+                f"{', '.join(sorted(set(self.settings) | common))}"
             )
+        for key, kinds in self.settings.items():
+            if key in settings and not _is_one(settings[key], kinds):
+                raise ConfigError(f"loss.{key} is {settings[key]!r}: {_expected(kinds)}")
 
     def make_loss(
         self,
@@ -102,6 +108,27 @@ class Algorithm(NamedTuple):
         if self.has_critics:
             loss.make_value_estimator(gamma=gamma)
         return loss
+
+
+def _is_one(value: Any, kinds: set[str]) -> bool:
+    """Whether a setting from a file or a command line is of one of the types."""
+    if isinstance(value, bool):
+        return "bool" in kinds
+    if isinstance(value, int):
+        return bool(kinds & {"int", "float"}) and ("float" in kinds or value >= 0)
+    if isinstance(value, float):
+        return "float" in kinds and math.isfinite(value)
+    if isinstance(value, list):
+        return "Sequence[str]" in kinds and all(isinstance(item, str) for item in value)
+    return ("None" if value is None else type(value).__name__) in kinds
+
+
+def _expected(kinds: set[str]) -> str:
+    names = {
+        "bool": "true or false", "int": "a whole number of at least 0", "float": "a number",
+        "str": "a name", "Sequence[str]": "a list of names", "None": "null",
+    }  # fmt: skip
+    return f"it must be {' or '.join(text for kind, text in names.items() if kind in kinds)}"
 
 
 _CRITICS = {"qvalue_network": TARGET_SCHEDULES["qvalue_network"]}

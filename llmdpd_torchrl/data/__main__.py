@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llmdpd_torchrl.commands import run_command_line
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs.splits import SPLITS
-from llmdpd_torchrl.errors import UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,29 +46,28 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.command == "collect":
-            tasks = options.tasks
-            if tasks == ["all"]:
-                tasks = METAWORLD_TASKS.names
-            elif len(tasks) == 1 and tasks[0] in SPLITS:
-                tasks = SPLITS[tasks[0]].train
-            manifest = collect_metaworld(
-                options.folder,
-                tasks,
-                CollectionSettings(
-                    episodes_per_task=options.episodes,
-                    noise_levels=tuple(options.noise),
-                    seed=options.seed,
-                ),
-                workers=options.workers,
-            )
-        else:
-            manifest = Manifest.read(options.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command_line(_parser(), _run, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "collect":
+        tasks = options.tasks
+        if tasks == ["all"]:
+            tasks = METAWORLD_TASKS.names
+        elif len(tasks) == 1 and tasks[0] in SPLITS:
+            tasks = SPLITS[tasks[0]].train
+        manifest = collect_metaworld(
+            options.folder,
+            tasks,
+            CollectionSettings(
+                episodes_per_task=options.episodes,
+                noise_levels=tuple(options.noise),
+                seed=options.seed,
+            ),
+            workers=options.workers,
+        )
+    else:
+        manifest = Manifest.read(options.folder)
     for name, record in manifest.tasks.items():
         print(
             f"{name:28s} {len(record.episodes):5d} episodes {record.transitions:8d} transitions  "

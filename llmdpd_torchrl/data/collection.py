@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, TaskRecord, task_record
 from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
@@ -215,4 +215,9 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> None:
     # One header entry: safetensors does not fix the order of several, and equal data must have
     # equal bytes.
     header = json.dumps({"settings": settings.to_dict(), "episodes": episodes}, sort_keys=True)
-    write_atomic(path, lambda temporary: save_file(arrays, temporary, {"collection": header}))
+    content = save(arrays, {"collection": header})  # save_file would not say so of a full disk
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)

@@ -18,6 +18,7 @@ from llmdpd_torchrl.data.dataset import row_blocks
 from llmdpd_torchrl.data.hdf5 import find_array, open_hdf5, read_attributes
 from llmdpd_torchrl.data.recording import Recording, as_flags, numbered_tasks
 from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.memory import check_memory
 
 __all__ = [
     "FIELDS_ATTRIBUTE",
@@ -71,6 +72,7 @@ def read_d4rl_file(
         action_range: see :class:`~llmdpd_torchrl.data.recording.Recording`.
 
     Raises:
+        ConfigError: if it does not fit into memory.
         DataError: naming the file, the key and what is wrong with it.
     """
     (recording,) = iter_d4rl_file(
@@ -183,6 +185,8 @@ def _recordings(
     arrays = _find_arrays(source, [*(f"infos/{key}" for key in infos), *special])
     if task_column is not None and not names:
         names = _number_tasks(arrays[task_column], source.name)
+    if block_bytes is None:
+        _check_fits(arrays, source.source)
     kept = 0
     for block, is_last in _episode_blocks(arrays, source, max_episode_steps, block_bytes, progress):
         keep, transitions = _find_successors(block)
@@ -232,6 +236,20 @@ def _find_arrays(source: _Source, columns: Iterable[str]) -> dict[str, h5py.Data
                 f"{observations.shape}: every array needs one row a transition"
             )
     return arrays
+
+
+def _check_fits(arrays: Mapping[str, h5py.Dataset | NDArray[Any]], source: str) -> None:
+    """Whether what is to be read of a file fits into memory, with what is made of it meanwhile."""
+    stored = [array for array in arrays.values() if isinstance(array, h5py.Dataset)]
+    size = sum(array.nbytes for array in stored)
+    if "next_observations" not in arrays and stored:  # a column more, and all once more, cut
+        size = 2 * (size + arrays["observations"].nbytes)
+    size += sum(4 * array.size for array in stored if array.dtype.itemsize > 4)  # as float32
+    check_memory(
+        size * 6 // 5,  # masks of what is finite
+        source,
+        remedy="give load_episodes(root=FOLDER), which maps it, or use a smaller file",
+    )
 
 
 def _number_tasks(ids: h5py.Dataset | NDArray[Any], name: str) -> tuple[str, ...]:

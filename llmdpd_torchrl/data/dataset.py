@@ -16,6 +16,7 @@ from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.data.replay import EpisodeExperienceReplay
 from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.files import file_sha256
+from llmdpd_torchrl.memory import check_memory
 
 __all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "row_blocks"]
 
@@ -87,6 +88,7 @@ class TrajectoryDataset:
             verify: compare each file's SHA-256 with the manifest.
 
         Raises:
+            ConfigError: if they do not fit into memory.
             DataError: if the dataset or a task is missing, damaged, or of an unexpected shape.
         """
         folder = Path(folder)
@@ -99,6 +101,7 @@ class TrajectoryDataset:
                 f"{', '.join(manifest.tasks)}); collect it into the same folder"
             )
         names.sort(key=manifest.task_table.index)
+        _check_fits(folder, [folder / manifest.tasks[name].file for name in names])
         parts = []
         episodes = 0
         for name in names:
@@ -163,7 +166,17 @@ class TrajectoryDataset:
             transforms: appended in order; they see what is sampled.
             seed: of the sampler; ``None`` uses torch's global generator.
             device: to hold the data on; default: where they are.
+
+        Raises:
+            ConfigError: if they do not fit into the memory of another device.
         """
+        if device is not None and torch.device(device).type == "cuda":
+            check_memory(
+                self.transitions.bytes(),
+                f"the replay buffer on {device}",
+                available=torch.cuda.mem_get_info(device)[0],
+                remedy="leave device out to keep it in the machine's memory, or load fewer tasks",
+            )
         return EpisodeExperienceReplay(
             self.transitions if device is None else self.transitions.to(device),
             batch_size,
@@ -213,6 +226,12 @@ def episode_sums(column: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         owner = torch.bucketize(rows, ends, right=True)
         sums.index_add_(0, owner, column[block].squeeze(-1).double())
     return sums
+
+
+def _check_fits(folder: Path, files: Sequence[Path]) -> None:
+    """Whether the tasks' files fit into memory, twice: they are read, then put together."""
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    check_memory(2 * size, f"{folder} ({len(files)} tasks)")
 
 
 def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> TensorDict:

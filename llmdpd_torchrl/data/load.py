@@ -71,7 +71,8 @@ def load_episodes(
         progress: whether downloads, conversion and verification show a bar.
 
     Raises:
-        ConfigError: if a name is unknown, a package is missing, or ``root`` can not be used.
+        ConfigError: if a name is unknown, a package is missing, ``root`` can not be used, or the
+            data do not fit into memory.
         DataError: if a source is missing, damaged or does not fit the others.
 
     Examples:

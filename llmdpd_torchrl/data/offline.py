@@ -26,6 +26,7 @@ from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
 from llmdpd_torchrl.data.mapped import ColumnWriter, map_columns, raw_bytes
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.memory import check_memory
 
 __all__ = ["OfflineDataset"]
 
@@ -78,6 +79,7 @@ class OfflineDataset(TrajectoryDataset):
             progress: whether reading them once more, for their hash, shows a bar.
 
         Raises:
+            ConfigError: if they do not fit into memory.
             DataError: if there is no recording, or widths or further columns differ.
         """
         with contextlib.ExitStack() as stack:
@@ -102,8 +104,14 @@ class OfflineDataset(TrajectoryDataset):
                 raise DataError("a dataset needs at least one file or recording: give one")
             if writer is not None:
                 transitions: TensorDictBase = writer.finish()
+            elif len(parts) == 1:
+                transitions = parts[0]
             else:
-                transitions = parts[0] if len(parts) == 1 else TensorDict.cat(parts)
+                check_memory(
+                    sum(part.bytes() for part in parts),
+                    f"putting {len(parts)} recordings together",
+                )
+                transitions = TensorDict.cat(parts)
         size = first.observation.shape[1]
         fields = first.fields or {"state": (0, size)}
         manifest = Manifest(

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from llmdpd_torchrl.errors import UserError
+from llmdpd_torchrl.commands import run_command_line
 from llmdpd_torchrl.evaluation.page import write_report
 from llmdpd_torchrl.evaluation.runs import compare, find_runs, variants
 
@@ -36,12 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     report.add_argument("folder", type=Path, help="of runs, such as outputs/")
     report.add_argument("--output", type=Path, help="folder to write to (default: FOLDER/report)")
-    options = parser.parse_args(arguments)
-    try:
-        return _report(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command_line(parser, _report, arguments)
 
 
 def _report(options: argparse.Namespace) -> int:

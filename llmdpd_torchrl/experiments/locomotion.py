@@ -30,7 +30,7 @@ from llmdpd_torchrl.experiments.settings import (
     plain,
     read,
 )
-from llmdpd_torchrl.prompts import TextPrompt, text_embedding_table
+from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
 from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
@@ -124,8 +124,9 @@ class Locomotion:
         if run.cfg.text_encoder == ORACLE:
             run.text_table = torch.tensor([[self._codes[name]] for name in names])
         else:
-            encoder = plain(run.cfg.text_encoder)
+            encoder = make_text_encoder(plain(run.cfg.text_encoder))
             run.text_table = text_embedding_table(names, encoder, self.protocol.prompts)
+            run.text_encoder_identity = encoder.identity
 
     def network(self, run: Run) -> dict[str, Any]:
         """All of the state is seen, and compared as it is: there are no objects to relate to."""

@@ -28,6 +28,7 @@ from llmdpd_torchrl.prompts import (
     TextPrompt,
     embed_texts,
     load_text_prompts,
+    make_text_encoder,
     text_embedding_table,
 )
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
@@ -108,7 +109,8 @@ class MetaWorld:
 
     def embed(self, run: Run) -> None:
         """Look up their embeddings."""
-        names, encoder = run.split.table.names, plain(run.cfg.text_encoder)
+        names, encoder = run.split.table.names, make_text_encoder(plain(run.cfg.text_encoder))
+        run.text_encoder_identity = encoder.identity
         if run.cfg.texts == "random":
             texts = [self.prompts(run)[name].render() for name in names]
             run.text_table = embed_texts(random_strings(texts), encoder)

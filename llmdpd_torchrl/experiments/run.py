@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
+from llmdpd_torchrl.commands import run_command
 from llmdpd_torchrl.envs.splits import TaskSplit
-from llmdpd_torchrl.errors import ConfigError, UserError
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.backends import check_backend
 from llmdpd_torchrl.evaluation.controls import check_control
@@ -26,6 +27,7 @@ from llmdpd_torchrl.evaluation.report import git_revision, versions
 from llmdpd_torchrl.experiments import filming, measuring, training
 from llmdpd_torchrl.experiments.settings import (
     check_lists,
+    check_numbers,
     check_whole_numbers,
     plain,
     read,
@@ -65,7 +67,7 @@ class Family(Protocol):
         """The tasks in words."""
 
     def embed(self, run: Run) -> None:
-        """Fill in the run's text table, for a policy that reads texts."""
+        """Fill in the run's text table and its encoder, for a policy that reads texts."""
 
     def network(self, run: Run) -> dict[str, Any]:
         """What the networks' structure takes from the data, once they are there."""
@@ -95,6 +97,7 @@ class Run:
         split: the tasks.
         dataset: of the training tasks.
         text_table: ``[T, D]`` embeddings of the prompts, by task id.
+        text_encoder_identity: of the encoder that made them.
         training_bank: trajectory prompts that the training draws from.
         evaluation_bank: those that are shown in evaluations.
         support_hash: of the data that demonstrations of held-out tasks come from.
@@ -118,6 +121,7 @@ class Run:
     split: TaskSplit
     dataset: Any = None
     text_table: Any = None
+    text_encoder_identity: dict[str, Any] | None = None
     training_bank: Any = None
     evaluation_bank: Any = None
     support_hash: str | None = None
@@ -132,22 +136,22 @@ def run_experiment(cfg: DictConfig, family: Family) -> int:
     """Run the stages up to ``cfg.until``.
 
     Returns:
-        the exit code: 0; 1 if an episode of the evaluation broke off; 2, with one line on stderr,
-        for an error that the user can mend.
+        the exit code: 0; 1 if an episode of the evaluation broke off; 2 as
+        :func:`~llmdpd_torchrl.commands.run_command` has it.
     """
-    started = time.monotonic()
     # Not before: importing torchrl sets the level itself.
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    try:
-        run = prepare(cfg, family)
-        write_environment(run)
-        for stage in STAGES:
-            run_stage(run, stage)
-            if stage == cfg.until:
-                break
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run_stages(cfg, family), debug=bool(cfg.debug))
+
+
+def _run_stages(cfg: DictConfig, family: Family) -> int:
+    started = time.monotonic()
+    run = prepare(cfg, family)
+    write_environment(run)
+    for stage in STAGES:
+        run_stage(run, stage)
+        if stage == cfg.until:
+            break
     if run.trained:  # the times of a run that reused its stages say nothing
         write_json(run.output / "timings.json", {"stage_seconds": run.seconds})
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
@@ -187,9 +191,15 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         raise ConfigError(f"force is {plain(cfg.force)}: it lists stages, train and evaluate")
     check_whole_numbers(
         cfg,
-        ("optim.batch_size", "trainer.total_updates", "trainer.log_every", "trainer.save_every",
-         "video.every", "evaluation.demonstrations"),
+        ("trajectory_prompt.per_task", "optim.batch_size", "trainer.total_updates",
+         "trainer.log_every", "trainer.save_every", "video.every", "evaluation.demonstrations"),
     )  # fmt: skip
+    check_whole_numbers(cfg, ("trajectory_prompt.length",), least=2)
+    check_whole_numbers(cfg, ("trainer.threads",), optional=True)
+    check_numbers(cfg, ("loss.gamma", "loss.reward_scale", "optim.learning_rate"))
+    check_numbers(cfg, ("optim.max_grad_norm",), optional=True)
+    if not isinstance(cfg.logger.kind, str):
+        raise ConfigError(f"logger.kind is {plain(cfg.logger.kind)!r}: give a logger's name")
     check_whole_numbers(cfg, ("evaluation.every", "evaluation.confusion"), least=0)
     if cfg.evaluation.every % cfg.trainer.log_every:
         raise ConfigError(
@@ -211,7 +221,7 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         raise ConfigError(f"resume is {cfg.resume!r}: use auto or never")
     check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
-    get_algorithm(cfg.algorithm).check(cfg.algorithm, network, cfg.loss)
+    get_algorithm(cfg.algorithm).check(cfg.algorithm, network, plain(cfg.loss))
     if cfg.loss.get("alignment") and (network.prompt != "both" or network.retrieves):
         raise ConfigError(
             "loss.alignment needs both prompts as vectors: use network.conditioning=pooled and "

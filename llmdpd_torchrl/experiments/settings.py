@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from llmdpd_torchrl.prompts import make_text_encoder
 
 __all__ = [
     "check_lists",
+    "check_numbers",
     "check_text_encoder",
     "check_whole_numbers",
     "part",
@@ -72,16 +74,42 @@ def read(kind: type[Settings], cfg: Any, where: str, **more: Any) -> Settings:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def check_whole_numbers(cfg: DictConfig, keys: Sequence[str], least: int = 1) -> None:
-    """Check that settings are whole numbers of at least ``least``.
+def check_whole_numbers(
+    cfg: DictConfig, keys: Sequence[str], least: int = 1, optional: bool = False
+) -> None:
+    """Check that settings are whole numbers of at least ``least``, or, if ``optional``, null.
 
     Raises:
         ConfigError: naming the first that is not.
     """
     for key in keys:
         value = OmegaConf.select(cfg, key)
+        if value is None and optional:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{key} is {value!r}: it must be a whole number of at least {least}")
+            raise ConfigError(
+                f"{key} is {plain(value)!r}: it must be a whole number of at least {least}"
+            )
+
+
+def check_numbers(cfg: DictConfig, keys: Sequence[str], optional: bool = False) -> None:
+    """Check that settings are finite numbers, or, if ``optional``, null.
+
+    Raises:
+        ConfigError: naming the first that is not.
+
+    Examples:
+        >>> check_numbers(OmegaConf.create({"loss": {"gamma": "most"}}), ["loss.gamma"])
+        Traceback (most recent call last):
+        ...
+        llmdpd_torchrl.errors.ConfigError: loss.gamma is 'most': it must be a number
+    """
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        if value is None and optional:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+            raise ConfigError(f"{key} is {plain(value)!r}: it must be a number")
 
 
 def check_lists(cfg: DictConfig, keys: Sequence[str]) -> None:

@@ -113,6 +113,8 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "trained_task_ids": trained.tolist(),
         "task_table": list(run.split.table.names),
         "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
+        "text_encoder_identity": run.text_encoder_identity if config.uses_text else None,
+        "data_hash": dataset.manifest.data_hash,
         "hide_goal": run.family.settings(cfg).hide_goal,
     }
     return LLMDPDPolicy.from_networks(config, networks, about), networks

@@ -147,13 +147,20 @@ class NetworkConfig:
                 raise ConfigError(
                     f"network.{name} is {getattr(self, name)}: it must be at least 0 and below 1"
                 )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"network.hidden is {list(self.hidden)}: give widths of at least 1")
+        self._check_widths("hidden")
+        if self.critic_hidden is not None:
+            self._check_widths("critic_hidden")
         if self.trajectory_width % self.trajectory_heads:
             raise ConfigError(
                 f"network.trajectory_width ({self.trajectory_width}) must be a multiple of "
                 f"network.trajectory_heads ({self.trajectory_heads})"
             )
+
+    def _check_widths(self, name: str) -> None:
+        widths = getattr(self, name)
+        is_list = isinstance(widths, Sequence) and not isinstance(widths, str) and len(widths) > 0
+        if not is_list or not all(type(width) is int and width >= 1 for width in widths):
+            raise ConfigError(f"network.{name} is {widths!r}: give a list of widths of at least 1")
 
     @property
     def observation_dim(self) -> int:

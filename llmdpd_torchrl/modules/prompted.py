@@ -126,7 +126,7 @@ def _embedding(text: str | Tensor, policy: LLMDPDPolicy) -> Tensor:
                 "embedding instead of the text"
             )
         encoder = make_text_encoder(encoder)
-        for key, value in policy.info.get("text_encoder_identity", {}).items():
+        for key, value in (policy.info.get("text_encoder_identity") or {}).items():
             if encoder.identity.get(key) != value:
                 raise PromptError(
                     f"the policy was trained with a text encoder whose {key} is {value!r}, here it "

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from safetensors.torch import save_file
 
+from llmdpd_torchrl.commands import run_command_line
 from llmdpd_torchrl.errors import UserError
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.files import write_json, write_tensors
 from llmdpd_torchrl.prompts import (
     ENCODERS,
     PROMPT_SUITES,
@@ -35,13 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         the exit code: 0, or 2 with one line on stderr for an error that the user can mend.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command_line(_parser(), lambda options: options.run(options) or 0, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +146,7 @@ def _write_package_data(texts: list[str]) -> None:
         entry_name(encoder.identity, text): row.clone()
         for text, row in zip(texts, table, strict=True)
     }
-    write_atomic(folder / "smollm2.safetensors", lambda temporary: save_file(entries, temporary))
+    write_tensors(folder / "smollm2.safetensors", entries)
     about = {"identity": encoder.identity, "entries": len(entries), "width": table.shape[1]}
     write_json(folder / "smollm2.json", about)
     print(f"{len(entries)} embeddings written to {folder}")

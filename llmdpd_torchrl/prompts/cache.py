@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
 from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.files import write_json, write_tensors
 from llmdpd_torchrl.prompts.encoders import TextEncoder, make_text_encoder
 from llmdpd_torchrl.prompts.language_model import check_texts
 from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
@@ -163,7 +163,7 @@ def _from_cache(
             merged = stored | {
                 names[text]: vector.clone() for text, vector in zip(missing, vectors, strict=True)
             }
-            write_atomic(path, lambda temporary: save_file(merged, temporary))
+            write_tensors(path, merged)
             write_json(folder / "identity.json", model.identity)  # for people; nothing reads it
             stored = merged
     return stored

@@ -80,7 +80,7 @@ def act(networks, data: TensorDict) -> torch.Tensor:
 def test_a_configuration_fits_its_algorithm(name):
     cfg = configuration(name)
     config = NetworkConfig(prompt=cfg.prompt, actor=cfg.network.actor)
-    get_algorithm(cfg.algorithm).check(cfg.algorithm, config, cfg.loss)
+    get_algorithm(cfg.algorithm).check(cfg.algorithm, config, OmegaConf.to_container(cfg.loss))
 
 
 def test_every_algorithm_has_a_configuration():
@@ -99,7 +99,26 @@ def test_mistakes():
     for name, setting in (("llmdpd", "lambda"), ("bc", "alpha"), ("diffusion_ql", "eta")):
         config = NetworkConfig(prompt="none", actor=ALGORITHMS[name].actors[0])
         with pytest.raises(ConfigError, match=f"algorithm={name} has no setting '{setting}'"):
-            ALGORITHMS[name].check(name, config, OmegaConf.create({setting: 1.0}))
+            ALGORITHMS[name].check(name, config, {setting: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "expected"),
+    [
+        ("llmdpd", "lmbda", "much", "a number"),
+        ("llmdpd", "lmbda", float("nan"), "a number"),
+        ("llmdpd", "max_q_backup", -1, "a whole number of at least 0"),
+        ("diffusion_ql", "target_sampling_steps", 1.5, "a whole number of at least 0 or null"),
+        ("llmdpd", "prompt_gradient", [1], "a list of names or null"),
+        ("iql", "deactivate_vmap", 1, "true or false"),
+        ("cql", "num_random", None, "a whole number of at least 0"),
+        ("td3_bc", "loss_function", True, "a name"),
+    ],
+)
+def test_settings_of_the_wrong_type(name, setting, value, expected):
+    config = NetworkConfig(prompt="none", actor=ALGORITHMS[name].actors[0])
+    with pytest.raises(ConfigError, match=rf"^loss\.{setting} is .*: it must be {expected}$"):
+        ALGORITHMS[name].check(name, config, {setting: value})
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -61,8 +61,27 @@ def test_the_checkpoint_loads_with_nothing_else(finished):
     from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 
     folder, _ = finished
-    policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "smoke-both-seed0" / "checkpoint")
+    checkpoint = folder / "outputs" / "smoke-both-seed0" / "checkpoint"
+    policy = LLMDPDPolicy.from_pretrained(checkpoint)
     assert policy.info["trained_tasks"] == ["reach-v3", "window-open-v3"]
+    data = json.loads((folder / "data_cache" / "smoke" / "train" / "manifest.json").read_text())
+    assert policy.info["data_hash"] == data["data_hash"]
+    assert f"| data (SHA-256) | {data['data_hash']} |" in (checkpoint / "README.md").read_text()
+
+
+def test_a_text_is_embedded_as_in_the_training_or_refused(finished):
+    from llmdpd_torchrl.errors import PromptError
+    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+    from llmdpd_torchrl.prompts import SmolLM2Encoder, load_text_prompts
+
+    folder, _ = finished
+    policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "smoke-both-seed0" / "checkpoint")
+    assert policy.info["text_encoder_identity"] == SmolLM2Encoder().identity
+    text = load_text_prompts()["door-lock-v3"].render()  # embedded in the package
+    assert policy.prompt(text=text).embedding is not None
+    policy.info["text_encoder"] = {"model": "smollm2", "layer": 7}
+    with pytest.raises(PromptError, match="text encoder whose layer is 15, here it is 7"):
+        policy.prompt(text=text)
 
 
 def test_a_second_run_reuses_every_stage(finished, run):

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
 import short_training
-from hydra import compose, initialize_config_dir
 
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
 from llmdpd_torchrl.data import __main__ as data_main
@@ -42,8 +42,7 @@ from llmdpd_torchrl.trainers.metrics_file import read_metrics
 
 __all__ = ["ENTRIES", "Outcome", "call", "damage"]
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_metaworld.py"
-CONFIGS = EXAMPLE.parents[1] / "configs"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,8 @@ def _hdf5_arrays() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def _example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_metaworld_example", EXAMPLE)
+def _example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -193,15 +192,16 @@ def _inside(folder: str) -> Iterator[None]:
         os.chdir(before)
 
 
-def _train(folder: Path, given: Sequence[str]) -> Any:
-    # What is not refused would stop after the first stage, which does nothing without a text.
-    settings = [f"output_dir={folder}/out", "progress=false", "prompt=none", "until=embed"]
-    names = {item.split("=")[0].lstrip("+~") for item in given}
-    overrides = [*(item for item in settings if item.split("=")[0] not in names), *given]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train_metaworld", overrides)
-    # What hydra calls: in a process that is not the example's own it does not find the settings.
-    return _example().main.__wrapped__(cfg)
+def _train(name: str) -> Callable[[Path, Any], Any]:
+    def run(folder: Path, given: Sequence[str]) -> Any:
+        # What is not refused would stop after the first stage, which does nothing without a text.
+        settings = [f"output_dir={folder}/out", "progress=false", "prompt=none", "until=embed"]
+        names = {item.split("=")[0].lstrip("+~") for item in given}
+        kept = [item for item in settings if item.split("=")[0] not in names]
+        with mock.patch.object(sys, "argv", [f"{name}.py", *kept, *given]):
+            return _example(name).main()
+
+    return run
 
 
 def _command(module: ModuleType) -> Callable[[Path, Any], Any]:
@@ -299,6 +299,7 @@ ENTRIES: dict[str, Callable[[Path, Any], Any]] = {
     "prompt file": _prompt_file,
     "prompts": _command(prompts_main),
     "results": _results,
-    "train": _train,
+    "train": _train("train_metaworld"),
+    "train_d4rl": _train("train_d4rl"),
     "training": _training,
 }

@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
-__all__ = ["Killed", "damages", "differences", "differing_files", "kill_until_done"]
+__all__ = [
+    "Killed",
+    "damages",
+    "differences",
+    "differing_files",
+    "example_command",
+    "example_differences",
+    "example_stage",
+    "kill_until_done",
+    "small_files",
+]
 
 SHORT_TRAINING = [sys.executable, str(Path(__file__).parent / "short_training.py")]
 SHORT_COLLECTION = [sys.executable, str(Path(__file__).parent / "short_collection.py")]
+#: All of a run but its film and report, as a person starts it; see :func:`example_command`.
+_EXAMPLE = [
+    sys.executable,
+    str(Path(__file__).parents[2] / "examples" / "train_metaworld.py"),
+    *("preset=smoke", "until=evaluate", "progress=false", "resume=auto"),
+    *("trainer.total_updates=600", "trainer.save_every=20"),
+]
+
+
+def example_command(folder: Path) -> list[str]:
+    """The example, with its data and its output in ``folder``."""
+    return [*_EXAMPLE, f"output_dir={folder}/out", f"data.folder={folder}/data"]
+
+
+def example_stage(folder: Path) -> str:
+    """The stage that the example has come to."""
+    stages = {
+        "collect": "data/support/manifest.json",
+        "train": "out/checkpoint/policy.json",
+        "evaluate": "out/results.json",
+    }
+    return next((name for name, file in stages.items() if not (folder / file).exists()), "end")
 
 
 @dataclass
@@ -25,7 +60,8 @@ class Killed:
 
     Attributes:
         kills: how often it was.
-        moments: seconds from when it said that it had started to each kill.
+        moments: seconds from when it had started to each kill.
+        places: where it was then.
         exit_code: of the last run, which nobody killed.
         output: what that run wrote to stderr.
         notes: what the others did, in lines.
@@ -33,13 +69,21 @@ class Killed:
 
     kills: int = 0
     moments: list[float] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     exit_code: int | None = None
     output: str = ""
     notes: list[str] = field(default_factory=list)
 
 
 def kill_until_done(
-    command: Sequence[str], *, kills: int, longest: float, seed: int = 0, started: str = "started"
+    command: Sequence[str],
+    *,
+    kills: int,
+    longest: float,
+    seed: int = 0,
+    marker: Path | None = None,
+    place: Callable[[], str] | None = None,
+    finish: bool = True,
 ) -> Killed:
     """Run a command that continues what it finds, and kill it ``kills`` times with SIGKILL.
 
@@ -48,34 +92,61 @@ def kill_until_done(
         kills: how often to kill it; fewer if it gets to its end before.
         longest: seconds that it gets at most before it is killed.
         seed: of the moments.
-        started: what it prints when the interesting part begins.
+        marker: a file that it writes when the interesting part begins; default: it prints
+            ``started`` then.
+        place: says where it is.
+        finish: whether to let it run to its end at last.
     """
     moments = random.Random(seed)
     result = Killed()
     while result.kills < kills:
+        before = _written(marker)
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith(started):
-            _, result.output = process.communicate()
-            result.exit_code = process.returncode
-            return result
+        if marker is None:
+            process.stdout.readline()
+        while marker is not None and _written(marker) == before and process.poll() is None:
+            time.sleep(0.01)
         moment = moments.uniform(0, longest)
-        time.sleep(moment)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
         ended = process.poll() is not None
+        where = place() if place else "?"
         process.kill()
         _, errors = process.communicate()
-        result.notes += errors.splitlines()
         if ended:
             result.exit_code, result.output = process.returncode, errors
             return result
+        result.notes += errors.splitlines()
         result.kills += 1
         result.moments.append(round(moment, 3))
-    last = subprocess.run(command, capture_output=True, text=True, check=False)
-    result.exit_code, result.output = last.returncode, last.stderr
+        result.places.append(where)
+    if finish:
+        last = subprocess.run(command, capture_output=True, text=True, check=False)
+        result.exit_code, result.output = last.returncode, last.stderr
     return result
+
+
+def _written(file: Path | None) -> int | None:
+    return file.stat().st_mtime_ns if file is not None and file.exists() else None
+
+
+def example_differences(expected: Path, found: Path) -> list[str]:
+    """What differs between the data, policies, metrics and evaluations of two of the example."""
+    wrong = []
+    for folder in ("data/train", "data/support"):
+        names = differing_files(expected / folder, found / folder)
+        wrong += [f"{folder}/{name}" for name in names]
+    for name in ("metrics.csv", "checkpoint/policy.safetensors", "checkpoint/policy.json"):
+        if (expected / "out" / name).read_bytes() != (found / "out" / name).read_bytes():
+            wrong.append(name)
+    ours, theirs = (
+        json.loads((folder / "out" / "results.json").read_text()) for folder in (expected, found)
+    )
+    keys = (ours.keys() | theirs.keys()) - {"command"}  # which names the folder
+    return wrong + [f"results.json: {key}" for key in keys if ours.get(key) != theirs.get(key)]
 
 
 def differences(expected: Path, found: Path) -> list[str]:
@@ -128,3 +199,14 @@ def damages(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, bytes, 
             place = chance.randrange(len(whole))
             flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
             yield file, whole, whole[:place] + flipped + whole[place + 1 :]
+
+
+@contextlib.contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """The system refuses to let any file of this process grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -138,6 +138,7 @@ def build(
 def train(folder: Path, say: bool = False, **options: Any) -> OfflineTrainer:
     """Train from the beginning, or from the last whole checkpoint, to the end."""
     logging.getLogger("torchrl").setLevel(logging.WARNING)
+    torch.set_num_threads(1)  # sums are made in one order, in whatever process
     saved = find_checkpoint(folder / "checkpoints", IDENTITY)
     if saved is None:
         (folder / "metrics.csv").unlink(missing_ok=True)  # of a training killed before it saved

@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-import resource
 
 import pytest
 import torch
+from harness import small_files
 from safetensors.torch import load_file
 from short_training import build, train
 from torchrl.record.loggers import Logger
 
-from llmdpd_torchrl.errors import ConfigError, DataError, DivergenceError
-from llmdpd_torchrl.memory import available_memory, check_memory
+from llmdpd_torchrl.errors import DataError, DivergenceError
 from llmdpd_torchrl.trainers import find_checkpoint
 from llmdpd_torchrl.trainers.guard import FiniteGuard
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
@@ -158,17 +157,6 @@ def test_a_logger_that_dies_is_said_once_and_left_out(tmp_path, capsys):
     train(tmp_path, updates=UPDATES)
 
 
-@contextlib.contextmanager
-def small_files(most):
-    """The system refuses to let any file of this process grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_rows_wait_until_the_disk_has_room(tmp_path, capsys):
     metrics = MetricsFile(tmp_path / "metrics.csv")
     metrics.write(1, {"loss": 0.125})
@@ -216,32 +204,3 @@ def test_rows_that_wait_are_in_the_checkpoint(tmp_path):
     csv.experiment.pending.clear()
     trainer.logger.load_state_dict(state)
     assert read_metrics(tmp_path / "metrics.csv")[1]["late"].tolist() == [1.0]
-
-
-# --- memory ----------------------------------------------------------------------------------
-
-
-def write(root, name, text):
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_the_least_that_is_left_counts(tmp_path):
-    write(tmp_path, "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
-    assert available_memory(tmp_path) == 2000 * 1024
-    write(tmp_path, "sys/fs/cgroup/memory.max", "max\n")
-    write(tmp_path, "sys/fs/cgroup/memory.current", "5000\n")
-    assert available_memory(tmp_path) == 2000 * 1024
-    write(tmp_path, "sys/fs/cgroup/memory.max", "7000\n")
-    assert available_memory(tmp_path) == 2000
-    write(tmp_path, "sys/fs/cgroup/memory.max", "4000\n")
-    assert available_memory(tmp_path) == 0
-
-
-def test_what_does_not_fit_is_refused_in_one_line():
-    check_memory(10, "it", available=10)
-    with pytest.raises(ConfigError, match=r"^it needs about 2\.0 GiB of memory, 1\.5 GiB"):
-        check_memory(2 * 2**30, "it", available=3 * 2**29)
-    with pytest.raises(ConfigError, match="the moon"):
-        check_memory(2**60, "the moon")

@@ -2,32 +2,24 @@
 
 import harness
 import pytest
-
-FAST = 310  # no multiple of the log interval: averages are in flight when it saves
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    def run(updates):
-        folder = tmp_path_factory.mktemp("expected")
-        command = [*harness.SHORT_TRAINING, str(folder), "--updates", str(updates)]
-        result = harness.kill_until_done(command, kills=0, longest=0)
-        assert result.exit_code == 0, result.output
-        return folder
-
-    return run
+import short_training
 
 
 @pytest.mark.parametrize(
+    # No multiple of the log interval: averages are in flight when it saves.
     ("kills", "updates", "longest"),
-    [(2, FAST, 1.0), pytest.param(20, 3010, 2.0, marks=pytest.mark.slow)],
+    [(2, 310, 1.0), pytest.param(20, 3010, 2.0, marks=pytest.mark.slow)],
 )
-def test_killed_at_random_moments(expected, tmp_path, kills, updates, longest):
-    command = [*harness.SHORT_TRAINING, str(tmp_path), "--updates", str(updates)]
-    result = harness.kill_until_done(command, kills=kills, longest=longest)
-    assert result.exit_code == 0, result.output
+def test_killed_at_random_moments(tmp_path, kills, updates, longest):
+    folder = tmp_path / "killed"
+    command = [*harness.SHORT_TRAINING, str(folder), "--updates", str(updates)]
+    result = harness.kill_until_done(command, kills=kills, longest=longest, finish=False)
+    assert result.exit_code is None, result.output
     assert result.kills == kills
-    assert harness.differences(expected(updates), tmp_path) == []
+    # The ends are made in this process, which is started already.
+    for name in ("killed", "expected"):
+        short_training.train(tmp_path / name, updates=updates, every=50)
+    assert harness.differences(tmp_path / "expected", folder) == []
 
 
 @pytest.mark.slow
@@ -38,3 +30,20 @@ def test_a_collection_killed_at_random_moments(tmp_path):
         assert result.exit_code == 0, result.output
     assert result.kills >= 3  # it may get to its end before
     assert harness.differing_files(tmp_path / "expected", tmp_path / "killed") == []
+
+
+@pytest.mark.slow
+def test_the_example_killed_at_random_moments(tmp_path):
+    for name, kills in (("expected", 0), ("killed", 8)):
+        folder = tmp_path / name
+        result = harness.kill_until_done(
+            harness.example_command(folder),
+            kills=kills,
+            longest=8.0,
+            marker=folder / "out" / "environment.json",
+            place=lambda folder=folder: harness.example_stage(folder),
+        )
+        assert result.exit_code == 0, result.output
+    assert result.kills >= 2  # it may get to its end before
+    assert "train" in result.places
+    assert harness.example_differences(tmp_path / "expected", tmp_path / "killed") == []
