@@ -5,10 +5,15 @@ from __future__ import annotations
 from llmdpd_torchrl.modules.activations import ACTIVATIONS, Mish, make_activation, mish
 from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
+from llmdpd_torchrl.modules.decision_transformer import (
+    DecisionTransformerActor,
+    PromptDecisionTransformer,
+)
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.observation import ObservationFeatures
+from llmdpd_torchrl.modules.plan_diffusion import PlanConditioner, PlanDenoiser, PlanDiffusionActor
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
@@ -21,6 +26,7 @@ from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
 from llmdpd_torchrl.modules.selection import SELECTIONS, QSelectedActor
+from llmdpd_torchrl.modules.sequence import SEQUENCE_ACTORS, SequenceConfig, make_sequence_actor
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,6 +34,8 @@ __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "SELECTIONS",
+    "SEQUENCE_ACTORS",
+    "DecisionTransformerActor",
     "DiffusionActor",
     "DiffusionModule",
     "LLMDPDPolicy",
@@ -37,6 +45,10 @@ __all__ = [
     "Networks",
     "NoiseSchedule",
     "ObservationFeatures",
+    "PlanConditioner",
+    "PlanDenoiser",
+    "PlanDiffusionActor",
+    "PromptDecisionTransformer",
     "PromptEncoder",
     "PromptNetwork",
     "PromptedPolicy",
@@ -45,6 +57,7 @@ __all__ = [
     "ResidualDenoiser",
     "ReverseStep",
     "Sampler",
+    "SequenceConfig",
     "SinusoidalTimeEmbedding",
     "TextHead",
     "TrajectoryEncoder",
@@ -52,5 +65,6 @@ __all__ = [
     "make_mlp",
     "make_networks",
     "make_qvalue_networks",
+    "make_sequence_actor",
     "mish",
 ]
