@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from common import RESULTS, check_figures, write_figures
-from locomotion import COLUMNS, Training, arm_estimates, as_figures
+from locomotion import COLUMNS, Training, arm_estimates, as_figures, budget
 
 from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.runs import Table
@@ -78,7 +78,7 @@ def estimates() -> dict[str, dict[str, Estimate]]:
 
 def figures() -> dict[str, float]:
     """All figures, from the kept files."""
-    found: dict[str, float] = {}
+    found = budget(KEEP, ("shift", "file"))
     for label, arms in estimates().items():
         found |= as_figures(arms, f"{label.replace('-', '_')}_")
     return found

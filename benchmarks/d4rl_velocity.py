@@ -27,6 +27,7 @@ from locomotion import (
     Training,
     arm_estimates,
     as_figures,
+    budget,
     task_estimates,
     train_minutes,
 )
@@ -43,7 +44,7 @@ POLICIES = ("ours", "oracle")
 
 def figures() -> dict[str, float]:
     """All figures, from the kept files."""
-    found = as_figures(arm_estimates(KEEP, LABEL, SEEDS))
+    found = as_figures(arm_estimates(KEEP, LABEL, SEEDS)) | budget(KEEP, [LABEL])
     for policy in POLICIES:
         names = [Training(LABEL, policy, seed, ()).name for seed in SEEDS]
         there = [name for name in names if (KEEP / f"{name}-training.json").exists()]

@@ -67,6 +67,7 @@ class Training:
         about = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
         if run.trained or not training.exists():
             keep.mkdir(parents=True, exist_ok=True)
+            about["updates"] = run.policy.info["updates"]
             write_json(training, about | {"train_seconds": run.seconds.get("train")})
         for control in missing:
             run.cfg.evaluation.control = control
@@ -138,6 +139,20 @@ def as_figures(estimates: Mapping[str, Estimate], prefix: str = "") -> dict[str,
             figures[f"{prefix}{arm}_low"] = estimate.low
             figures[f"{prefix}{arm}_high"] = estimate.high
     return figures
+
+
+def budget(keep: Path, labels: Iterable[str]) -> dict[str, float]:
+    """Of all kept policies together: how many, and the least updates, and episodes of an arm."""
+    trainings = [p for label in labels for p in keep.glob(f"{label}-*-training.json")]
+    arms = [p for label in labels for p in keep.glob(f"{label}-*.csv")]
+    return {
+        "policies": len(trainings),
+        "updates": min(json.loads(path.read_text())["updates"] for path in trainings),
+        "episodes_per_task": min(
+            rows.shape[-1] for path in arms
+            for rows in normalized_scores([read_episodes(path)]).values()
+        ),
+    }  # fmt: skip
 
 
 def train_minutes(keep: Path, names: Iterable[str]) -> float:

@@ -39,7 +39,8 @@ class EvaluationSettings:
         stochastic: draw actions from the policy, as the method does (true), or take its
             deterministic one (false). ``None`` draws unless the state is hidden from the actor:
             who follows a demonstration does best without noise, who knows the task stalls now and
-            then without it (both seen on training tasks).
+            then without it (both seen on training tasks). A policy that is no diffusion acts by its
+            mean then, as its authors let it.
         stop_on_success: whether the first success ends an episode, so that success at any step is
             success at the last; if not, all episodes run to their time limit.
         lanes: so many episodes run at once in a process, for one call of the policy.
@@ -112,8 +113,9 @@ class EvaluationSettings:
                 return policy.actor(rows.copy(), generator=generator)["action"]
 
         gate = states.get(("prompt", "observation_gate"), None)
-        if self.stochastic is not None or gate is None:
-            draws = self.stochastic is not False
+        is_diffusion = policy.config.actor == "diffusion"
+        if self.stochastic is not None or gate is None or not is_diffusion:
+            draws = is_diffusion if self.stochastic is None else self.stochastic
             return under(ExplorationType.RANDOM if draws else ExplorationType.DETERMINISTIC, states)
         is_shut = (gate == 0).squeeze(-1)
         if is_shut.all():

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.envs.splits import TaskSplit
 from llmdpd_torchrl.errors import ConfigError, UserError
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
@@ -25,21 +26,21 @@ from llmdpd_torchrl.evaluation.report import git_revision, versions
 from llmdpd_torchrl.experiments import filming, measuring, training
 from llmdpd_torchrl.experiments.settings import (
     check_lists,
-    check_loss,
     check_whole_numbers,
     plain,
     read,
 )
 from llmdpd_torchrl.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.modules.networks import NetworkConfig
-from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.prompts import TextPrompt
 from llmdpd_torchrl.workers import available_cores
 
 __all__ = ["STAGES", "Family", "Run", "prepare", "run_experiment", "run_stage"]
 
 #: What a training is a function of, beside the data and the family's own settings.
-_IDENTITY = ("seed", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim")
+_IDENTITY = (
+    "seed", "algorithm", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim",
+)  # fmt: skip
 
 
 class Family(Protocol):
@@ -205,12 +206,12 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         raise ConfigError(f"resume is {cfg.resume!r}: use auto or never")
     check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
-    if cfg.loss.alignment and (network.prompt != "both" or network.retrieves):
+    get_algorithm(cfg.algorithm).check(cfg.algorithm, network, cfg.loss)
+    if cfg.loss.get("alignment") and (network.prompt != "both" or network.retrieves):
         raise ConfigError(
             "loss.alignment needs both prompts as vectors: use network.conditioning=pooled and "
             "prompt=both, or set it to 0"
         )
-    check_loss(cfg.loss, LLMDPDLoss)
     for task in cfg.video.tasks or ():
         if task not in split.tasks:
             raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +13,6 @@ from llmdpd_torchrl.prompts import make_text_encoder
 
 __all__ = [
     "check_lists",
-    "check_loss",
     "check_text_encoder",
     "check_whole_numbers",
     "part",
@@ -108,15 +106,3 @@ def check_text_encoder(cfg: DictConfig) -> None:
     """
     if cfg.prompt in ("both", "text"):
         make_text_encoder(plain(cfg.text_encoder))
-
-
-def check_loss(cfg: DictConfig, kind: type) -> None:
-    """Check that the group ``loss`` has only what the loss knows, ``gamma`` and ``reward_scale``.
-
-    Raises:
-        ConfigError: naming what it does not know.
-    """
-    known = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
-    unknown = sorted(set(cfg) - set(known) - {"gamma", "reward_scale"})
-    if unknown:
-        raise ConfigError(f"loss: there is no setting {unknown[0]!r}; see {kind.__name__}")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torchrl.envs.transforms import RewardScaling
 
+from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.interval import IntervalEvaluation
 from llmdpd_torchrl.experiments import filming, measuring
 from llmdpd_torchrl.experiments.settings import plain, read
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
-from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.trainers import (
     Checkpointing,
     SavedTraining,
@@ -25,6 +25,7 @@ from llmdpd_torchrl.trainers import (
 )
 from llmdpd_torchrl.trainers.logging import make_logger
 from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
+from llmdpd_torchrl.trainers.target_updater import TargetUpdater
 from llmdpd_torchrl.transforms.pipeline import training_transforms
 from llmdpd_torchrl.workers import available_cores
 
@@ -107,6 +108,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
     )
     about = {
         "fingerprint": run.fingerprint,
+        "algorithm": cfg.algorithm,
         "trained_tasks": list(run.split.train),
         "trained_task_ids": trained.tolist(),
         "task_table": list(run.split.table.names),
@@ -118,8 +120,9 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
 
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
-    loss_options = dict(cfg.loss)
-    gamma, scale = loss_options.pop("gamma"), loss_options.pop("reward_scale")
+    algorithm = get_algorithm(cfg.algorithm)
+    settings = plain(cfg.loss)
+    scale = settings.pop("reward_scale", 1.0)
     transforms = training_transforms(
         policy,
         text_table=run.text_table,
@@ -129,13 +132,8 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         augment=cfg.trajectory_prompt.augment,
     )
     transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
-    loss = LLMDPDLoss(
-        policy.prompt_network(run.text_table, run.training_bank),
-        networks.actor,
-        networks.qvalues,
-        **loss_options,
-    )
-    loss.make_value_estimator(gamma=gamma)
+    prompt_network = policy.prompt_network(run.text_table, run.training_bank)
+    loss = algorithm.make_loss(networks, prompt_network, **settings)
     logger = make_logger(
         directory=run.output,
         name=cfg.name,
@@ -153,6 +151,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
             max_grad_norm=cfg.optim.max_grad_norm,
             total_updates=cfg.trainer.total_updates,
         ),
+        target_updater=TargetUpdater(loss, algorithm.schedules),
         logger=logger,
         log_every=cfg.trainer.log_every,
         progress_bar=cfg.progress,

@@ -11,8 +11,9 @@ from llmdpd_torchrl.modules.decision_transformer import (
 )
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
+from llmdpd_torchrl.modules.direct import DeterministicActor, DirectNetwork, GaussianActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
-from llmdpd_torchrl.modules.observation import ObservationFeatures
+from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
 from llmdpd_torchrl.modules.plan_diffusion import PlanConditioner, PlanDenoiser, PlanDiffusionActor
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.modules.prompt_encoder import (
@@ -36,14 +37,18 @@ __all__ = [
     "SELECTIONS",
     "SEQUENCE_ACTORS",
     "DecisionTransformerActor",
+    "DeterministicActor",
     "DiffusionActor",
     "DiffusionModule",
+    "DirectNetwork",
+    "GaussianActor",
     "LLMDPDPolicy",
     "MLPDenoiser",
     "Mish",
     "NetworkConfig",
     "Networks",
     "NoiseSchedule",
+    "ObservationConditioner",
     "ObservationFeatures",
     "PlanConditioner",
     "PlanDenoiser",

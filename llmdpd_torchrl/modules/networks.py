@@ -16,6 +16,12 @@ from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
+from llmdpd_torchrl.modules.direct import (
+    DIRECT_ACTORS,
+    DeterministicActor,
+    GaussianActor,
+    make_direct_actor,
+)
 from llmdpd_torchrl.modules.observation import (
     GatedConditioner,
     ObservationConditioner,
@@ -25,7 +31,10 @@ from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, Traje
 from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
-__all__ = ["CONDITIONINGS", "PROMPTS", "NetworkConfig", "Networks", "make_networks"]
+__all__ = ["ACTORS", "CONDITIONINGS", "PROMPTS", "NetworkConfig", "Networks", "make_networks"]
+
+ACTORS = ("diffusion", *DIRECT_ACTORS)
+"""What the policy is: the method's diffusion, or one of those that it is compared with."""
 
 PROMPTS = ("both", "text", "trajectory", "none")
 """Which prompts a policy is conditioned on; all but the first are ablations."""
@@ -42,6 +51,8 @@ class NetworkConfig:
 
     Args:
         prompt: one of :data:`PROMPTS`.
+        actor: one of :data:`ACTORS`. What is said of diffusion and denoiser, and ``around_prompt``,
+            is for the first.
         conditioning: one of :data:`CONDITIONINGS`; without a trajectory prompt there is nothing to
             retrieve, and the actor sees the observation and what embedding there is.
         observation_fields: named index ranges of the observation.
@@ -84,6 +95,7 @@ class NetworkConfig:
     """
 
     prompt: str = "both"
+    actor: str = "diffusion"
     conditioning: str = "retrieved"
     observation_fields: Mapping[str, Sequence[int]] = field(
         default_factory=lambda: dict(METAWORLD_OBSERVATION_LAYOUT["fields"])
@@ -118,6 +130,10 @@ class NetworkConfig:
             self.frame = FrameSpec(**self.frame)
         if self.prompt not in PROMPTS:
             raise ConfigError(f"unknown prompt {self.prompt!r}: use one of {', '.join(PROMPTS)}")
+        if self.actor not in ACTORS:
+            raise ConfigError(
+                f"unknown network.actor {self.actor!r}: use one of {', '.join(ACTORS)}"
+            )
         if self.conditioning not in CONDITIONINGS:
             raise ConfigError(
                 f"unknown network.conditioning {self.conditioning!r}: use one of "
@@ -174,7 +190,7 @@ class Networks:
     Attributes:
         encoder: the trainable prompt encoder; ``None`` if there is nothing to encode: without
             prompts, and with a retrieved trajectory alone.
-        actor: the diffusion actor.
+        actor: the policy.
         qvalues: the critics.
 
     Examples:
@@ -184,7 +200,7 @@ class Networks:
     """
 
     encoder: PromptEncoder | None
-    actor: DiffusionActor
+    actor: DiffusionActor | DeterministicActor | GaussianActor
     qvalues: list[TensorDictModule]
 
 
@@ -242,28 +258,36 @@ def make_networks(
     conditioner: ObservationConditioner
     base = None
     if config.retrieves:
-        play = config.context_parts["play"] if config.around_prompt else None
+        is_around = config.around_prompt and config.actor == "diffusion"
+        play = config.context_parts["play"] if is_around else None
         conditioner = GatedConditioner(copy.deepcopy(features), _width(known), play)
         if play is not None:
             base = slice(condition_dim, condition_dim + config.action_dim)
             condition_dim = base.stop
     else:
         conditioner = ObservationConditioner(copy.deepcopy(features))
-    actor = DiffusionActor(
-        config.action_dim,
-        condition_dim,
-        conditioner=conditioner,
-        base=base,
-        movement=_width(config.context_parts["way"]),
-        least_share=config.least_share,
-        hidden=config.hidden,
-        activation=config.activation,
-        num_steps=config.diffusion_steps,
-        schedule=config.schedule,
-        prediction=config.prediction,
-        in_keys=in_keys,
-        spec=Bounded(-1.0, 1.0, (config.action_dim,)),
-    )
+    spec = Bounded(-1.0, 1.0, (config.action_dim,))
+    common: dict[str, Any] = {
+        "hidden": config.hidden, "activation": config.activation, "in_keys": in_keys, "spec": spec
+    }  # fmt: skip
+    actor: DiffusionActor | DeterministicActor | GaussianActor
+    if config.actor == "diffusion":
+        actor = DiffusionActor(
+            config.action_dim,
+            condition_dim,
+            conditioner=conditioner,
+            base=base,
+            movement=_width(config.context_parts["way"]),
+            least_share=config.least_share,
+            num_steps=config.diffusion_steps,
+            schedule=config.schedule,
+            prediction=config.prediction,
+            **common,
+        )
+    else:
+        actor = make_direct_actor(
+            config.actor, config.action_dim, conditioner, condition_dim, **common
+        )
     # The critics of an actor that retrieves read what it does: a gate that is shut for the one and
     # open for the other would let them judge by what it can not know.
     qvalues = make_qvalue_networks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections import defaultdict, deque
@@ -76,11 +77,12 @@ class ReplaySource:
 class OfflineOptimizationStepper(OptimizationStepper):
     """One Adam over actor, critics and prompt encoder, with gradients clipped per network.
 
-    The losses are ``loss_actor`` and ``loss_qvalue``; they are summed and differentiated once, so
-    that the shared prompt encoder is run forwards and backwards once.
+    All entries of the loss's output that begin with ``loss_`` are summed and differentiated once,
+    so that the shared prompt encoder is run forwards and backwards once.
 
     Args:
-        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`.
+        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`, or another loss whose parts
+            do not reach each other's networks.
         learning_rate: of Adam.
         total_updates: over which the learning rate falls to zero along a half cosine; ``None``
             keeps it constant.
@@ -137,7 +139,8 @@ class OfflineOptimizationStepper(OptimizationStepper):
         """Update all networks once and return detached scalars."""
         guard = trainer.guard if isinstance(trainer, OfflineTrainer) else None
         losses = trainer.compute_loss(sub_batch)
-        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
+        terms = [loss for name, loss in losses.items() if name.startswith("loss_")]
+        functools.reduce(torch.add, terms).backward()
         result = losses.detach()
         for name, parameters in self.groups.items():
             # Also measures the norm where nothing is clipped.
@@ -344,7 +347,8 @@ class OfflineTrainer(Trainer):
             return None
         scalars = {f"train/{key}": value for key, value in self._means.take().items()}
         if self.progress_bar:
-            self._pbar_str.update({"bc": scalars["train/bc"], "q": scalars["train/q_value"]})
+            shown = {"bc": "train/bc", "q": "train/q_value"}
+            self._pbar_str.update({k: scalars[v] for k, v in shown.items() if v in scalars})
         return scalars
 
 

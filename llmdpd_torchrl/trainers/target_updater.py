@@ -53,7 +53,8 @@ class TargetUpdater(TargetNetUpdater):
     Args:
         loss_module (LossModule): a loss with target parameters.
         schedules (mapping, optional): from network name to :class:`UpdateSchedule` or a tuple
-            ``(tau, period, start)``. Defaults to :data:`TARGET_SCHEDULES`.
+            ``(tau, period, start)``. Defaults to :data:`TARGET_SCHEDULES`; empty for a loss without
+            targets.
 
     Raises:
         ConfigError: if a target network has no schedule, a schedule no target network, or a number
@@ -75,8 +76,9 @@ class TargetUpdater(TargetNetUpdater):
         loss_module: LossModule,
         schedules: Mapping[str, UpdateSchedule | tuple[float, int, int]] | None = None,
     ) -> None:
-        given = TARGET_SCHEDULES if schedules is None else schedules
-        self.schedules = {name: UpdateSchedule(*schedule) for name, schedule in given.items()}
+        if schedules is None:
+            schedules = TARGET_SCHEDULES if _has_targets(loss_module) else {}
+        self.schedules = {name: UpdateSchedule(*schedule) for name, schedule in schedules.items()}
         for name, (tau, period, start) in self.schedules.items():
             if not 0 < tau <= 1 or period < 1 or start < 0:
                 raise ConfigError(
@@ -84,7 +86,12 @@ class TargetUpdater(TargetNetUpdater):
                     f"start not negative, got {tau}, {period}, {start}"
                 )
         self.counter = 0
-        super().__init__(loss_module)
+        if _has_targets(loss_module):
+            super().__init__(loss_module)
+            return
+        self.loss_module = loss_module  # TorchRL's constructor refuses it
+        self._target_names: list[str] = []
+        self.init_()
 
     def init_(self) -> None:
         """Check that every target network has a schedule; called by the constructor."""
@@ -124,3 +131,10 @@ class TargetUpdater(TargetNetUpdater):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedules}, counter={self.counter})"
+
+
+def _has_targets(loss_module: LossModule) -> bool:
+    return any(
+        name.startswith("target_") and name.endswith("_params")
+        for name, _ in loss_module.named_children()
+    )

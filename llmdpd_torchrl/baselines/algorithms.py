@@ -1,0 +1,131 @@
+"""What can be trained by name: this library's method and those that it is compared with.
+
+Each is a loss, the kinds of actor that it can train, and how its targets follow. Networks, data,
+trainer and evaluation are the same for all, and so are the optimizer and the number of updates.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tensordict.nn import TensorDictModule
+from torchrl.objectives import LossModule
+
+from llmdpd_torchrl.baselines.behaviour_cloning import BehaviourCloning
+from llmdpd_torchrl.baselines.cql import CQL
+from llmdpd_torchrl.baselines.iql import IQL
+from llmdpd_torchrl.baselines.td3_bc import TD3BC
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.modules.networks import NetworkConfig, Networks
+from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
+from llmdpd_torchrl.trainers.target_updater import TARGET_SCHEDULES, UpdateSchedule
+
+__all__ = ["ALGORITHMS", "Algorithm", "get_algorithm"]
+
+
+class Algorithm(NamedTuple):
+    """How a policy is trained.
+
+    Attributes:
+        loss: its class; what its constructor takes by keyword are the algorithm's settings.
+        actors: the kinds of :class:`~llmdpd_torchrl.modules.NetworkConfig` that it can train.
+        schedules: of the target networks, by name.
+        reads_prompts: whether a prompt may be a part of what it is told.
+        has_critics: whether it learns values; if not, rewards and discount are nothing to it.
+
+    Examples:
+        >>> ALGORITHMS["td3_bc"].actors, sorted(ALGORITHMS["td3_bc"].settings)[:2]
+        (('deterministic',), ['actor_every', 'alpha'])
+    """
+
+    loss: type[LossModule]
+    actors: tuple[str, ...]
+    schedules: Mapping[str, UpdateSchedule]
+    reads_prompts: bool = False
+    has_critics: bool = True
+
+    @property
+    def settings(self) -> set[str]:
+        """Names of the loss's own settings."""
+        found: set[str] = set()
+        for kind in self.loss.__mro__:
+            parameters = inspect.signature(kind).parameters.values()
+            found |= {item.name for item in parameters if item.kind is item.KEYWORD_ONLY}
+            if all(item.kind is not item.VAR_KEYWORD for item in parameters):
+                break  # else it hands the rest on to the next
+        return found
+
+    def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
+        """Check, before any work is done, that networks and settings are such as it can use.
+
+        Args:
+            name: of the algorithm, for messages.
+            config: of the networks.
+            settings: of the loss, with ``gamma`` and ``reward_scale``.
+
+        Raises:
+            ConfigError: naming what is wrong.
+        """
+        if config.actor not in self.actors:
+            raise ConfigError(
+                f"network.actor is {config.actor!r}: algorithm={name} trains "
+                f"{' or '.join(self.actors)}"
+            )
+        if config.prompt != "none" and not self.reads_prompts:
+            raise ConfigError(
+                f"prompt is {config.prompt!r}: algorithm={name} has none, prompt=none"
+            )
+        common = {"gamma", "reward_scale"}
+        unknown = sorted(set(settings) - self.settings - common)
+        if unknown:
+            raise ConfigError(
+                f"loss: algorithm={name} has no setting {unknown[0]!r}, but "
+                f"{', '.join(sorted(self.settings | common))}"
+            )
+
+    def make_loss(
+        self,
+        networks: Networks,
+        prompt_network: TensorDictModule | None,
+        *,
+        gamma: float,
+        **settings: Any,
+    ) -> LossModule:
+        """The loss of networks, with its value estimator where there are critics."""
+        parts: list[Any] = [prompt_network] if self.reads_prompts else []
+        parts.append(networks.actor)
+        if self.has_critics:
+            parts.append(networks.qvalues)
+        loss = self.loss(*parts, **settings)
+        if self.has_critics:
+            loss.make_value_estimator(gamma=gamma)
+        return loss
+
+
+_CRITICS = {"qvalue_network": TARGET_SCHEDULES["qvalue_network"]}
+_TD3 = {**_CRITICS, "actor_network": UpdateSchedule(0.005, period=2)}
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "llmdpd": Algorithm(LLMDPDLoss, ("diffusion",), TARGET_SCHEDULES, reads_prompts=True),
+    "diffusion_ql": Algorithm(DiffusionQLLoss, ("diffusion",), TARGET_SCHEDULES),
+    "bc": Algorithm(BehaviourCloning, ("deterministic",), {}, reads_prompts=True,
+                    has_critics=False),
+    "td3_bc": Algorithm(TD3BC, ("deterministic",), _TD3),
+    "iql": Algorithm(IQL, ("gaussian",), _CRITICS),
+    "cql": Algorithm(CQL, ("tanh_gaussian",), _CRITICS),
+}  # fmt: skip
+"""By name, as in ``configs/algorithm/``."""
+
+
+def get_algorithm(name: str) -> Algorithm:
+    """Look up one of :data:`ALGORITHMS`.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    try:
+        return ALGORITHMS[name]
+    except (KeyError, TypeError):
+        raise ConfigError(f"algorithm is {name!r}: use one of {', '.join(ALGORITHMS)}") from None
