@@ -68,7 +68,10 @@ class PlanConditioner(nn.Module):
 
 
 class _Prepared(NamedTuple):
-    """What a plan is denoised under at one step: ``returns`` with and without the return."""
+    """What plans are denoised under at one step.
+
+    If they are guided, twice as many rows: all with the return, then all without.
+    """
 
     memory: list[KeysValues]
     mask: Tensor
@@ -153,6 +156,11 @@ class PlanDenoiser(nn.Module):
                 f"{self.condition_dim}: give it PlanConditioner's"
             )
         memory, mask, returns = self._read(condition.reshape(-1, self.condition_dim))
+        if self.guidance != 1.0:  # with the return, and without: one pass for both
+            memory = [(keys.repeat(2, 1, 1, 1), values.repeat(2, 1, 1, 1))
+                      for keys, values in memory]  # fmt: skip
+            mask = mask.repeat(2, 1)
+            returns = torch.cat([returns, self.no_return.expand_as(returns)])
         steps = torch.tensor(path, device=condition.device).to(condition.dtype)
         times = self.embed_time(steps.unsqueeze(-1))
         return [_Prepared(memory, mask, returns, time) for time in times]
@@ -193,27 +201,23 @@ class PlanDenoiser(nn.Module):
     def _guided(self, noisy: Tensor, prepared: _Prepared) -> Tensor:
         memory, mask, returns, time = prepared
         rows = noisy.reshape(-1, noisy.shape[-1])
-        passes = [returns]
-        if self.guidance != 1.0:
-            passes.append(self.no_return.expand_as(returns))
-        # Draws of one condition lie in front of it, and so do the two passes.
-        copies = len(rows) // len(returns)
-        repeat = len(passes) * copies
-
-        def repeated(value: Tensor) -> Tensor:
-            return value.repeat(repeat, *[1] * (value.ndim - 1)) if repeat > 1 else value
-
-        output = self._denoise(
-            rows.repeat(len(passes), 1),
-            [(repeated(keys), repeated(values)) for keys, values in memory],
-            repeated(mask),
-            torch.cat([value.repeat(copies, 1) for value in passes]),
-            time,
-        )
-        if len(passes) == 2:
+        passes = 1 if self.guidance == 1.0 else 2
+        copies = passes * len(rows) // len(returns)
+        if copies > 1:  # several draws of one condition: they lie in front of it
+            memory = [(_draws(keys, passes, copies), _draws(values, passes, copies))
+                      for keys, values in memory]  # fmt: skip
+            mask, returns = _draws(mask, passes, copies), _draws(returns, passes, copies)
+        output = self._denoise(rows.repeat(passes, 1), memory, mask, returns, time)
+        if passes == 2:
             told, untold = output.chunk(2)
             output = untold + self.guidance * (told - untold)
         return output.reshape(noisy.shape)
+
+
+def _draws(value: Tensor, passes: int, copies: int) -> Tensor:
+    """Each pass's rows ``[passes B, ...]`` so many times: ``[passes copies B, ...]``."""
+    rows = value.unflatten(0, (passes, 1, -1))
+    return rows.expand(passes, copies, *rows.shape[2:]).flatten(0, 2)
 
 
 class PlanDiffusionActor(SafeModule):
