@@ -79,7 +79,7 @@ class Algorithm(NamedTuple):
             )
         if config.prompt != "none" and not self.reads_prompts:
             raise ConfigError(
-                f"prompt is {config.prompt!r}: algorithm={name} has none, prompt=none"
+                f"prompt is {config.prompt!r}: algorithm={name} reads none, use prompt=none"
             )
         common = {"gamma", "reward_scale"}
         unknown = sorted(set(settings) - self.settings - common)

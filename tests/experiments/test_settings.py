@@ -5,8 +5,7 @@ from omegaconf import OmegaConf
 
 from llmdpd_torchrl.envs import Dynamics
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.experiments.settings import check_loss, check_whole_numbers, plain, read
-from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.experiments.settings import check_whole_numbers, plain, read
 
 
 def test_a_group_becomes_its_dataclass():
@@ -42,9 +41,3 @@ def test_zero_where_it_may_be():
     check_whole_numbers(cfg, ["a"], least=0)
     with pytest.raises(ConfigError, match=r"b is -1: .* of at least 0$"):
         check_whole_numbers(cfg, ["b"], least=0)
-
-
-def test_what_a_loss_does_not_know():
-    check_loss(OmegaConf.create({"lmbda": 0.1, "gamma": 0.99, "reward_scale": 1.0}), LLMDPDLoss)
-    with pytest.raises(ConfigError, match="no setting 'lambda'; see LLMDPDLoss"):
-        check_loss(OmegaConf.create({"lambda": 0.1}), LLMDPDLoss)

@@ -138,3 +138,14 @@ def test_building_it_silences_the_losses_warning(recwarn):
 def test_mistakes_are_named(schedules, message):
     with pytest.raises(ConfigError, match=message):
         TargetUpdater(make_loss(), schedules)
+
+
+def test_a_loss_without_targets_needs_none():
+    from torchrl.objectives import BCLoss
+
+    loss = BCLoss(DiffusionActor(2, 3, in_keys=["observation"], hidden=(8,)))
+    updater = TargetUpdater(loss)
+    updater.step()
+    assert (updater.schedules, updater.counter) == ({}, 1)
+    with pytest.raises(ConfigError, match="give each one schedule"):
+        TargetUpdater(loss, {"actor_network": UpdateSchedule(0.1)})
