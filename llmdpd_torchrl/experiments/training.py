@@ -135,9 +135,6 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
     prompt_network = policy.prompt_network(run.text_table, run.training_bank)
     loss = algorithm.make_loss(networks, prompt_network, **settings)
-    # Evaluations act with these modules while the loss trains copies that share their parameters:
-    # dropout is for the latter.
-    policy.actor.eval()
     logger = make_logger(
         directory=run.output,
         name=cfg.name,

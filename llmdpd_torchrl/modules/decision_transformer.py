@@ -136,6 +136,9 @@ class PromptDecisionTransformer(DecisionTransformer):
 class DecisionTransformerActor(SafeModule):
     """A :class:`PromptDecisionTransformer` that takes the action of the history's last step.
 
+    Acting is without dropout, in whichever mode the module is: only :meth:`actions`, which losses
+    call, has it in training.
+
     It reads what :class:`~llmdpd_torchrl.transforms.HistoryTransform` and
     :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``"tensor"`` write.
 
@@ -191,11 +194,16 @@ class DecisionTransformerActor(SafeModule):
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
         """Write the action. Nothing is drawn: ``generator`` is there for callers of any policy."""
-        actions = self.actions(tensordict)
+        trains = self.training
+        self.eval()  # evaluations during a training act with the modules that are being trained
+        try:
+            actions = self.actions(tensordict)
+        finally:
+            self.train(trains)
         return tensordict.set(self.out_keys[0], actions[..., -1, :])
 
     def actions(self, tensordict: TensorDictBase) -> Tensor:
-        """The action at every step of the history, [*, H, A]."""
+        """The action at every step of the history, [*, H, A]; with dropout while training."""
         return self.module(*(tensordict.get(key) for key in self.in_keys))
 
 

@@ -134,8 +134,8 @@ class HistoryTransform(Transform):
                 value = value.bool()
             if key[-1] in present:
                 value.select(len(shape), -1).copy_(present[key[-1]])
-            previous = None if reset is None or tensordict is None else tensordict.get(key, None)
-            if previous is not None:
+            previous = None if tensordict is None else tensordict.get(key, None)
+            if previous is not None and reset is not None:
                 # A partial reset: the other environments are still in their episode.
                 value = torch.where(expand_as_right(reset.squeeze(-1), value), value, previous)
             tensordict_reset.set(key, value)

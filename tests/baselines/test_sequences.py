@@ -157,6 +157,15 @@ def test_every_step_of_the_history_is_learnt():
         assert (loss(changed)["loss_actor"] > loss(data)["loss_actor"] + 10).all(), place
 
 
+def test_dropout_is_on_in_training():
+    torch.manual_seed(0)
+    features = ObservationFeatures({"state": (0, OBS)}, keep=["state"])
+    config = SequenceConfig(history=H, width=16, layers=1, dropout=0.2)
+    loss = PromptDT(make_sequence_actor("decision_transformer", features, A, L, config))
+    data = batch()
+    assert not torch.equal(loss(data)["bc"], loss(data)["bc"])
+
+
 def test_the_return_is_hidden_now_and_then():
     torch.manual_seed(0)
     _, loss = make("mtdiff", return_dropout=0.5)
