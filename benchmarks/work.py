@@ -280,7 +280,10 @@ def _timed_training(found: Run) -> float | None:
         if spent is not None and (found.output / "training").exists():
             write_json(note, {"seconds": spent + time.monotonic() - begun})
         raise
-    return None if spent is None or not found.trained else round(spent + found.seconds["train"], 1)
+    if not found.trained:  # the example has done it
+        times = found.output / "timings.json"
+        return json.loads(times.read_text())["stage_seconds"]["train"] if times.exists() else None
+    return None if spent is None else round(spent + found.seconds["train"], 1)
 
 
 def _parameters(found: Run) -> int:

@@ -6,6 +6,8 @@ from llmdpd_torchrl.baselines.algorithms import ALGORITHMS, Algorithm, get_algor
 from llmdpd_torchrl.baselines.behaviour_cloning import BehaviourCloning
 from llmdpd_torchrl.baselines.cql import CQL
 from llmdpd_torchrl.baselines.iql import IQL
+from llmdpd_torchrl.baselines.mtdiff import MTDiff
+from llmdpd_torchrl.baselines.prompt_dt import PromptDT
 from llmdpd_torchrl.baselines.retrieve_and_play import RetrieveAndPlay, retrieve_and_play_policy
 from llmdpd_torchrl.baselines.td3_bc import TD3BC
 
@@ -16,6 +18,8 @@ __all__ = [
     "TD3BC",
     "Algorithm",
     "BehaviourCloning",
+    "MTDiff",
+    "PromptDT",
     "RetrieveAndPlay",
     "get_algorithm",
     "retrieve_and_play_policy",

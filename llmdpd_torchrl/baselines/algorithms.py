@@ -17,6 +17,8 @@ from torchrl.objectives import LossModule
 from llmdpd_torchrl.baselines.behaviour_cloning import BehaviourCloning
 from llmdpd_torchrl.baselines.cql import CQL
 from llmdpd_torchrl.baselines.iql import IQL
+from llmdpd_torchrl.baselines.mtdiff import MTDiff
+from llmdpd_torchrl.baselines.prompt_dt import PromptDT
 from llmdpd_torchrl.baselines.td3_bc import TD3BC
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks
@@ -35,6 +37,7 @@ class Algorithm(NamedTuple):
         schedules: of the target networks, by name.
         reads_prompts: whether a prompt may be a part of what it is told.
         has_critics: whether it learns values; if not, rewards and discount are nothing to it.
+        has_encoder: whether prompts reach it through a prompt encoder, which it then trains.
 
     Examples:
         >>> ALGORITHMS["td3_bc"].actors, sorted(ALGORITHMS["td3_bc"].settings)[:2]
@@ -46,6 +49,7 @@ class Algorithm(NamedTuple):
     schedules: Mapping[str, UpdateSchedule]
     reads_prompts: bool = False
     has_critics: bool = True
+    has_encoder: bool = True
 
     @property
     def settings(self) -> dict[str, set[str]]:
@@ -100,7 +104,7 @@ class Algorithm(NamedTuple):
         **settings: Any,
     ) -> LossModule:
         """The loss of networks, with its value estimator where there are critics."""
-        parts: list[Any] = [prompt_network] if self.reads_prompts else []
+        parts: list[Any] = [prompt_network] if self.reads_prompts and self.has_encoder else []
         parts.append(networks.actor)
         if self.has_critics:
             parts.append(networks.qvalues)
@@ -142,6 +146,10 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "td3_bc": Algorithm(TD3BC, ("deterministic",), _TD3),
     "iql": Algorithm(IQL, ("gaussian",), _CRITICS),
     "cql": Algorithm(CQL, ("tanh_gaussian",), _CRITICS),
+    "prompt_dt": Algorithm(PromptDT, ("decision_transformer",), {}, reads_prompts=True,
+                           has_critics=False, has_encoder=False),
+    "mtdiff": Algorithm(MTDiff, ("plan_diffusion",), {}, reads_prompts=True, has_critics=False,
+                        has_encoder=False),
 }  # fmt: skip
 """By name, as in ``configs/algorithm/``."""
 

@@ -18,7 +18,7 @@ from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.files import file_sha256
 from llmdpd_torchrl.memory import check_memory
 
-__all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "row_blocks"]
+__all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "returns_to_go", "row_blocks"]
 
 _Dataset = TypeVar("_Dataset", bound="TrajectoryDataset")
 
@@ -232,6 +232,23 @@ def _check_fits(folder: Path, files: Sequence[Path]) -> None:
     """Whether the tasks' files fit into memory, twice: they are read, then put together."""
     size = sum(file.stat().st_size for file in files if file.is_file())
     check_memory(2 * size, f"{folder} ({len(files)} tasks)")
+
+
+def returns_to_go(reward: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The rewards from each step to the end of its episode, undiscounted: ``[N, 1]`` float32.
+
+    Args:
+        reward: ``[N, 1]``, episode after episode.
+        lengths: rows of each episode, ``[E]``.
+
+    Examples:
+        >>> returns_to_go(torch.ones(5, 1), torch.tensor([2, 3])).squeeze(-1).tolist()
+        [2.0, 1.0, 3.0, 2.0, 1.0]
+    """
+    # A sum over all rows so far, in float64: at a million rows float32 would lose the rewards.
+    so_far = reward.squeeze(-1).to(torch.float64).cumsum(0)
+    at_end = so_far[lengths.cumsum(0) - 1].repeat_interleave(lengths)
+    return (at_end - so_far + reward.squeeze(-1)).to(torch.float32).unsqueeze(-1)
 
 
 def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> TensorDict:

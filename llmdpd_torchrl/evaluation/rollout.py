@@ -113,9 +113,8 @@ class EvaluationSettings:
                 return policy.actor(rows.copy(), generator=generator)["action"]
 
         gate = states.get(("prompt", "observation_gate"), None)
-        is_diffusion = policy.config.actor == "diffusion"
-        if self.stochastic is not None or gate is None or not is_diffusion:
-            draws = is_diffusion if self.stochastic is None else self.stochastic
+        if self.stochastic is not None or gate is None or not policy.config.diffuses:
+            draws = policy.config.diffuses if self.stochastic is None else self.stochastic
             return under(ExplorationType.RANDOM if draws else ExplorationType.DETERMINISTIC, states)
         is_shut = (gate == 0).squeeze(-1)
         if is_shut.all():

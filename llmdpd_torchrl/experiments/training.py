@@ -132,6 +132,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         prompts_per_task=cfg.trajectory_prompt.per_task,
         open_probability=cfg.trajectory_prompt.open_probability,
         augment=cfg.trajectory_prompt.augment,
+        dataset=run.dataset,
     )
     transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
     prompt_network = policy.prompt_network(run.text_table, run.training_bank)

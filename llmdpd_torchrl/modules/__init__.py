@@ -5,11 +5,16 @@ from __future__ import annotations
 from llmdpd_torchrl.modules.activations import ACTIVATIONS, Mish, make_activation, mish
 from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
+from llmdpd_torchrl.modules.decision_transformer import (
+    DecisionTransformerActor,
+    PromptDecisionTransformer,
+)
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.direct import DeterministicActor, DirectNetwork, GaussianActor
 from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.plan_diffusion import PlanConditioner, PlanDenoiser, PlanDiffusionActor
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
@@ -22,6 +27,7 @@ from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
 from llmdpd_torchrl.modules.selection import SELECTIONS, QSelectedActor
+from llmdpd_torchrl.modules.sequence import SEQUENCE_ACTORS, SequenceConfig, make_sequence_actor
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,6 +35,8 @@ __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "SELECTIONS",
+    "SEQUENCE_ACTORS",
+    "DecisionTransformerActor",
     "DeterministicActor",
     "DiffusionActor",
     "DiffusionModule",
@@ -42,6 +50,10 @@ __all__ = [
     "NoiseSchedule",
     "ObservationConditioner",
     "ObservationFeatures",
+    "PlanConditioner",
+    "PlanDenoiser",
+    "PlanDiffusionActor",
+    "PromptDecisionTransformer",
     "PromptEncoder",
     "PromptNetwork",
     "PromptedPolicy",
@@ -50,6 +62,7 @@ __all__ = [
     "ResidualDenoiser",
     "ReverseStep",
     "Sampler",
+    "SequenceConfig",
     "SinusoidalTimeEmbedding",
     "TextHead",
     "TrajectoryEncoder",
@@ -57,5 +70,6 @@ __all__ = [
     "make_mlp",
     "make_networks",
     "make_qvalue_networks",
+    "make_sequence_actor",
     "mish",
 ]

@@ -39,7 +39,7 @@ def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
         "reads": f"{config.observation_dim} observation entries and {prompts[config.prompt]}",
         "writes": f"{config.action_dim} action entries in [-1, 1]",
         "actor": config.actor,
-        "denoising steps": config.diffusion_steps if config.actor == "diffusion" else None,
+        "denoising steps": config.diffusion_steps if config.diffuses else None,
         "text encoder": info.get("text_encoder"),
         "trained tasks": ", ".join(map(str, info.get("trained_tasks", ()))),
         "updates": info.get("updates"),

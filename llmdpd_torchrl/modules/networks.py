@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -16,6 +16,7 @@ from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.actor import DiffusionActor
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
+from llmdpd_torchrl.modules.decision_transformer import DecisionTransformerActor
 from llmdpd_torchrl.modules.direct import (
     DIRECT_ACTORS,
     DeterministicActor,
@@ -27,22 +28,30 @@ from llmdpd_torchrl.modules.observation import (
     ObservationConditioner,
     ObservationFeatures,
 )
+from llmdpd_torchrl.modules.plan_diffusion import PlanDiffusionActor
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
+from llmdpd_torchrl.modules.sequence import SEQUENCE_ACTORS, SequenceConfig, make_sequence_actor
 from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
 __all__ = ["ACTORS", "CONDITIONINGS", "PROMPTS", "NetworkConfig", "Networks", "make_networks"]
 
-ACTORS = ("diffusion", *DIRECT_ACTORS)
+Actor: TypeAlias = (
+    DiffusionActor | DeterministicActor | GaussianActor | DecisionTransformerActor
+    | PlanDiffusionActor
+)  # fmt: skip
+
+ACTORS = ("diffusion", *DIRECT_ACTORS, *SEQUENCE_ACTORS)
 """What the policy is: the method's diffusion, or one of those that it is compared with."""
 
 PROMPTS = ("both", "text", "trajectory", "none")
 """Which prompts a policy is conditioned on; all but the first are ablations."""
 
-CONDITIONINGS = ("retrieved", "pooled")
+CONDITIONINGS = ("retrieved", "pooled", "sequence")
 """How a trajectory prompt reaches the actor: ``retrieved``, step by step as a function of the
 observation, which it sees itself only where the gate is open; or ``pooled``, the paper's, through a
-transformer as a part of the prompt embedding z beside the observation."""
+transformer as a part of the prompt embedding z beside the observation; or ``sequence``, all its
+steps before the last ones of the episode, for the actors that read sequences."""
 
 
 @dataclass
@@ -85,9 +94,12 @@ class NetworkConfig:
         text_dropout: how often training leaves the text prompt out, in [0, 1). Above 0, the policy
             can be used without.
         trajectory_dropout: likewise for the trajectory prompt.
+        sequence: sizes of an actor that reads sequences, which has nothing of encoder, hidden
+            layers or critics, see :class:`~llmdpd_torchrl.modules.SequenceConfig`.
 
     Raises:
-        ConfigError: on an unknown name or a width below 1.
+        ConfigError: on an unknown name, a width below 1, or an actor that does not fit how it is
+            conditioned and on what.
 
     Examples:
         >>> NetworkConfig(prompt="text").retrieves, NetworkConfig().observation_dim
@@ -124,10 +136,13 @@ class NetworkConfig:
     critic_hidden: Sequence[int] | None = None
     text_dropout: float = 0.0
     trajectory_dropout: float = 0.0
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.frame, Mapping):  # as JSON and YAML have it
             self.frame = FrameSpec(**self.frame)
+        if isinstance(self.sequence, Mapping):
+            self.sequence = SequenceConfig(**self.sequence)
         if self.prompt not in PROMPTS:
             raise ConfigError(f"unknown prompt {self.prompt!r}: use one of {', '.join(PROMPTS)}")
         if self.actor not in ACTORS:
@@ -138,6 +153,17 @@ class NetworkConfig:
             raise ConfigError(
                 f"unknown network.conditioning {self.conditioning!r}: use one of "
                 f"{', '.join(CONDITIONINGS)}"
+            )
+        if self.reads_sequences != (self.actor in SEQUENCE_ACTORS):
+            raise ConfigError(
+                f"network.actor is {self.actor!r} and network.conditioning {self.conditioning!r}: "
+                f"sequence is for {' and '.join(SEQUENCE_ACTORS)}, and they need it"
+            )
+        if self.reads_sequences and (self.prompt != "trajectory" or self.trajectory_dropout):
+            raise ConfigError(
+                f"prompt is {self.prompt!r} and network.trajectory_dropout "
+                f"{self.trajectory_dropout}: network.actor={self.actor} reads prompt=trajectory, "
+                "and always"
             )
         for name in ("action_dim", "text_dim", "trajectory_length", "diffusion_steps", "critics"):
             if getattr(self, name) < 1:
@@ -180,6 +206,16 @@ class NetworkConfig:
         return self.conditioning == "retrieved" and self.uses_trajectory
 
     @property
+    def reads_sequences(self) -> bool:
+        """Whether the actor reads the steps of prompt and episode one by one."""
+        return self.conditioning == "sequence"
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether the actor is a diffusion, which acts by drawing."""
+        return self.actor in ("diffusion", "plan_diffusion")
+
+    @property
     def uses_text(self) -> bool:
         """Whether the text prompt is read."""
         return self.prompt in ("both", "text")
@@ -196,9 +232,9 @@ class Networks:
 
     Attributes:
         encoder: the trainable prompt encoder; ``None`` if there is nothing to encode: without
-            prompts, and with a retrieved trajectory alone.
+            prompts, and with a trajectory alone that is retrieved or read as a sequence.
         actor: the policy.
-        qvalues: the critics.
+        qvalues: the critics; none where the actor reads sequences.
 
     Examples:
         >>> networks = make_networks(NetworkConfig(prompt="none", hidden=[8]))
@@ -207,7 +243,7 @@ class Networks:
     """
 
     encoder: PromptEncoder | None
-    actor: DiffusionActor | DeterministicActor | GaussianActor
+    actor: Actor
     qvalues: list[TensorDictModule]
 
 
@@ -250,6 +286,18 @@ def make_networks(
                 f"observation_fields {config.observation_dim}: use the dataset's layout"
             )
         features.fit(observations)
+    if config.reads_sequences:
+        actor: Actor = make_sequence_actor(
+            config.actor,
+            features,
+            config.action_dim,
+            config.trajectory_length,
+            config.sequence,
+            num_steps=config.diffusion_steps,
+            schedule=config.schedule,
+            prediction=config.prediction,
+        )
+        return Networks(None, actor, [])
     encoder = _make_encoder(config, features, text_embeddings)
     embedding_dim = 0 if encoder is None else encoder.embedding_dim
     known = config.context_parts["known"] if config.retrieves else slice(0, 0)
@@ -277,7 +325,6 @@ def make_networks(
     common: dict[str, Any] = {
         "hidden": config.hidden, "activation": config.activation, "in_keys": in_keys, "spec": spec
     }  # fmt: skip
-    actor: DiffusionActor | DeterministicActor | GaussianActor
     if config.actor == "diffusion":
         actor = DiffusionActor(
             config.action_dim,

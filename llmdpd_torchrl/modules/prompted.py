@@ -42,7 +42,7 @@ class PromptedPolicy(TensorDictModuleBase):
 
     Raises:
         ConfigError: if a prompt is missing that the policy can not do without, or one is given that
-            it does not read.
+            it does not read; or if the policy reads sequences.
         PromptError: if a demonstration lacks an entry or has another width than the training's.
 
     Examples:
@@ -66,6 +66,11 @@ class PromptedPolicy(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         config = policy.config
+        if config.reads_sequences:
+            raise ConfigError(
+                "this policy reads the episode's last steps, which a plain observation does not "
+                "hold: use environment_transforms() with the environment"
+            )
         if isinstance(trajectories, TensorDictBase):
             trajectories = [trajectories]
         if text is not None and not config.uses_text:

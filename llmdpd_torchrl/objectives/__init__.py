@@ -12,6 +12,7 @@ from llmdpd_torchrl.objectives.llmdpd import (
     LLMDPDLoss,
 )
 from llmdpd_torchrl.objectives.process import DiffusionProcess, diffusion_process
+from llmdpd_torchrl.objectives.sequence import SequenceLoss
 
 __all__ = [
     "GUIDANCE_MODES",
@@ -21,6 +22,7 @@ __all__ = [
     "DiffusionQLLoss",
     "LLMDPDLoss",
     "PromptedActorCriticLoss",
+    "SequenceLoss",
     "alignment_loss",
     "diffusion_process",
 ]

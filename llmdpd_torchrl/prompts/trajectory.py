@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
 from llmdpd_torchrl.errors import PromptError
 
 __all__ = ["TrajectoryPromptBank", "cut_trajectory"]
@@ -22,16 +22,20 @@ def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
         length: L. A shorter trajectory is padded with zeros, and ``mask`` says where.
 
     Returns:
-        TensorDict ``[L]`` with ``observation`` [L, O], ``action`` [L, A], ``reward`` [L, 1] and
-        ``mask`` [L] (bool, true where there is a step).
+        TensorDict ``[L]`` with ``observation`` [L, O], ``action`` [L, A], ``reward`` [L, 1],
+        ``return_to_go`` [L, 1] (the rewards of the whole trajectory from that step on) and ``mask``
+        [L] (bool, true where there is a step).
     """
     steps = len(trajectory)
+    reward = trajectory["next", "reward"]
+    to_go = returns_to_go(reward, torch.tensor([steps], device=reward.device))
     chosen = torch.linspace(0, steps - 1, min(length, steps)).round().long()
     cut = TensorDict(
         {
             "observation": trajectory["observation"][chosen],
             "action": trajectory["action"][chosen],
-            "reward": trajectory["next", "reward"][chosen],
+            "reward": reward[chosen],
+            "return_to_go": to_go[chosen],
             "mask": torch.ones(len(chosen), dtype=torch.bool),
         },
         batch_size=[len(chosen)],
@@ -95,6 +99,7 @@ class TrajectoryPromptBank:
             "observation": torch.zeros(1, length, observation_dim),
             "action": torch.zeros(1, length, action_dim),
             "reward": torch.zeros(1, length, 1),
+            "return_to_go": torch.zeros(1, length, 1),
             "mask": mask,
         }
         nobody = torch.tensor([-1])

@@ -5,12 +5,14 @@ from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.gate import ObservationGateTransform
+from llmdpd_torchrl.transforms.history import HistoryTransform
 from llmdpd_torchrl.transforms.text import TextPromptTransform
 from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
 
 __all__ = [
     "AbsentPromptTransform",
     "ContextAugmentation",
+    "HistoryTransform",
     "ObservationGateTransform",
     "PromptContextTransform",
     "PromptEmbeddingTransform",

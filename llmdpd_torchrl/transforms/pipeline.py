@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torchrl.envs.transforms import Transform
 
+from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
@@ -14,6 +15,7 @@ from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.context import PromptContextTransform
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.gate import ObservationGateTransform
+from llmdpd_torchrl.transforms.history import HistoryTransform
 from llmdpd_torchrl.transforms.text import TextPromptTransform
 from llmdpd_torchrl.transforms.trajectory import TrajectoryPromptTransform
 
@@ -28,6 +30,7 @@ def training_transforms(
     prompts_per_task: int = 2,
     open_probability: float = 0.5,
     augment: bool = True,
+    dataset: TrajectoryDataset | None = None,
 ) -> list[Transform]:
     """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
 
@@ -38,6 +41,7 @@ def training_transforms(
         prompts_per_task: see :class:`TrajectoryPromptTransform`.
         open_probability: see :class:`ObservationGateTransform`.
         augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
+        dataset: that the replay buffer holds; read where the actor reads sequences.
     """
     transforms = _transforms(
         policy,
@@ -45,6 +49,7 @@ def training_transforms(
         bank,
         prompts_per_task=prompts_per_task,
         open_probability=open_probability,
+        dataset=dataset,
     )
     contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
     return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
@@ -81,6 +86,7 @@ def _transforms(
     prompts_per_task: int = 2,
     open_probability: float = 0.5,
     choice: str = "first",
+    dataset: TrajectoryDataset | None = None,
 ) -> list[Transform]:
     config = policy.config
     transforms: list[Transform] = []
@@ -97,10 +103,22 @@ def _transforms(
             if bank is None
             else TrajectoryPromptTransform(
                 bank,
-                mode="index",
+                mode="tensor" if config.reads_sequences else "index",
                 prompts_per_task=prompts_per_task,
                 choice=choice,
                 dropout=config.trajectory_dropout,
+            )
+        )
+    if config.reads_sequences:
+        sizes = config.sequence
+        transforms.append(
+            HistoryTransform(
+                sizes.history,
+                config.observation_dim,
+                config.action_dim,
+                horizon=sizes.horizon if config.actor == "plan_diffusion" else 0,
+                target_return=sizes.target_return,
+                dataset=dataset,
             )
         )
     if config.retrieves:

@@ -1,0 +1,223 @@
+"""The last steps of an episode, as a policy that reads sequences is shown them."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, expand_as_right, unravel_key
+from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
+from torchrl.envs.transforms import Transform
+
+from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
+from llmdpd_torchrl.errors import ConfigError, DataError
+
+__all__ = ["HistoryTransform"]
+
+
+class HistoryTransform(Transform):
+    """Write the last H steps, the present one at the end; of a dataset also the next F actions.
+
+    On an environment the steps are carried on in the TensorDict, so that lanes may be reset or
+    stand still one by one. On a replay buffer they are gathered from the dataset by the
+    transition's ``trajectory_id`` and ``step_count``. For one and the same episode both write the
+    same; where the episode has fewer steps, the first places are zero and masked.
+
+    Written under ``"history"``: ``observation`` [*, H, O]; ``action`` [*, H, A], of which the last
+    is zero, being what is to be chosen; ``mask`` [*, H] (bool); and ``return_to_go`` [*, H, 1], the
+    rewards from each step to the end. While acting these are not known: the first is what is asked
+    for, ``target_return``, and each reward is taken off it.
+
+    Written under ``"future"``, on a replay buffer if F > 0: ``action`` [*, F, A], the present one
+    first, and ``mask`` [*, F]: after the episode's end actions are zero and masked.
+
+    Args:
+        steps: H, at least 1.
+        observation_dim: O.
+        action_dim: A.
+        horizon: F.
+        target_return: the first return-to-go while acting. ``None`` asks for what the shown
+            demonstration has, the first entry of ``("prompt", "trajectory", "return_to_go")``
+            [*, L, 1], so a :class:`TrajectoryPromptTransform` in mode ``"tensor"`` comes before.
+        dataset: that the replay buffer holds; without it there is none to sample from.
+        in_keys: default ``["observation", "action", "reward"]``, read while acting only. Rewards
+            must not have been scaled.
+        trajectory_key, step_key: where a sampled transition says what it is.
+
+    Raises:
+        ConfigError: if a number is out of range, or on a replay buffer without a dataset.
+        DataError: while acting, if there is no demonstration to take the target from.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> transform = HistoryTransform(2, 1, 1, target_return=5.0)
+        >>> state = transform._reset(None, TensorDict({"observation": torch.tensor([7.0])}))
+        >>> state["history", "mask"].tolist(), state["history", "return_to_go"].tolist()
+        ([False, True], [[0.0], [5.0]])
+        >>> after = TensorDict({"observation": torch.tensor([8.0]), "reward": torch.ones(1)})
+        >>> after = transform._step(state.set("action", torch.tensor([0.5])), after)
+        >>> after["history", "observation"].tolist(), after["history", "action"].tolist()
+        ([[7.0], [8.0]], [[0.5], [0.0]])
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        horizon: int = 0,
+        target_return: float | None = None,
+        dataset: TrajectoryDataset | None = None,
+        in_keys: list[NestedKey] | None = None,
+        trajectory_key: NestedKey = "trajectory_id",
+        step_key: NestedKey = "step_count",
+    ) -> None:
+        if steps < 1 or horizon < 0:
+            raise ConfigError(
+                f"a history of {steps} steps and a future of {horizon}: use at least 1 and 0"
+            )
+        self._sizes: dict[NestedKey, tuple[int, ...]] = {
+            ("history", "observation"): (steps, observation_dim),
+            ("history", "action"): (steps, action_dim),
+            ("history", "return_to_go"): (steps, 1),
+            ("history", "mask"): (steps,),
+        }
+        super().__init__(
+            in_keys=in_keys or ["observation", "action", "reward"], out_keys=list(self._sizes)
+        )
+        self.steps, self.horizon, self.target_return = steps, horizon, target_return
+        self.trajectory_key, self.step_key = trajectory_key, step_key
+        self._source = None if dataset is None else _Source(dataset)
+
+    # ------------------------------------------------------------------ replay buffer
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write history and future of a sampled batch ``[B]``."""
+        if self._source is None:
+            raise ConfigError(
+                "a HistoryTransform without a dataset can not tell a sampled transition's "
+                "neighbours: give it the dataset that the replay buffer holds"
+            )
+        episode = tensordict.get(self.trajectory_key).squeeze(-1)
+        step = tensordict.get(self.step_key).squeeze(-1)
+        back = torch.arange(1 - self.steps, 1, device=step.device)
+        history, mask = self._source.gather(
+            ("observation", "action", "return_to_go"), episode, step, back
+        )
+        history["action"][..., -1, :] = 0.0
+        for name, value in history.items():
+            tensordict.set(("history", name), value)
+        tensordict.set(("history", "mask"), mask)
+        if self.horizon:
+            ahead = torch.arange(self.horizon, device=step.device)
+            future, mask = self._source.gather(("action",), episode, step, ahead)
+            tensordict.set(("future", "action"), future["action"])
+            tensordict.set(("future", "mask"), mask)
+        return tensordict
+
+    # ------------------------------------------------------------------ environment
+
+    def _reset(
+        self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        observation = tensordict_reset.get(self.in_keys[0])
+        shape = observation.shape[:-1]
+        present = {
+            "observation": observation,
+            "return_to_go": self._target(tensordict_reset, observation),
+            "mask": torch.ones(shape, dtype=torch.bool, device=observation.device),
+        }
+        reset = None if tensordict is None else tensordict.get("_reset", None)
+        for key, size in self._sizes.items():
+            value = observation.new_zeros((*shape, *size))
+            if key[-1] == "mask":
+                value = value.bool()
+            if key[-1] in present:
+                value.select(len(shape), -1).copy_(present[key[-1]])
+            previous = None if tensordict is None else tensordict.get(key, None)
+            if previous is not None and reset is not None:
+                # A partial reset: the other environments are still in their episode.
+                value = torch.where(expand_as_right(reset.squeeze(-1), value), value, previous)
+            tensordict_reset.set(key, value)
+        return tensordict_reset
+
+    def _target(self, state: TensorDictBase, like: torch.Tensor) -> torch.Tensor:
+        """What is asked for at the first step, [*, 1]."""
+        if self.target_return is not None:
+            return like.new_full((*like.shape[:-1], 1), self.target_return)
+        to_go = state.get(("prompt", "trajectory", "return_to_go"), None)
+        if to_go is None:
+            raise DataError(
+                "there is no ('prompt', 'trajectory', 'return_to_go') to take the target return "
+                "from: put a TrajectoryPromptTransform(mode='tensor') first, or set target_return"
+            )
+        return to_go[..., 0, :]
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        observation_key, action_key, reward_key = self.in_keys
+        before = {key: tensordict.get(key) for key in self._sizes}
+        action = before["history", "action"].clone()
+        action[..., -1, :] = tensordict.get(action_key)
+        to_go = before["history", "return_to_go"]
+        present = {
+            "observation": next_tensordict.get(observation_key),
+            "action": torch.zeros_like(action[..., 0, :]),
+            "return_to_go": to_go[..., -1, :] - next_tensordict.get(reward_key),
+            "mask": torch.ones_like(before["history", "mask"][..., 0]),
+        }
+        stands = tensordict.get("_step", None)
+        for key, old in before.items():
+            axis = len(tensordict.batch_size)
+            kept = (action if key[-1] == "action" else old).narrow(axis, 1, self.steps - 1)
+            value = torch.cat([kept, present[key[-1]].unsqueeze(axis)], dim=axis)
+            if stands is not None:
+                moves = expand_as_right(stands.reshape(tensordict.batch_size), value)
+                value = torch.where(moves, value, old)
+            next_tensordict.set(key, value)
+        return next_tensordict
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Declare the history as observations."""
+        shape, device = observation_spec.shape, observation_spec.device
+        for key, size in self._sizes.items():
+            spec: TensorSpec = Unbounded((*shape, *size), dtype=torch.float32, device=device)
+            if key[-1] == "mask":
+                spec = Categorical(2, (*shape, *size), dtype=torch.bool, device=device)
+            observation_spec[unravel_key(key)] = spec
+        return observation_spec
+
+
+class _Source:
+    """Where a dataset's episodes are, and its returns-to-go, computed once.
+
+    Nothing of it is a buffer of the transform: it is data, and must not enter a state_dict.
+    """
+
+    def __init__(self, dataset: TrajectoryDataset) -> None:
+        transitions = dataset.transitions
+        self.starts, self.lengths = dataset.starts, dataset.lengths
+        self.columns = {
+            "observation": transitions["observation"],
+            "action": transitions["action"],
+            "return_to_go": returns_to_go(transitions["next", "reward"], dataset.lengths),
+        }
+
+    def gather(
+        self,
+        names: tuple[str, ...],
+        episode: torch.Tensor,
+        step: torch.Tensor,
+        offsets: torch.Tensor,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Columns [B, n, ...] at ``offsets`` [n] from steps [B] of episodes [B], and their mask."""
+        device, home = step.device, self.starts.device
+        episode, step, offsets = episode.to(home), step.to(home), offsets.to(home)
+        last = self.lengths[episode] - 1
+        wanted = step.unsqueeze(-1) + offsets
+        mask = (wanted >= 0) & (wanted <= last.unsqueeze(-1))
+        rows = self.starts[episode].unsqueeze(-1) + wanted.clamp_min(0).minimum(last.unsqueeze(-1))
+        gathered = {}
+        for name in names:
+            value = self.columns[name][rows]
+            gathered[name] = (value * mask.unsqueeze(-1)).to(device)
+        return gathered, mask.to(device)

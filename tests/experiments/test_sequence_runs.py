@@ -1,0 +1,43 @@
+"""Runs of the algorithms that read sequences, from configuration to results."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from llmdpd_torchrl.experiments.metaworld import MetaWorld
+from llmdpd_torchrl.experiments.run import run_experiment
+from llmdpd_torchrl.modules import LLMDPDPolicy
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def run(folder, data, *overrides):
+    settings = [
+        "preset=smoke", f"output_dir={folder}", f"data.folder={data}", "progress=false",
+        "video.tasks=[]", "evaluation.backend=local", "evaluation.workers=1",
+        "evaluation.max_steps=12", *overrides,
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train_metaworld", settings)
+    return run_experiment(cfg, MetaWorld())
+
+
+@pytest.mark.parametrize("name", ["prompt_dt", "mtdiff"])
+def test_from_configuration_to_results(name, tmp_path, data, capsys):
+    small = ["network.sequence.width=16", "network.sequence.layers=1", f"algorithm={name}"]
+    assert run(tmp_path, data, *small, "evaluation.every=20", "evaluation.every_episodes=1") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["episodes"]) == 6
+    assert not any(episode["error"] for episode in results["episodes"])
+    policy = LLMDPDPolicy.from_pretrained(tmp_path / "checkpoint")
+    assert policy.info["algorithm"] == name
+    assert policy.config.sequence.width == 16
+    assert run(tmp_path, data, *small, "evaluation.every=20", "evaluation.every_episodes=1") == 0
+    assert "train: reusing" in capsys.readouterr().out
