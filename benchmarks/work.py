@@ -36,7 +36,7 @@ from llmdpd_torchrl.files import write_json
 from llmdpd_torchrl.modules.networks import NetworkConfig
 
 #: Tasks whose episodes are played, and kept, at a time.
-TASKS_AT_A_TIME = 9
+TASKS_AT_A_TIME = 23
 #: Measured with one thread of a shared core; where nothing of the variant is kept yet.
 SECONDS_AN_UPDATE, SECONDS_AN_EPISODE = 0.025, 0.2
 
