@@ -21,8 +21,8 @@ ALLOWED = {
         "baselines", "trainers", "transforms", "objectives", "modules", "prompts", "data",
     },
     "experiments": {
-        "experiments", "evaluation", "trainers", "transforms", "objectives", "modules", "prompts",
-        "envs", "data",
+        "experiments", "baselines", "evaluation", "trainers", "transforms", "objectives", "modules",
+        "prompts", "envs", "data",
     },
 }  # fmt: skip
 EVERYWHERE = {"commands", "errors", "files", "memory", "seal", "workers"}
