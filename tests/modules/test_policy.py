@@ -12,9 +12,11 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.errors import ConfigError, DamagedError, DataError, PromptError
 from llmdpd_torchrl.files import file_sha256
-from llmdpd_torchrl.modules.networks import CONDITIONINGS, PROMPTS, NetworkConfig, make_networks
+from llmdpd_torchrl.modules.networks import PROMPTS, NetworkConfig, make_networks
 from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 
+DIFFUSION = ("retrieved", "pooled")
+"""How the method's own actor is told; of those that read sequences, see test_sequence.py."""
 SMALL = {
     "hidden": [16],
     "text_dim": 6,
@@ -30,7 +32,7 @@ def make_policy(**changes):
     return LLMDPDPolicy.from_networks(config, networks, {"trained_task_ids": [1]}), networks
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("conditioning", DIFFUSION)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_who_reads_what(prompt, conditioning):
     policy, networks = make_policy(prompt=prompt, conditioning=conditioning)
@@ -44,7 +46,7 @@ def test_who_reads_what(prompt, conditioning):
     assert (policy.encoder is not None) == embeds
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("conditioning", DIFFUSION)
 def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
     policy, _ = make_policy(conditioning=conditioning)
     policy.save_pretrained(tmp_path)
