@@ -28,6 +28,7 @@ from llmdpd_torchrl.experiments import filming, measuring, training
 from llmdpd_torchrl.experiments.settings import (
     check_lists,
     check_numbers,
+    check_texts,
     check_whole_numbers,
     plain,
     read,
@@ -180,8 +181,7 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
     Raises:
         ConfigError: on a setting that is wrong.
     """
-    check_lists(cfg, ("video.tasks", "force"))
-    check_whole_numbers(cfg, ("seed",), least=0)
+    _check_kinds(cfg)
     split = family.check(cfg)
     family.settings(cfg)
     network = read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
@@ -189,18 +189,6 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
     if cfg.force is None or set(cfg.force) - {"train", "evaluate"}:
         raise ConfigError(f"force is {plain(cfg.force)}: it lists stages, train and evaluate")
-    check_whole_numbers(
-        cfg,
-        ("trajectory_prompt.per_task", "optim.batch_size", "trainer.total_updates",
-         "trainer.log_every", "trainer.save_every", "video.every", "evaluation.demonstrations"),
-    )  # fmt: skip
-    check_whole_numbers(cfg, ("trajectory_prompt.length",), least=2)
-    check_whole_numbers(cfg, ("trainer.threads",), optional=True)
-    check_numbers(cfg, ("loss.gamma", "loss.reward_scale", "optim.learning_rate"))
-    check_numbers(cfg, ("optim.max_grad_norm",), optional=True)
-    if not isinstance(cfg.logger.kind, str):
-        raise ConfigError(f"logger.kind is {plain(cfg.logger.kind)!r}: give a logger's name")
-    check_whole_numbers(cfg, ("evaluation.every", "evaluation.confusion"), least=0)
     if cfg.evaluation.every % cfg.trainer.log_every:
         raise ConfigError(
             f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
@@ -234,6 +222,27 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
                 f"{', '.join(split.tasks)}"
             )
     return Run(cfg, family, make_writable_folder(cfg.output_dir, "output", "output_dir"), split)
+
+
+def _check_kinds(cfg: DictConfig) -> None:
+    """Texts, lists and numbers where they belong, of what all families have."""
+    check_texts(cfg, ("output_dir", "data.folder", "logger.kind"))
+    check_lists(cfg, ("video.tasks", "force"))
+    check_whole_numbers(cfg, ("seed", "evaluation.every", "evaluation.confusion"), least=0)
+    check_whole_numbers(
+        cfg,
+        ("trajectory_prompt.per_task", "optim.batch_size", "trainer.total_updates",
+         "trainer.log_every", "trainer.save_every", "evaluation.demonstrations",
+         "evaluation.every_episodes", "video.every", "video.width", "video.height"),
+    )  # fmt: skip
+    check_whole_numbers(cfg, ("trajectory_prompt.length",), least=2)
+    check_whole_numbers(
+        cfg, ("trainer.threads", "evaluation.workers", "data.workers"), optional=True
+    )
+    check_numbers(cfg, ("loss.gamma", "loss.reward_scale", "optim.learning_rate", "video.fps"))
+    check_numbers(cfg, ("optim.max_grad_norm",), optional=True)
+    if cfg.video.fps <= 0:
+        raise ConfigError(f"video.fps is {cfg.video.fps}: it must be above 0")
 
 
 def collect(run: Run) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "check_lists",
     "check_numbers",
     "check_text_encoder",
+    "check_texts",
     "check_whole_numbers",
     "part",
     "plain",
@@ -124,6 +125,18 @@ def check_lists(cfg: DictConfig, keys: Sequence[str]) -> None:
             not isinstance(value, list) or not all(isinstance(item, str) for item in value)
         ):
             raise ConfigError(f"{key} is {value!r}: give a list, such as '{key}=[first,second]'")
+
+
+def check_texts(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """Check that settings are texts, and not empty.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{key} is {plain(value)!r}: it must be a text")
 
 
 def check_text_encoder(cfg: DictConfig) -> None:

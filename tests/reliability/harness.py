@@ -64,6 +64,7 @@ class Killed:
         places: where it was then.
         exit_code: of the last run, which nobody killed.
         output: what that run wrote to stderr.
+        seconds: that it took from when it had started.
         notes: what the others did, in lines.
     """
 
@@ -72,6 +73,7 @@ class Killed:
     places: list[str] = field(default_factory=list)
     exit_code: int | None = None
     output: str = ""
+    seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
 
@@ -100,15 +102,7 @@ def kill_until_done(
     moments = random.Random(seed)
     result = Killed()
     while result.kills < kills:
-        before = _written(marker)
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        if marker is None:
-            process.stdout.readline()
-        while marker is not None and _written(marker) == before and process.poll() is None:
-            time.sleep(0.01)
+        process = _start(command, marker)
         moment = moments.uniform(0, longest)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
@@ -124,9 +118,23 @@ def kill_until_done(
         result.moments.append(round(moment, 3))
         result.places.append(where)
     if finish:
-        last = subprocess.run(command, capture_output=True, text=True, check=False)
-        result.exit_code, result.output = last.returncode, last.stderr
+        process = _start(command, marker)
+        begun = time.monotonic()
+        _, result.output = process.communicate()
+        result.exit_code, result.seconds = process.returncode, time.monotonic() - begun
     return result
+
+
+def _start(command: Sequence[str], marker: Path | None) -> subprocess.Popen[str]:
+    """Start a command, and wait until its interesting part begins, or it ends."""
+    before = _written(marker)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if marker is None:
+        process.stdout.readline()
+    while marker is not None and _written(marker) == before and process.poll() is None:
+        time.sleep(0.01)
+    return process
 
 
 def _written(file: Path | None) -> int | None:
