@@ -9,6 +9,7 @@ import pytest
 
 from llmdpd_torchrl.data.gait import collect_gait
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, Estimate
+from llmdpd_torchrl.files import write_json
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -25,7 +26,9 @@ def keep(folder, label, policy, seed, control, **scores):
         for task, values in scores.items()
         for number, score in enumerate(values)
     ]
-    path = locomotion.Training(label, policy, seed, ()).path(folder, control)
+    training = locomotion.Training(label, policy, seed, ())
+    path = training.path(folder, control)
+    write_json(folder / f"{training.name}-training.json", {"updates": 7 + seed})
     write_episodes(path, episodes)
     assert read_episodes(path) == episodes
 
@@ -62,6 +65,7 @@ def test_the_tables_of_levels(tmp_path, monkeypatch):
     figures = d4rl_levels.figures()
     assert figures["shift_hopper_both"] == 40.0
     assert figures["file_hopper_medium_unprompted"] == 46.0
+    assert (figures["policies"], figures["updates"], figures["episodes_per_task"]) == (3, 7, 1)
     shift, files = d4rl_levels.tables()
     assert shift.rows == [("hopper", "-", "-", "-", "-", "40 (-)", "-")]
     assert files.rows[0][1].startswith("46 (")
