@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
+from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
@@ -58,8 +60,6 @@ def test_all_artefacts_are_there(finished):
 
 
 def test_the_checkpoint_loads_with_nothing_else(finished):
-    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
-
     folder, _ = finished
     checkpoint = folder / "outputs" / "smoke-both-seed0" / "checkpoint"
     policy = LLMDPDPolicy.from_pretrained(checkpoint)
@@ -70,18 +70,20 @@ def test_the_checkpoint_loads_with_nothing_else(finished):
 
 
 def test_a_text_is_embedded_as_in_the_training_or_refused(finished):
+    from llmdpd_torchrl.data import TrajectoryDataset
     from llmdpd_torchrl.errors import PromptError
-    from llmdpd_torchrl.modules.policy import LLMDPDPolicy
     from llmdpd_torchrl.prompts import SmolLM2Encoder, load_text_prompts
 
     folder, _ = finished
     policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "smoke-both-seed0" / "checkpoint")
     assert policy.info["text_encoder_identity"] == SmolLM2Encoder().identity
     text = load_text_prompts()["door-lock-v3"].render()  # embedded in the package
-    assert policy.prompt(text=text).embedding is not None
+    shown = TrajectoryDataset.load(folder / "data_cache" / "smoke" / "train", ["reach-v3"])
+    told = {"text": text, "trajectories": shown.trajectory(0)}
+    assert policy.prompt(**told).embedding is not None
     policy.info["text_encoder"] = {"model": "smollm2", "layer": 7}
     with pytest.raises(PromptError, match="text encoder whose layer is 15, here it is 7"):
-        policy.prompt(text=text)
+        policy.prompt(**told)
 
 
 def test_a_second_run_reuses_every_stage(finished, run):
@@ -96,16 +98,19 @@ def test_a_second_run_reuses_every_stage(finished, run):
 @pytest.mark.parametrize("prompt", ["none", "text", "trajectory"])
 def test_ablations_are_one_setting(finished, prompt, run):
     folder, _ = finished
-    process = run(folder, "preset=smoke", f"prompt={prompt}", "video.tasks=[]", "progress=false")
+    process = run(folder, "preset=smoke", f"prompt={prompt}", "until=train", "progress=false")
     assert process.returncode == 0, process.stderr
-    assert (folder / "outputs" / f"smoke-{prompt}-seed0" / "results.json").exists()
+    policy = LLMDPDPolicy.from_pretrained(
+        folder / "outputs" / f"smoke-{prompt}-seed0" / "checkpoint"
+    )
+    assert policy.config.prompt == prompt
 
 
 def test_wandb_without_network(finished, run):
     folder, _ = finished
     process = run(
         folder, "preset=smoke", "name=w", "logger=wandb", "logger.wandb_mode=offline",
-        "video.tasks=[]", "progress=false", WANDB_SILENT="true",
+        "until=train", "progress=false", WANDB_SILENT="true",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
@@ -115,7 +120,7 @@ def test_evaluation_during_training(finished, run):
     folder, _ = finished
     process = run(
         folder, "preset=smoke", "name=during-seed0", "evaluation.every=20", "video.tasks=[]",
-        "evaluation.every_episodes=1", "evaluation.confusion=1",
+        "evaluation.every_episodes=1", "evaluation.confusion=1", "evaluation.workers=1",
         "tasks.held_out=[door-close-v3,push-v3]",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
@@ -134,6 +139,10 @@ def test_evaluation_during_training(finished, run):
 
 def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     folder, _ = finished
+    output = folder / "outputs" / "nogl"
+    shutil.copytree(folder / "outputs" / "smoke-both-seed0", output)
+    for video in output.glob("*.mp4"):
+        video.unlink()
     broken = tmp_path / "OpenGL"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise ImportError('no GL library on this machine')")
@@ -150,7 +159,8 @@ def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     lines = [line for line in process.stdout.splitlines() if line.startswith("video: ")]
     assert len(lines) == 1
     assert "libegl1" in lines[0]
-    assert not list((folder / "outputs" / "nogl").glob("*.mp4"))
+    assert "train: reusing" in process.stdout
+    assert not list(output.glob("*.mp4"))
 
 
 def test_help_and_configuration_read_well(run):
