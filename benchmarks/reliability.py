@@ -84,7 +84,7 @@ def _kill(
 ) -> dict[str, Any]:
     """Kill a command so many times, in as many rounds from nothing to its end as that takes.
 
-    It is killed within half the time that it takes on this machine when nobody disturbs it.
+    It is killed within a quarter of the time that it takes on this machine when nobody disturbs it.
     """
     expected = folder / "expected"
     first = harness.kill_until_done(
@@ -101,7 +101,7 @@ def _kill(
         result = harness.kill_until_done(
             command(found),
             kills=left,
-            longest=first.seconds / 2,
+            longest=first.seconds / 4,
             seed=len(rounds),
             marker=None if marker is None else found / marker,
             place=None if place is None else functools.partial(place, found),
@@ -213,14 +213,14 @@ def main() -> int:
         raw: dict[str, Any] = {
             "runs": kill_runs(folder / "runs", 2 if options.check else 20),
             "trainings": kill_trainings(
-                folder / "trainings", 2 if options.check else 20, 310 if options.check else 3010
+                folder / "trainings", 2 if options.check else 20, 310 if options.check else 1510
             ),
             "collections": kill_collections(folder / "collections", 1 if options.check else 20),
             "checkpoints": damage_checkpoints(folder / "c", 80 if options.check else 240),
             "inputs": give_bad_inputs(),
             "saving": time_saving(folder, 1000 if options.check else 4000),
             "long": dataclasses.asdict(
-                endurance.endure(folder / "long", 4000 if options.check else 20_000)
+                endurance.endure(folder / "long", 2000 if options.check else 10_000)
             ),
         }
     finally:

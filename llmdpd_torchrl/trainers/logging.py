@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import math
 import os
@@ -287,6 +288,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
         fps: frames a second.
 
     Raises:
+        OSError: if it can not be written.
         ValueError: if there is no frame.
     """
 
@@ -301,11 +303,36 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
             ffmpeg_log_level="error",
             output_params=["-movflags", "+faststart"],  # plays before all of it has arrived
         )
+        count = 0
         with contextlib.closing(writer):  # its own "with" leaves ffmpeg running after an error
-            for frame in frames:
+            for count, frame in enumerate(frames, 1):  # noqa: B007 (it is asked for below)
                 even = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
-                writer.append_data(np.pad(frame, even, mode="edge"))
-        if temporary.stat().st_size == 0:
+                try:
+                    writer.append_data(np.pad(frame, even, mode="edge"))
+                except OSError as error:  # ffmpeg is gone
+                    raise _unwritten() from error
+        if not count:
             raise ValueError(f"{path}: a video needs at least one frame")
+        if not _is_whole(temporary):  # its end is not looked at by imageio
+            raise _unwritten()
 
     write_atomic(path, write)
+
+
+def _unwritten() -> OSError:
+    return OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the boxes of an MP4 fill its file, and the one that says what is in it is there."""
+    size, place, names = path.stat().st_size, 0, set()
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # it did not fit into four bytes
+                length = int.from_bytes(head[8:], "big")
+            names.add(head[4:8])
+            place += max(length, 8)
+    return place == size and b"moov" in names

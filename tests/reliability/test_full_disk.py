@@ -4,11 +4,14 @@ import json
 import shutil
 
 import entries
+import numpy as np
 import pytest
 from harness import small_files
 
 from llmdpd_torchrl.evaluation import report
+from llmdpd_torchrl.evaluation.video import write_video
 from llmdpd_torchrl.experiments import metaworld
+from llmdpd_torchrl.files import DISK_ERRORS
 from llmdpd_torchrl.modules import LLMDPDPolicy
 
 SLOW = pytest.mark.slow  # it starts processes that import the simulator
@@ -76,3 +79,16 @@ def test_one_line_and_a_second_try(whole, tmp_path, monkeypatch, owner, function
         again = run(folder, until)
         assert again.code == 0, again.text
     assert artefacts(tmp_path, until) == artefacts(whole, until)
+
+
+@pytest.mark.parametrize("most", [0, 2000])
+@pytest.mark.parametrize("count", [2, 60])  # ffmpeg is gone at the end, or in the middle
+def test_a_film_is_whole_or_not_there(tmp_path, count, most):
+    noise = np.random.default_rng(0).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
+    path = tmp_path / "film.mp4"
+    with small_files(most), pytest.raises(OSError, match=r"film\.mp4") as failed:
+        write_video(list(noise), path, fps=10)
+    assert failed.value.errno in DISK_ERRORS
+    assert not list(tmp_path.iterdir())
+    write_video(list(noise), path, fps=10)
+    assert path.exists()
