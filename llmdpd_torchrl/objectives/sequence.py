@@ -34,6 +34,20 @@ class SequenceLoss(LossModule):
     Raises:
         ConfigError: on an unknown reduction; in a batch, if a loss is not finite.
         DataError: if the batch lacks a key, or has NaN or infinity (looked for on a CPU only).
+
+    Examples:
+        >>> import torch
+        >>> class Still(SequenceLoss):
+        ...     data_keys = ("plan", "plan_mask")
+        ...     def _errors(self, data):
+        ...         plan = self.actor_network(data)["plan"]
+        ...         return (plan - data["future", "action"]).square(), data["future", "mask"]
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Unflatten(-1, (4, 2)))
+        >>> loss = Still(TensorDictModule(module, in_keys=["observation"], out_keys=["plan"]))
+        >>> future = {"action": torch.zeros(5, 4, 2), "mask": torch.ones(5, 4).bool()}
+        >>> batch = TensorDict({"observation": torch.randn(5, 3), "future": future}, [5])
+        >>> sorted(loss(batch).keys())
+        ['bc', 'loss_actor']
     """
 
     @dataclass

@@ -80,7 +80,7 @@ def test_tasks_that_do_not_fit_are_not_read(collected, short_of_memory, monkeypa
     short_of_memory(2 * size - 1)
     with monkeypatch.context() as patched:
         patched.setattr("llmdpd_torchrl.data.dataset.load_file", None)  # may not be called
-        with refused(r"collected0 \(2 tasks\)"):
+        with refused(rf"{collected.name} \(2 tasks\)"):
             TrajectoryDataset.load(collected)
     assert TrajectoryDataset.load(collected, ["reach-v3"]).tasks == ("reach-v3",)
     short_of_memory(2 * size)

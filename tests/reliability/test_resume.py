@@ -143,8 +143,13 @@ def test_a_second_signal_does_not_wait(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
     trainer.register_op("post_optim", send)
-    with pytest.raises(KeyboardInterrupt), handle_signals(trainer):
-        trainer.train()
+    # Python leaves SIGINT alone where it is ignored, as in a shell's background jobs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), handle_signals(trainer):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- what can not be continued ---------------------------------------------------------------
