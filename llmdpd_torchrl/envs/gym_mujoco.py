@@ -110,7 +110,9 @@ class GymMujocoEnv(SimulatorEnv):
         dynamics = dynamics or Dynamics()
         options: dict[str, Any] = {"max_episode_steps": max_steps}
         if render is not None:
-            options |= {"render_mode": "rgb_array", "width": render[0], "height": render[1]}
+            # Gymnasium's default camera stays behind while the body runs out of the picture.
+            options |= {"render_mode": "rgb_array", "camera_name": "track"}
+            options |= {"width": render[0], "height": render[1]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that there is a version 5
             simulator = gymnasium.make(task, **options)

@@ -1,5 +1,6 @@
 """Gymnasium's locomotion tasks: specs, seeds, ends, rewards and edited physics."""
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -132,3 +133,18 @@ def test_mistakes_are_named(make):
         make(float("nan"))
     with pytest.raises(ConfigError, match=r"dynamics.mass is 0.0"):
         Dynamics(mass=0.0)
+
+
+@pytest.mark.parametrize("task", GYM_MUJOCO_TASKS)
+def test_the_camera_goes_with_the_body(task, make):
+    env = make(task, render=(64, 48))
+    env.reset()
+    simulator = env.simulator.unwrapped
+    model, data = simulator.model, simulator.data
+    camera = simulator.mujoco_renderer.camera_id
+    places = []
+    for distance in (0.0, 30.0):
+        data.qpos[0] = distance
+        mujoco.mj_forward(model, data)
+        places.append(data.cam_xpos[camera][0])
+    assert places[1] - places[0] == pytest.approx(30.0)
