@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import logging
 import shutil
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_figures
+from common import RESULTS, write_figures
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reliability"))
@@ -41,6 +42,7 @@ from llmdpd_torchrl.trainers import Checkpointing, OfflineTrainer, find_checkpoi
 from llmdpd_torchrl.transforms.pipeline import training_transforms
 
 COMMAND = "python benchmarks/reliability.py"
+PARTS = ("runs", "trainings", "collections", "checkpoints", "inputs", "saving", "long")
 
 
 def kill_runs(folder: Path, kills: int) -> dict[str, Any]:
@@ -206,23 +208,32 @@ def main() -> int:
     """Run all parts; with ``--check`` a short version that writes nothing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="a short version; writes nothing")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="keep the others as they were"
+    )
     options = parser.parse_args()
     logging.getLogger("torchrl").setLevel(logging.WARNING)
+    short = options.check
     folder = Path(tempfile.mkdtemp())
+    raw: dict[str, Any] = {}
+    if set(options.only) < set(PARTS):
+        raw = json.loads((RESULTS / "reliability_raw.json").read_text())
+    measure: dict[str, Callable[[], dict[str, Any]]] = {
+        "runs": lambda: kill_runs(folder / "runs", 2 if short else 20),
+        "trainings": lambda: kill_trainings(
+            folder / "trainings", 2 if short else 20, 310 if short else 1510
+        ),
+        "collections": lambda: kill_collections(folder / "collections", 1 if short else 20),
+        "checkpoints": lambda: damage_checkpoints(folder / "c", 80 if short else 240),
+        "inputs": give_bad_inputs,
+        "saving": lambda: time_saving(folder, 1000 if short else 4000),
+        "long": lambda: dataclasses.asdict(
+            endurance.endure(folder / "long", 2000 if short else 20_000)
+        ),
+    }
     try:
-        raw: dict[str, Any] = {
-            "runs": kill_runs(folder / "runs", 2 if options.check else 20),
-            "trainings": kill_trainings(
-                folder / "trainings", 2 if options.check else 20, 310 if options.check else 1510
-            ),
-            "collections": kill_collections(folder / "collections", 1 if options.check else 20),
-            "checkpoints": damage_checkpoints(folder / "c", 80 if options.check else 240),
-            "inputs": give_bad_inputs(),
-            "saving": time_saving(folder, 1000 if options.check else 4000),
-            "long": dataclasses.asdict(
-                endurance.endure(folder / "long", 2000 if options.check else 10_000)
-            ),
-        }
+        for part in options.only:
+            raw[part] = measure[part]()
     finally:
         shutil.rmtree(folder)
     kinds = ("runs", "trainings", "collections")
