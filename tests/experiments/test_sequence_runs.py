@@ -29,7 +29,7 @@ def run(folder, data, *overrides):
     return run_experiment(cfg, MetaWorld())
 
 
-@pytest.mark.parametrize("name", ["prompt_dt", "mtdiff"])
+@pytest.mark.parametrize("name", [pytest.param("prompt_dt", marks=pytest.mark.slow), "mtdiff"])
 def test_from_configuration_to_results(name, tmp_path, data, capsys):
     small = ["network.sequence.width=16", "network.sequence.layers=1", f"algorithm={name}"]
     assert run(tmp_path, data, *small, "evaluation.every=20", "evaluation.every_episodes=1") == 0
