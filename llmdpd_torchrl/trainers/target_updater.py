@@ -76,8 +76,12 @@ class TargetUpdater(TargetNetUpdater):
         loss_module: LossModule,
         schedules: Mapping[str, UpdateSchedule | tuple[float, int, int]] | None = None,
     ) -> None:
+        has_targets = any(
+            name.startswith("target_") and name.endswith("_params")
+            for name, _ in loss_module.named_children()
+        )
         if schedules is None:
-            schedules = TARGET_SCHEDULES if _has_targets(loss_module) else {}
+            schedules = TARGET_SCHEDULES if has_targets else {}
         self.schedules = {name: UpdateSchedule(*schedule) for name, schedule in schedules.items()}
         for name, (tau, period, start) in self.schedules.items():
             if not 0 < tau <= 1 or period < 1 or start < 0:
@@ -86,7 +90,7 @@ class TargetUpdater(TargetNetUpdater):
                     f"start not negative, got {tau}, {period}, {start}"
                 )
         self.counter = 0
-        if _has_targets(loss_module):
+        if has_targets:
             super().__init__(loss_module)
             return
         self.loss_module = loss_module  # TorchRL's constructor refuses it
@@ -131,10 +135,3 @@ class TargetUpdater(TargetNetUpdater):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedules}, counter={self.counter})"
-
-
-def _has_targets(loss_module: LossModule) -> bool:
-    return any(
-        name.startswith("target_") and name.endswith("_params")
-        for name, _ in loss_module.named_children()
-    )
