@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torchrl.modules.distributions.utils import rsample_and_log_prob
 from torchrl.objectives import CQLLoss
 
 from llmdpd_torchrl.modules.direct import GaussianActor
@@ -21,9 +23,9 @@ _INSIDE = 1.0 - 1e-3
 class CQL(CQLLoss):
     """TorchRL's :class:`~torchrl.objectives.CQLLoss`: SAC whose critics stay low off the data.
 
-    TorchRL's log-sum-exp is over the three sources of actions (uniform, the policy's here, the
-    policy's in the next state) one sample each, and averages over the samples, where the paper's is
-    over all samples together.
+    The conservative term is our own, because TorchRL's departs from the paper in two ways: it
+    values the actions that the policy takes in the next state there instead of here, and takes the
+    log-sum-exp over one action of each source, the mean of which over the samples is less.
 
     Args:
         actor_network: a squashed Gaussian, without a prompt.
@@ -79,6 +81,38 @@ class CQL(CQLLoss):
         losses["q_value"] = data.get(self.tensor_keys.pred_q1).detach().mean()
         losses["alpha"] = losses["alpha"].detach()
         return losses
+
+    def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict]:
+        """CQL(H), equation 4 with the sampling of the paper's appendix F.
+
+        All actions, N each of the uniform distribution, of the policy here and of the policy in
+        the next state, are valued *here*, and their 3 N values go into one log-sum-exp.
+        """
+        keys = self.tensor_keys
+        own, log_own = self._drawn(tensordict)
+        following, log_following = self._drawn(tensordict.get("next"))
+        uniform = torch.empty_like(own).uniform_(-1.0, 1.0)
+        log_uniform = torch.full_like(log_own, -own.shape[-1] * math.log(2.0))
+        actions = torch.cat([uniform, own, following])  # [3 N, B, A]
+        log_densities = torch.cat([log_uniform, log_own, log_following])
+        shape = (self.num_qvalue_nets, *log_densities.shape)
+        offered = tensordict.select(*self.actor_network.in_keys).expand(shape)
+        offered = offered.set(keys.action, actions.expand(*shape, -1))
+        offered = self._vmap_qvalue_network00(offered, self.qvalue_network_params)
+        values = offered.get(keys.state_action_value).squeeze(-1) - log_densities  # [2, 3 N, B]
+        above = self.temperature * torch.logsumexp(values / self.temperature, dim=1)
+        of_data = torch.stack([tensordict.get(keys.pred_q1), tensordict.get(keys.pred_q2)])
+        gaps = self.min_q_weight * (above - of_data.squeeze(-1))
+        tensordict.set(keys.cql_q1_loss, gaps[0])
+        tensordict.set(keys.cql_q2_loss, gaps[1])
+        return self._reduce_loss(gaps.sum(0), tensordict=tensordict), {}
+
+    @torch.no_grad()
+    def _drawn(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Actions [N, B, A] of the policy in these states, and their log-densities [N, B]."""
+        with self.actor_network_params.to_module(self.actor_network):
+            distribution = self.actor_network.get_dist(tensordict)
+        return rsample_and_log_prob(distribution, (self.num_random,))
 
     def actor_bc_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict]:
         """TorchRL's, with actions inside the range."""

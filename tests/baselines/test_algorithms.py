@@ -211,3 +211,41 @@ def test_cloning_reads_a_prompt():
     data["prompt", "text_index"] = torch.tensor([[0], [1], [2], [0]])
     loss(data)["loss_actor"].backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.encoder.parameters())
+
+
+def test_the_conservative_term_is_the_paper_s():
+    """Written out with loops, on the same draws."""
+    networks, loss = make("cql", num_random=3, min_q_weight=2.0, temperature=0.5)
+    data = bandit(4)
+    data["next", "observation"] = data["observation"] + 0.5
+    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+    own = loss._drawn
+
+    def noted(states):
+        drawn.append(own(states))
+        return drawn[-1]
+
+    loss._drawn = noted
+    loss.q_loss(data)
+    torch.manual_seed(1)
+    term, _ = loss.cql_loss(data)
+    (here, log_here), (following, log_next) = drawn
+    torch.manual_seed(1)
+    own(data), own(data)
+    uniform = torch.empty_like(here).uniform_(-1.0, 1.0)
+    expected = 0.0
+    for critic in networks.qvalues:
+        for row in range(4):
+            values = []
+            for sample in range(3):
+                for action, log in (
+                    (uniform[sample, row], -torch.tensor(2.0).log()),
+                    (here[sample, row], log_here[sample, row]),
+                    (following[sample, row], log_next[sample, row]),
+                ):
+                    told = TensorDict({"observation": data["observation"][row], "action": action})
+                    values.append(critic(told)["state_action_value"].squeeze() - log)
+            above = 0.5 * torch.logsumexp(torch.stack(values) / 0.5, 0)
+            q = critic(data[row].select("observation", "action"))["state_action_value"].squeeze()
+            expected = expected + 2.0 * (above - q) / 4
+    torch.testing.assert_close(term, expected)
