@@ -25,9 +25,11 @@ Every episode is in the files that the tables link to.
   one seed, they say nothing about another training.
 - All intervals are of 95 %, and always the last checkpoint is evaluated.
 - *both* is all that a policy reads: its own prompts, text and trajectory.
-- Settings were chosen on training tasks only, and all trained policies of a table had the same
-  number of updates. Training seconds are wall times of one thread; the machine, and how busy it
-  was, is in each training's file.
+- No setting was chosen on the unseen tasks. Ours were chosen on training tasks, some of
+  them held out (`tasks.split=ml45_validation`); those of TD3+BC and CQL [likewise](#settings); the
+  other rivals have their papers' settings, at this project's sizes, and nothing was tried for them.
+- All trained policies of a table had the same number of updates. Training seconds are wall times
+  of one thread; the machine, and how busy it was, is in each training's file.
 
 ## Claims of the paper
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.errors import ConfigError, DataError, first_line
+from llmdpd_torchrl.memory import check_memory
 
 __all__ = ["export_minari", "minari_metadata_file", "read_minari"]
 
@@ -51,12 +52,13 @@ def read_minari(
         action_range: default: the bounds of the action space.
 
     Raises:
-        ConfigError: if Minari is not installed.
+        ConfigError: if Minari is not installed, or the dataset does not fit into the memory.
         DataError: if there is no such dataset, it can not be read, or it is not of vectors.
     """
     source = f"Minari dataset {dataset_id}"
     with _minaris_errors(source):
         dataset = _import_minari().load_dataset(dataset_id, download=download)
+        _check_memory(dataset, source)
         episodes = list(dataset.iterate_episodes())
         metadata = dataset.storage.metadata
     if not episodes:
@@ -124,6 +126,16 @@ def minari_metadata_file(dataset_id: str) -> Path:
     with _minaris_errors(f"Minari dataset {dataset_id}"):
         dataset = _import_minari().load_dataset(dataset_id, download=True)
         return Path(dataset.storage.data_path) / "metadata.json"
+
+
+def _check_memory(dataset: Any, source: str) -> None:
+    """Before Minari reads all episodes: what its metadata say that they hold, and our copy of it."""
+    row = sum(
+        spaces.flatdim(space) * np.dtype(space.dtype or np.float64).itemsize
+        for space in (dataset.observation_space, dataset.action_space)
+        if space.is_np_flattenable
+    )
+    check_memory(2 * int(dataset.total_steps) * row, source)
 
 
 @contextlib.contextmanager

@@ -187,3 +187,17 @@ def test_a_gap_can_not_be_exported(dataset):
     gap = OfflineDataset(dataset.manifest, transitions)
     with pytest.raises(DataError, match="episode 0: a successor is not the next observation"):
         export_minari(gap, "test/gap-v0")
+
+
+def test_a_dataset_larger_than_the_memory_is_refused_before_it_is_read(monkeypatch):
+    create([episode(3, terminated=True)])
+
+    def read(self):
+        raise AssertionError("it is being read")
+
+    monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", read)
+    monkeypatch.setattr("llmdpd_torchrl.memory.available_memory", lambda: 100)
+    with pytest.raises(
+        ConfigError, match=r"Minari dataset test/line-v0 needs about 0\.0 GiB of mem"
+    ):
+        read_minari("test/line-v0")
