@@ -129,7 +129,7 @@ def minari_metadata_file(dataset_id: str) -> Path:
 
 
 def _check_memory(dataset: Any, source: str) -> None:
-    """Before Minari reads all episodes: what its metadata say that they hold, and our copy of it."""
+    """Before Minari reads all episodes: what its metadata tell of, and our copy of it."""
     row = sum(
         spaces.flatdim(space) * np.dtype(space.dtype or np.float64).itemsize
         for space in (dataset.observation_space, dataset.action_space)
