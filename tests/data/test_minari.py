@@ -197,7 +197,5 @@ def test_a_dataset_larger_than_the_memory_is_refused_before_it_is_read(monkeypat
 
     monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", read)
     monkeypatch.setattr("llmdpd_torchrl.memory.available_memory", lambda: 100)
-    with pytest.raises(
-        ConfigError, match=r"Minari dataset test/line-v0 needs about 0\.0 GiB"
-    ):
+    with pytest.raises(ConfigError, match=r"Minari dataset test/line-v0 needs about 0\.0 GiB"):
         read_minari("test/line-v0")
