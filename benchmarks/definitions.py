@@ -7,11 +7,14 @@ An experiment (``configs/experiment/NAME.yaml``):
     preset, overrides, seeds: what all its variants have in common
     episodes, seen_episodes: of each unseen and each seen task
     order: its place on the page
-    reference: {variant, arm}: what the others are compared with; without variant: each its own
+    reference: {variant, arm}: what the others are compared with; without variant: each its own;
+        and with ``also``, a list: further variants about which the finding has a sentence
+    groups: {unseen, seen}: what these are called in this experiment, if something else
     per_task: whether the page has a table of all tasks
     arms: of the variants that list none
     variants:
-      NAME: {label, overrides, arms, policy, needs}    or    {use: the experiment that defines it}
+      NAME: {label, overrides, arms, policy, needs, reference}
+      NAME: {use: the experiment that defines it, arms}
 
 An arm is what is shown on which tasks: ``both``, ``none/seen``, or a mapping of ``control``,
 ``group`` and some of :data:`SHOWN`. In ``overrides``, ``{data}`` is the folder of the data. A
@@ -43,9 +46,12 @@ SHOWN = {
 _EXPERIMENT = {
     "title": str, "question": str, "of_the_paper": str, "preset": str, "overrides": list,
     "episodes": int, "seen_episodes": int, "order": int, "seeds": list, "reference": dict,
-    "per_task": bool, "arms": list, "variants": dict, "script": str, "measure": str,
+    "per_task": bool, "arms": list, "variants": dict, "script": str, "measure": str, "groups": dict,
 }  # fmt: skip
-_VARIANT = {"label": str, "overrides": list, "arms": list, "policy": str, "needs": str, "use": str}
+_VARIANT = {
+    "label": str, "overrides": list, "arms": list, "policy": str, "needs": str, "use": str,
+    "reference": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Variant:
         arms: under which it is evaluated.
         policy: one of :data:`POLICIES`; what is not trained has one seed.
         needs: what not every machine has; empty: nothing.
+        reference: the variant that it is compared with; empty: the experiment's.
     """
 
     name: str
@@ -87,6 +94,7 @@ class Variant:
     arms: tuple[Arm, ...]
     policy: str = "trained"
     needs: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ class Experiment:
         name: of its file.
         episodes: of each unseen and each seen task.
         reference: names of a variant, which may be empty, and of an arm.
+        also: further variants about which the finding has a sentence.
+        groups: what unseen and seen tasks are called.
         script: the benchmark that runs it; empty: this one.
         measure: ``"success"`` or ``"score"``.
     """
@@ -109,6 +119,8 @@ class Experiment:
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
     reference: tuple[str, str]
+    also: tuple[str, ...] = ()
+    groups: tuple[str, str] = GROUPS
     per_task: bool = False
     script: str = ""
     measure: str = "success"
@@ -125,6 +137,10 @@ class Experiment:
     def episodes_of(self, arm: Arm) -> int:
         """So many of each task."""
         return self.episodes[GROUPS.index(arm.group)]
+
+    def name_of(self, group: str) -> str:
+        """What a group of tasks is called."""
+        return self.groups[GROUPS.index(group)]
 
     def find(self, variant: str, arm: str, group: str) -> tuple[Variant, Arm]:
         """A variant and one of its arms, by their names.
@@ -256,11 +272,15 @@ def _experiment(name: str, document: Mapping[str, Any], documents: Mapping[str, 
     )
     reference = document.get("reference", {})
     compared = reference.get("variant", ""), reference.get("arm", "both")
-    if compared[0] and compared[0] not in document["variants"]:
-        raise ConfigError(f"reference.variant is {compared[0]!r}: none of the variants")
+    also = tuple(reference.get("also", ()))
+    for other in (compared[0], *also, *(v.reference for v in variants)):
+        if other and other not in document["variants"]:
+            raise ConfigError(f"reference is {other!r}: none of the variants")
+    groups = document.get("groups", {})
     return Experiment(
         name, document["title"], document["question"], document["of_the_paper"],
-        episodes, seeds, variants, compared,
+        episodes, seeds, variants, compared, also,
+        (groups.get("unseen", "unseen"), groups.get("seen", "seen")),
         document.get("per_task", False), document.get("script", ""), measure,
     )  # fmt: skip
 
@@ -279,7 +299,7 @@ def _variant(
                 f"{where}: use names the experiment that defines it, beside which only arms can "
                 f"be said; {raw['use']!r} does not define it"
             )
-        raw = {**defined, "arms": raw.get("arms", document.get("arms", []))}
+        raw = {**defined, "arms": raw.get("arms", document.get("arms", [])), "reference": ""}
     is_script = "script" in document
     arms = tuple(_arm(arm, where, is_script) for arm in raw.get("arms", document.get("arms", [])))
     if not arms or len({(arm.name, arm.group) for arm in arms}) < len(arms):
@@ -293,8 +313,9 @@ def _variant(
     if not all(isinstance(setting, str) and "=" in setting for setting in settings):
         raise ConfigError(f"{where}: overrides are texts of the form key=value")
     return Variant(
-        name, raw.get("label", name), tuple(settings), arms, policy, raw.get("needs", "")
-    )
+        name, raw.get("label", name), tuple(settings), arms, policy, raw.get("needs", ""),
+        raw.get("reference", ""),
+    )  # fmt: skip
 
 
 def _arm(raw: Any, where: str, is_script: bool) -> Arm:
@@ -343,7 +364,7 @@ def _check_names(experiments: Iterable[Experiment]) -> None:
         for variant in experiment.variants:
             key = experiment.folder, variant.name
             name, other = known.setdefault(key, (experiment.name, variant))
-            if replace(variant, arms=()) != replace(other, arms=()):
+            if replace(variant, arms=(), reference="") != replace(other, arms=(), reference=""):
                 raise ConfigError(
                     f"the variant {variant.name!r} is not the same in {name} and "
                     f"{experiment.name}: let one use the other's, or rename it"

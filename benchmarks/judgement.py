@@ -9,6 +9,7 @@ import numpy as np
 from definitions import Arm, Experiment, Test, Variant
 from store import Store
 
+from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.comparison import (
     Scores,
     crossed_difference,
@@ -22,8 +23,11 @@ from llmdpd_torchrl.evaluation.statistics import (
     summarise,
 )
 
-CONFIRMED, REFUTED = "confirmed", "not confirmed"
+CONFIRMED, REFUTED = "confirmed", "not confirmed: the opposite"
+EQUAL = "not confirmed: no difference in any episode"
 UNDECIDED, NOT_RUN = "not decidable at this budget", "not run yet"
+#: So many trainings say something about a further one.
+ENOUGH_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Side:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the seeds say something about a new one: two, or one of what draws nothing."""
-        return len(self.runs) > 1 or self.variant.policy != "trained"
+        """Whether the seeds say something about a new one: three, or one of what draws nothing."""
+        return len(self.runs) >= ENOUGH_SEEDS or self.variant.policy != "trained"
 
 
 def side(store: Store, experiment: Experiment, variant: Variant, arm: Arm) -> Side:
@@ -57,7 +61,14 @@ def side(store: Store, experiment: Experiment, variant: Variant, arm: Arm) -> Si
 
 
 def scores(experiment: Experiment, of: Side, tasks: Sequence[str] = ()) -> Scores:
-    """By task, [seeds, goals], on a scale of 100."""
+    """By task, [seeds, goals], on a scale of 100.
+
+    Raises:
+        ConfigError: if a task that is asked for is none of the episodes'.
+    """
+    there = {episode.task for episodes in of.runs.values() for episode in episodes}
+    if absent := [task for task in tasks if task not in there]:
+        raise ConfigError(f"{experiment.name} has no episodes of {absent[0]!r}: see claims.yaml")
     runs = [
         [episode for episode in episodes if not tasks or episode.task in tasks]
         for _, episodes in sorted(of.runs.items())
@@ -91,11 +102,7 @@ def difference(
     The same policy shown two things is compared seed by seed.
     """
     same = ours.variant == theirs.variant
-    if same:
-        seeds = ours.runs.keys() & theirs.runs.keys()
-        ours, theirs = (
-            Side(s.variant, s.arm, {seed: s.runs[seed] for seed in seeds}) for s in (ours, theirs)
-        )
+    ours, theirs = _paired(ours, theirs)
     if not ours.runs or not theirs.runs:
         return None
     sides = [scores(experiment, s, tasks) for s in (ours, theirs)]
@@ -105,19 +112,32 @@ def difference(
     return crossed_difference(*sides, same_policies=same)
 
 
+def _paired(ours: Side, theirs: Side) -> tuple[Side, Side]:
+    """Of the same policies, those seeds that both have."""
+    if ours.variant != theirs.variant:
+        return ours, theirs
+    seeds = ours.runs.keys() & theirs.runs.keys()
+    return tuple(  # type: ignore[return-value]
+        Side(s.variant, s.arm, {seed: s.runs[seed] for seed in seeds}) for s in (ours, theirs)
+    )
+
+
 def judge(store: Store, experiment: Experiment, test: Test) -> tuple[Estimate | None, str]:
     """The difference that a test is about, and the verdict: by its interval alone.
 
     Confirmed: all of it is above minus the margin, which is 0 unless the test says otherwise. Not
-    confirmed: all of it is below. Undecided: otherwise, and where a trained policy has one seed.
+    confirmed: all of it is below, or the episodes are all the same. Undecided: otherwise, and
+    where a trained policy has fewer than three seeds.
     """
     sides = [side(store, experiment, *experiment.find(*key)) for key in (test.ours, test.theirs)]
-    ours, theirs = sides
+    ours, theirs = _paired(*sides)
     found = difference(experiment, ours, theirs, test.tasks)
     if found is None:
         return None, NOT_RUN
-    if not all(s.is_sampled for s in sides):
+    if not (ours.is_sampled and theirs.is_sampled):
         return found, UNDECIDED
     if found.low > -test.margin:
         return found, CONFIRMED
+    if found == (0.0, 0.0, 0.0):
+        return found, EQUAL
     return found, REFUTED if found.high < -test.margin else UNDECIDED

@@ -14,28 +14,34 @@ from llmdpd_torchrl.evaluation.statistics import Estimate
 _HEAD = """\
 # Results
 
-Written by `python benchmarks/results.py --page` from the kept files; nothing here is typed by hand.
-Every episode is in the files that the tables link to.
+Written by `python benchmarks/results.py --page` from the kept files and the definitions of the
+experiments; no number is typed by hand. Every episode is in the files that the tables link to.
 
 - *Means* are over tasks, every task weighing the same, of all seeds together. The interval of a
-  success rate is of its episodes (Wilson's, combined over tasks), that of a score is Student's over
-  the seeds; beside the seeds is the lowest and the highest seed's mean.
+  success rate is of the episodes of these policies (Wilson's, combined over tasks), neither of a
+  new training nor of new goals; that of a score is Student's over the seeds. Beside the seeds is
+  the lowest and the highest seed's mean.
 - *Differences* are in points, of the same goals. Their intervals are of seeds and goals, resampled
-  crosswise; the same policy under two prompts is compared seed by seed. Where a trained policy has
-  one seed, they say nothing about another training.
-- All intervals are of 95 %, and always the last checkpoint is evaluated.
+  crosswise; the same policy under two prompts is compared seed by seed. With three seeds they are
+  approximate, with two too narrow, and of one seed they say nothing about another training.
+- All intervals are of 95 %, each by itself: of twenty true zeros, one is expected to seem none.
+- Always the last checkpoint is evaluated.
 - *both* is all that a policy reads: its own prompts, text and trajectory.
-- No setting was chosen on the unseen tasks. Ours were chosen on training tasks, some of
-  them held out (`tasks.split=ml45_validation`); those of TD3+BC and CQL [likewise](#settings); the
-  other rivals have their papers' settings, at this project's sizes, and nothing was tried for them.
-- All trained policies of a table had the same number of updates. Training seconds are wall times
-  of one thread; the machine, and how busy it was, is in each training's file.
+- No setting was chosen on the unseen tasks. Ours were chosen on training tasks, some of them held
+  out (`tasks.split=ml45_validation`), and for TD3+BC and CQL a few were tried
+  [likewise](#settings); the other rivals have their papers' settings, at this project's sizes.
+- Training seconds are wall times of one thread, the least of the seeds: machines differ, and were
+  busy; each training's file says how much.
+- *pooled* conditioning is the paper's; *retrieved* is this project's own, so that a claim that is
+  confirmed for it alone is not confirmed for the paper's method.
 
 ## Claims of the paper
 
 A claim is *confirmed* where the interval of the difference is above 0, *not confirmed* where it is
-below, and *not decidable at this budget* otherwise, or where a trained policy has one seed only.
-Where a claim is that something is enough, it may be worse by a margin, which is stated.
+below or where all episodes are the same, and *not decidable at this budget* otherwise, or where a
+trained policy has fewer than three seeds. Where a claim is that something is enough, it may be
+worse by a margin, which is stated. *Hidden*: of one policy, a prompt is hidden when it is
+evaluated; *trained without*: two policies, as in the paper.
 """
 
 
@@ -99,27 +105,31 @@ def finding(experiment: Experiment, sides: Sequence[Side]) -> Iterator[str]:
     lines = []
     for group in GROUPS:
         there = [s for s in sides if s.arm.group == group and s.runs]
+        own = [s for s in there if s.arm == _own(s, group)]
         for reference in there:
             others = [
                 other
                 for other in there
                 if _reference(experiment, there, other) is reference
-                and (other.variant == reference.variant or other.arm == _own(other, group))
+                and (other.variant == reference.variant or other in own)
             ]
+            if reference in own and reference.variant.name in experiment.also:
+                others += [other for other in own if other not in (reference, *others)]
             compared = [(other, difference(experiment, reference, other)) for other in others]
             words = _compared(reference, [(o, d) for o, d in compared if d is not None])
             if words:
-                few = "" if all(s.is_sampled for s in (reference, *others)) else " (of one seed)"
-                lines.append(f"On {group} tasks{few}, {_name(reference, reference)} {words}.")
-    yield "**Finding.** " + (" ".join(lines) or "Not run yet.") + "\n"
+                where = experiment.name_of(group)
+                lines.append(f"On {where} tasks, {_name(reference, reference)} {words}.")
+    nothing = "Nothing to compare yet." if any(s.runs for s in sides) else "Not run yet."
+    yield "**Finding.** " + (" ".join(lines) or nothing) + "\n"
 
 
 def arm_table(experiment: Experiment, there: Sequence[Side], store: Store, results: str) -> Table:
     """A row a variant and arm, all of one group."""
     unit = "success, %" if experiment.measure == "success" else "score"
     head = (
-        "variant", "shown", f"{there[0].arm.group}: {unit}", "seeds", "episodes",
-        "training, s", "parameters", "points above the reference", "files",
+        "variant", "shown", f"{experiment.name_of(there[0].arm.group)}: {unit}", "seeds",
+        "episodes", "updates", "training, s", "parameters", "points above the reference", "files",
     )  # fmt: skip
     rows = []
     for one in there:
@@ -139,8 +149,9 @@ def arm_table(experiment: Experiment, there: Sequence[Side], store: Store, resul
             (
                 one.variant.label, one.arm.label, mean(experiment, one).text(), spread,
                 str(sum(len(run) for run in one.runs.values())),
-                _average([a.get("train_seconds") for a in about]),
-                _average([a.get("parameters") for a in about]), above, files,
+                _least([a.get("updates") for a in about]),
+                _least([a.get("train_seconds") for a in about]),
+                _least([a.get("parameters") for a in about]), above, files,
             )
         )  # fmt: skip
     return Table(head, rows)
@@ -150,16 +161,21 @@ def _reference(experiment: Experiment, there: Sequence[Side], one: Side) -> Side
     """What a side is compared with, if it is there and another one."""
     if _is_reference(experiment, one):
         return None
-    variant, arm = experiment.reference
+    arm = experiment.reference[1]
     for other in there:
-        if other.arm.name == arm and other.variant.name == (variant or one.variant.name):
+        if other.arm.name == arm and other.variant.name == _compared_with(experiment, one):
             return other
     return None
 
 
 def _is_reference(experiment: Experiment, one: Side) -> bool:
-    variant, arm = experiment.reference
-    return one.arm.name == arm and variant in ("", one.variant.name)
+    name = _compared_with(experiment, one)
+    return one.arm.name == experiment.reference[1] and one.variant.name == name
+
+
+def _compared_with(experiment: Experiment, one: Side) -> str:
+    """The name of the variant that one is compared with; it may be its own."""
+    return one.variant.reference or experiment.reference[0] or one.variant.name
 
 
 def _own(one: Side, group: str) -> Arm:
@@ -185,7 +201,9 @@ def _name(one: Side, reference: Side) -> str:
     """In a sentence about the reference, whose name need not be said again."""
     if one is not reference and one.variant == reference.variant:
         return f"itself shown {one.arm.label}"
-    return one.variant.label + ("" if one.arm.name == "both" else f" shown {one.arm.label}")
+    trained = one.variant.policy == "trained"
+    few = " [one seed]" if trained and len(one.runs) == 1 else ""
+    return one.variant.label + ("" if one.arm.name == "both" else f" shown {one.arm.label}") + few
 
 
 def _all_tasks(experiment: Experiment, sides: Sequence[Side]) -> Iterator[str]:
@@ -196,7 +214,7 @@ def _all_tasks(experiment: Experiment, sides: Sequence[Side]) -> Iterator[str]:
         if one.runs and one.arm.name == experiment.reference[1]:
             columns += [] if one.variant.label in columns else [one.variant.label]
             for task, rows in scores(experiment, one).items():
-                label = task if one.arm.group == "seen" else f"{task} (unseen)"
+                label = task if one.arm.group == "seen" else f"{task} ({experiment.groups[0]})"
                 cells.setdefault(label, {})[one.variant.label] = f"{rows.mean():.0f}"  # type: ignore[union-attr]
     if columns:
         rows_ = [(task, *(by.get(c, "-") for c in columns)) for task, by in cells.items()]
@@ -215,7 +233,7 @@ def _not_run(experiment: Experiment, store: Store) -> Iterator[str]:
         whole = [str(seed) for seed, arms in missing.items() if len(arms) == len(variant.arms)]
         parts = [f"seed{'s' if whole[1:] else ''} {', '.join(whole)}"] if whole else []
         parts += [
-            f"seed {seed}: {', '.join(f'{arm.label} on {arm.group} tasks' for arm in arms)}"
+            f"seed {seed}: {', '.join(_where(experiment, arm) for arm in arms)}"
             for seed, arms in missing.items()
             if arms and str(seed) not in whole
         ]
@@ -226,14 +244,18 @@ def _not_run(experiment: Experiment, store: Store) -> Iterator[str]:
         yield "Not run yet:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
+def _where(experiment: Experiment, arm: Arm) -> str:
+    return f"{arm.label} on {experiment.name_of(arm.group)} tasks"
+
+
 def _relative(store: Store, experiment: Experiment, one: Side, seed: int) -> str:
     path = store.path(experiment, one.variant, seed, one.arm)
     return path.relative_to(store.root).as_posix()
 
 
-def _average(values: Sequence[float | None]) -> str:
+def _least(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.0f}" if known else "-"
+    return f"{min(known):.0f}" if known else "-"
 
 
 def _signed(found: Estimate | None, otherwise: str = NOT_RUN) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
@@ -23,7 +24,9 @@ from episodes import read_episodes, write_episodes  # noqa: E402
 from store import Store  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "experiment"
-HEAD = "title: Tiny\nquestion: Does it run?\nof_the_paper: nothing.\nseeds: [0, 1]\nepisodes: 4\n"
+HEAD = (
+    "title: Tiny\nquestion: Does it run?\nof_the_paper: nothing.\nseeds: [0, 1, 2]\nepisodes: 4\n"
+)
 
 
 def test_the_page_follows_from_the_kept_files_byte_for_byte(tmp_path):
@@ -79,7 +82,7 @@ def write(folder, **files):
         (HEAD + "variants: {a: {use: other, arms: [both]}}", "'other' does not define it"),
         (HEAD + "variants: {a: {arms: both}}", "arms is 'both': it must be a list"),
         (HEAD + "arms: [both]\nreference: {variant: b}\nvariants: {a: {}}", "none of the variants"),
-        (HEAD.replace("[0, 1]", "[one]") + "variants: {a: {arms: [both]}}", "seeds is ['one']"),
+        (HEAD.replace("[0, 1, 2]", "[one]") + "variants: {a: {arms: [both]}}", "seeds is ['one']"),
         (HEAD.replace("4", "0") + "variants: {a: {arms: [both]}}", "at least 1 of each task"),
         (HEAD + "measure: joy\nvariants: {a: {arms: [both]}}", "measure is 'joy'"),
     ],
@@ -159,7 +162,8 @@ def tiny(tmp_path):
             for goal, success in enumerate(goals)
         ]
         write_episodes(store.path(experiment, found, seed, arm), rows)
-        about = {"unseen_tasks": ["a", "b"], "train_seconds": 60.0 + seed, "parameters": 7}
+        about = {"unseen_tasks": ["a", "b"], "train_seconds": 60.0 + seed,
+                 "parameters": 7, "updates": 10}  # fmt: skip
         store.training_path(experiment, found, seed).write_text(json.dumps(about))
 
     return experiment, store, keep
@@ -189,10 +193,71 @@ def test_the_page_says_where_ours_loses_and_what_is_missing(tiny):
     finding = next(line for line in text.splitlines() if line.startswith("**Finding"))
     assert "Ours loses to Theirs by 62 (" in finding
     assert "is not told apart from itself shown none (+0 (+0 - +0))" in finding
-    assert "- Ours: seed 1: none on unseen tasks" in text
+    assert "- Ours: seed 2; seed 1: none on unseen tasks" in text
     assert "| Theirs | both | 100 (" in text
-    assert "| 2 (100 - 100) | 16 | 60 | 7 | +62 (" in text
+    assert "| 2 (100 - 100) | 16 | 10 | 60 | 7 | +62 (" in text
     assert "[1](kept/runs/theirs-seed1-both-unseen.csv)" in text
+
+
+def test_the_same_policy_is_judged_by_the_seeds_that_both_arms_have(tiny, tmp_path):
+    experiment, store, keep = tiny
+    test = "{where: here, experiment: tiny, ours: ours/both, theirs: ours/none}"
+    (tmp_path / "claims.yaml").write_text(f"claims: [{{claim: it helps, tests: [{test}]}}]")
+    (claim,) = read_claims(tmp_path / "claims.yaml", {"tiny": experiment})
+    for seed in range(3):
+        keep("ours", seed, "both", [1, 1, 1, 1], [1, 1, 1, 1])
+    for seed in range(2):
+        keep("ours", seed, "none", [0, 0, 0, 0], [0, 0, 0, 0])
+        assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
+    keep("ours", 2, "none", [0, 0, 0, 0], [0, 0, 0, 0])
+    assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.CONFIRMED
+    absent = dataclasses.replace(claim.tests[0], tasks=("c",))
+    with pytest.raises(ConfigError, match="tiny has no episodes of 'c'"):
+        judgement.judge(store, experiment, absent)
+
+
+def test_a_variant_can_have_a_reference_of_its_own_and_groups_other_names(tmp_path):
+    text = HEAD + (
+        "groups: {unseen: held-out}\nreference: {variant: a, also: [b]}\narms: [both]\n"
+        "variants: {a: {}, b: {}, c: {reference: b}}"
+    )
+    experiment = read_experiments(write(tmp_path, tiny=text))["tiny"]
+    rows = [EpisodeResult("t", goal, goal < 2, goal < 2, 1.0, 9) for goal in range(4)]
+    store = Store(tmp_path / "results")
+    for variant in experiment.variants:
+        write_episodes(store.path(experiment, variant, 0, variant.arms[0]), rows)
+    text = page.build_page({"tiny": experiment}, [], store, "kept")
+    equal = "(+0 (+0 - +0))"
+    assert f"On held-out tasks, a [one seed] is not told apart from b [one seed] {equal}." in text
+    assert (
+        f"b [one seed] is not told apart from c [one seed] {equal}, a [one seed] {equal}." in text
+    )
+    assert "| variant | shown | held-out: success, % |" in text
+    for wrong in ("{reference: d}", "{}, d: {reference: e}"):
+        write(tmp_path, tiny=HEAD + f"arms: [both]\nvariants: {{a: {wrong}}}")
+        with pytest.raises(ConfigError, match="none of the variants"):
+            read_experiments(tmp_path)
+
+
+def test_the_settings_of_the_rivals_are_the_best_that_were_tried():
+    """By the mean of both groups of tasks, as the experiment says."""
+    experiment = read_experiments(CONFIGS)["settings"]
+    store = Store(ROOT / "benchmarks" / "results")
+    for name in ("td3_bc", "cql"):
+        tried = [v for v in experiment.variants if v.name.startswith(f"settings_{name}")]
+        means = {
+            variant: sum(
+                judgement.mean(experiment, judgement.side(store, experiment, variant, arm)).value
+                for arm in variant.arms
+            )
+            for variant in tried
+        }
+        best = max(means, key=means.__getitem__)
+        cfg = OmegaConf.load(ROOT / "configs" / "algorithm" / f"{name}.yaml")
+        chosen = dict(s.split("=") for s in best.settings if s.startswith("loss."))
+        assert chosen
+        for key, value in chosen.items():
+            assert OmegaConf.select(cfg, key) == float(value), (name, key)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +266,7 @@ def test_the_page_says_where_ours_loses_and_what_is_missing(tiny):
         ([1, 1, 1, 1], [0, 0, 0, 1], 0, judgement.CONFIRMED),
         ([0, 0, 0, 1], [1, 1, 1, 1], 0, judgement.REFUTED),
         ([0, 0, 1, 1], [1, 1, 0, 0], 0, judgement.UNDECIDED),
-        ([1, 1, 0, 0], [1, 1, 0, 0], 0, judgement.UNDECIDED),  # equal is not better
+        ([1, 1, 0, 0], [1, 1, 0, 0], 0, judgement.EQUAL),  # which is not better
         ([1, 1, 0, 0], [1, 1, 0, 0], 5, judgement.CONFIRMED),  # but it is enough
         ([0, 0, 0, 1], [1, 1, 1, 1], 5, judgement.REFUTED),
     ],
@@ -217,10 +282,11 @@ def test_the_interval_alone_decides_about_a_claim(tiny, tmp_path, ours, theirs, 
     assert judgement.judge(store, experiment, claim.tests[0]) == (None, judgement.NOT_RUN)
     keep("ours", 0, "both", ours, ours)
     keep("theirs", 0, "both", theirs, theirs)
-    # Of one seed each, nothing is said about another training.
-    assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
-    keep("ours", 1, "both", ours, ours)
-    keep("theirs", 1, "both", theirs, theirs)
+    # Of one or two seeds each, nothing is said about another training.
+    for seed in (1, 2):
+        assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
+        keep("ours", seed, "both", ours, ours)
+        keep("theirs", seed, "both", theirs, theirs)
     assert judgement.judge(store, experiment, claim.tests[0])[1] == verdict
     row = page.claim_table({"tiny": experiment}, [claim], store).rows[0]
     assert row[:3] == ("it helps", "[here](#tiny)", "Ours: both against Theirs: both")
@@ -235,7 +301,7 @@ def test_a_claim_about_an_arm_that_does_not_exist_is_refused(tiny, tmp_path):
         read_claims(path, {"tiny": tiny[0]})
 
 
-SMOKE = HEAD.replace("[0, 1]", "[3]").replace("episodes: 4", "episodes: 2") + (
+SMOKE = HEAD.replace("[0, 1, 2]", "[3]").replace("episodes: 4", "episodes: 2") + (
     "preset: smoke\noverrides: [progress=false, data.workers=1, trainer.total_updates=20, "
     "network.text_dropout=0.2, network.trajectory_dropout=0.2]\nreference: {arm: both}\n"
     "variants:\n"
