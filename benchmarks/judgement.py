@@ -138,6 +138,6 @@ def judge(store: Store, experiment: Experiment, test: Test) -> tuple[Estimate | 
         return found, UNDECIDED
     if found.low > -test.margin:
         return found, CONFIRMED
-    if found == (0.0, 0.0, 0.0):
+    if max(map(abs, found)) < 1e-9:
         return found, EQUAL
     return found, REFUTED if found.high < -test.margin else UNDECIDED
