@@ -54,9 +54,11 @@ class MTDiff(SequenceLoss):
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.modules import ObservationFeatures
+        >>> from llmdpd_torchrl.modules import (
+        ...     ObservationFeatures, SequenceConfig, make_sequence_actor)
         >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> loss = MTDiff(PlanDiffusionActor(features, 2, 4, 2, 8, width=8))
+        >>> sizes = SequenceConfig(history=2, horizon=8, width=8)
+        >>> loss = MTDiff(make_sequence_actor("plan_diffusion", features, 2, 4, sizes))
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}

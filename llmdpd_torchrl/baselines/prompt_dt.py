@@ -45,9 +45,10 @@ class PromptDT(SequenceLoss):
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.modules import ObservationFeatures
+        >>> from llmdpd_torchrl.modules import ObservationFeatures, PromptDecisionTransformer
         >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> loss = PromptDT(DecisionTransformerActor(features, 2, 4, 5, width=8, layers=1))
+        >>> network = PromptDecisionTransformer(features, 2, 4, 5, width=8, layers=1)
+        >>> loss = PromptDT(DecisionTransformerActor(network))
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}

@@ -143,14 +143,14 @@ class DecisionTransformerActor(SafeModule):
     :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``"tensor"`` write.
 
     Args:
-        features, action_dim, prompt_steps, history_steps, width, layers, heads, dropout,
-        return_scale: see :class:`PromptDecisionTransformer`.
+        network: to the actions of the history.
         spec: of the action.
 
     Examples:
         >>> from tensordict import TensorDict
         >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> actor = DecisionTransformerActor(features, 2, 4, 5, width=8, layers=1)
+        >>> network = PromptDecisionTransformer(features, 2, 4, 5, width=8, layers=1)
+        >>> actor = DecisionTransformerActor(network)
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
@@ -162,30 +162,8 @@ class DecisionTransformerActor(SafeModule):
     module: PromptDecisionTransformer
 
     def __init__(
-        self,
-        features: ObservationFeatures,
-        action_dim: int,
-        prompt_steps: int,
-        history_steps: int,
-        *,
-        width: int = 128,
-        layers: int = 3,
-        heads: int = 1,
-        dropout: float = 0.0,
-        return_scale: float = 1000.0,
-        spec: TensorSpec | None = None,
+        self, network: PromptDecisionTransformer, *, spec: TensorSpec | None = None
     ) -> None:
-        network = PromptDecisionTransformer(
-            features,
-            action_dim,
-            prompt_steps,
-            history_steps,
-            width=width,
-            layers=layers,
-            heads=heads,
-            dropout=dropout,
-            return_scale=return_scale,
-        )
         keys: list[NestedKey] = [("prompt", "trajectory", name) for name in _HISTORY]
         keys += [("history", name) for name in _HISTORY]
         super().__init__(network, keys, ["action"], spec=spec)

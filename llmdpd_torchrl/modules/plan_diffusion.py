@@ -227,20 +227,17 @@ class PlanDiffusionActor(SafeModule):
     :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``"tensor"`` write.
 
     Args:
-        features: of observations; used as they are, not trained.
+        plans: a diffusion of F A values, under a :class:`PlanConditioner`.
         action_dim: A.
-        prompt_steps: L.
-        history_steps: H.
-        horizon: F.
-        width, layers, heads, guidance: see :class:`PlanDenoiser`.
-        return_scale: that returns are divided by.
-        num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         spec: of the action.
 
     Examples:
         >>> from tensordict import TensorDict
         >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> actor = PlanDiffusionActor(features, 2, 4, 2, 8, width=16)
+        >>> denoiser = PlanDenoiser(features.out_features, 2, 4, 2, 8, width=16)
+        >>> conditioner = PlanConditioner(features, return_scale=1000.0)
+        >>> plans = DiffusionModule(denoiser, 8 * 2, conditioner=conditioner)
+        >>> actor = PlanDiffusionActor(plans, 2)
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
@@ -252,51 +249,13 @@ class PlanDiffusionActor(SafeModule):
     module: DiffusionModule
 
     def __init__(
-        self,
-        features: ObservationFeatures,
-        action_dim: int,
-        prompt_steps: int,
-        history_steps: int,
-        horizon: int,
-        *,
-        width: int = 64,
-        layers: int = 2,
-        heads: int = 1,
-        return_scale: float = 1000.0,
-        guidance: float = 1.2,
-        num_steps: int = 5,
-        schedule: str = "vp",
-        prediction: str = "epsilon",
-        sampler: str = "ddpm",
-        sampling_steps: int | None = None,
-        spec: TensorSpec | None = None,
+        self, plans: DiffusionModule, action_dim: int, *, spec: TensorSpec | None = None
     ) -> None:
-        denoiser = PlanDenoiser(
-            features.out_features,
-            action_dim,
-            prompt_steps,
-            history_steps,
-            horizon,
-            width=width,
-            layers=layers,
-            heads=heads,
-            guidance=guidance,
-        )
-        module = DiffusionModule(
-            denoiser,
-            horizon * action_dim,
-            conditioner=PlanConditioner(features, return_scale),
-            num_steps=num_steps,
-            schedule=schedule,
-            prediction=prediction,
-            sampler=sampler,
-            sampling_steps=sampling_steps,
-        )
         keys: list[NestedKey] = [
             ("prompt", "trajectory", name) for name in ("observation", "action", "mask")
         ]
         keys += [("history", name) for name in ("observation", "return_to_go", "mask")]
-        super().__init__(module, keys, ["action"], spec=spec)
+        super().__init__(plans, keys, ["action"], spec=spec)
         self.action_dim = action_dim
 
     def forward(

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.modules.decision_transformer import DecisionTransformerActor
+from llmdpd_torchrl.modules.decision_transformer import (
+    DecisionTransformerActor,
+    PromptDecisionTransformer,
+)
+from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.modules.observation import ObservationFeatures
-from llmdpd_torchrl.modules.plan_diffusion import PlanDiffusionActor
+from llmdpd_torchrl.modules.plan_diffusion import (
+    PlanConditioner,
+    PlanDenoiser,
+    PlanDiffusionActor,
+)
 
 __all__ = ["SEQUENCE_ACTORS", "SequenceConfig", "make_sequence_actor"]
 
@@ -109,20 +117,22 @@ def make_sequence_actor(
     """
     if kind == "decision_transformer":
         return DecisionTransformerActor(
-            features,
-            action_dim,
-            prompt_steps,
-            config.history,
-            width=config.width,
-            layers=config.layers,
-            heads=config.heads,
-            dropout=config.dropout,
-            return_scale=config.return_scale,
+            PromptDecisionTransformer(
+                features,
+                action_dim,
+                prompt_steps,
+                config.history,
+                width=config.width,
+                layers=config.layers,
+                heads=config.heads,
+                dropout=config.dropout,
+                return_scale=config.return_scale,
+            )
         )
     if kind != "plan_diffusion":
         raise ConfigError(f"unknown actor {kind!r}: use one of {', '.join(SEQUENCE_ACTORS)}")
-    return PlanDiffusionActor(
-        features,
+    denoiser = PlanDenoiser(
+        features.out_features,
         action_dim,
         prompt_steps,
         config.history,
@@ -130,11 +140,16 @@ def make_sequence_actor(
         width=config.width,
         layers=config.layers,
         heads=config.heads,
-        return_scale=config.return_scale,
         guidance=config.guidance,
+    )
+    plans = DiffusionModule(
+        denoiser,
+        config.horizon * action_dim,
+        conditioner=PlanConditioner(features, config.return_scale),
         num_steps=num_steps,
         schedule=schedule,
         prediction=prediction,
         sampler=config.sampler,
         sampling_steps=config.sampling_steps,
     )
+    return PlanDiffusionActor(plans, action_dim)
