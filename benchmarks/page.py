@@ -100,6 +100,22 @@ def section(experiment: Experiment, store: Store, results: str) -> Iterator[str]
     yield f"```bash\n{_command(experiment)}\n```\n"
 
 
+def summary(experiment: Experiment, store: Store) -> Table:
+    """A row a variant: its first arm on unseen and on seen tasks."""
+    rows = []
+    for variant in experiment.variants:
+        found = []
+        for group in GROUPS:
+            arms = [arm for arm in variant.arms if arm.group == group][:1]
+            found += [side(store, experiment, variant, arm) for arm in arms]
+        cells = [mean(experiment, one).text() if one.runs else NOT_RUN for one in found]
+        fewest = min(len(one.runs) for one in found)
+        rows.append((variant.label, *cells, str(fewest)))
+    unit = "success" if experiment.measure == "success" else "score"
+    names = (f"{experiment.name_of(group)} tasks" for group in GROUPS)
+    return Table((f"{unit}, % (95 % interval)", *names, "seeds"), rows)
+
+
 def finding(experiment: Experiment, sides: Sequence[Side]) -> Iterator[str]:
     """What the numbers say, in words: a line a group of tasks and reference."""
     lines = []

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import RESULTS, check_figures, write_figures
+from common import RESULTS, check_figures, write_figures, write_readme_table
 from definitions import Claim, Experiment, read_claims, read_experiments
-from page import build_page, figures
+from page import build_page, figures, summary
 from store import Store
 
 from llmdpd_torchrl.errors import ConfigError, UserError
@@ -215,6 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.plan:
             write_page(experiments, claims, options, store)
             if store.root == RESULTS:
+                table = summary(experiments["comparison"], store).markdown()
+                write_readme_table("results", table.splitlines())
                 _write_figures(*figures(experiments, store))
     except UserError as error:
         for line in str(error).splitlines():

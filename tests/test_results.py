@@ -35,6 +35,8 @@ def test_the_page_follows_from_the_kept_files_byte_for_byte(tmp_path):
     store = Store(ROOT / "benchmarks" / "results")
     text = page.build_page(experiments, claims, store, "../benchmarks/results")
     assert text == (ROOT / "docs" / "results.md").read_text()
+    table = page.summary(experiments["comparison"], store).markdown()
+    assert table in (ROOT / "README.md").read_text()
 
 
 def test_the_figures_follow_from_the_kept_files(capsys):
