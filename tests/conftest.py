@@ -1,19 +1,10 @@
 """A small dataset that is collected once for all tests, and prompts made from it."""
 
-import os
-
 import pytest
-import torch
 
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-
-
-def pytest_configure():
-    """One thread each for the processes of tests, which share the cores, and for their children."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
