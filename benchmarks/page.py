@@ -29,7 +29,7 @@ experiments; no number is typed by hand. Every episode is in the files that the 
 - *both* is all that a policy reads: its own prompts, text and trajectory.
 - No setting was chosen on the unseen tasks. Ours were chosen on training tasks, some of them held
   out (`tasks.split=ml45_validation`), and for TD3+BC and CQL a few were tried
-  [likewise](#settings); the other rivals have their papers' settings, at this project's sizes.
+  [likewise](#settings); Diffusion-QL has ours, the others have their papers', at smaller sizes.
 - Training seconds are wall times of one thread, the least of the seeds: machines differ, and were
   busy; each training's file says how much.
 - *pooled* conditioning is the paper's; *retrieved* is this project's own, so that a claim that is
