@@ -4,19 +4,15 @@ import argparse
 import csv
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import unseen
+from episodes import read_episodes
 
 from llmdpd_torchrl.envs.splits import make_split
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import unseen
-from episodes import read_episodes
 
 TASKS = ("door-lock-v3", "box-close-v3")
 

@@ -5,22 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import d4rl_reader
 import pytest
+import sampling
+import textbook
+import timing
 import torch
+import update
 from tensordict import TensorDict
 
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import d4rl_reader  # noqa: E402
-import sampling  # noqa: E402
-import textbook  # noqa: E402
-import timing  # noqa: E402
-import update  # noqa: E402
 
 
 def test_every_result_names_its_command_and_raw_file():

@@ -5,19 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import d4rl_levels
+import d4rl_velocity
+import locomotion
 import pytest
+from episodes import read_episodes, write_episodes
 
 from llmdpd_torchrl.data.gait import collect_gait
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, Estimate
 from llmdpd_torchrl.files import write_json
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import d4rl_levels  # noqa: E402 (after the path)
-import d4rl_velocity  # noqa: E402
-import locomotion  # noqa: E402
-from episodes import read_episodes, write_episodes  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def keep(folder, label, policy, seed, control, **scores):

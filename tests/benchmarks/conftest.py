@@ -1,0 +1,36 @@
+"""An experiment of which a test writes the episodes itself."""
+
+import json
+
+import pytest
+from definitions import read_experiments
+from episodes import write_episodes
+from store import Store
+
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from tests.benchmarks.tiny import HEAD, write
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two variants with kept episodes of two tasks, which a test writes with ``keep``."""
+    text = HEAD + (
+        "arms: [both, none]\nreference: {variant: ours}\n"
+        "variants: {ours: {label: Ours}, theirs: {label: Theirs, arms: [both]}}"
+    )
+    experiment = read_experiments(write(tmp_path / "configs", tiny=text))["tiny"]
+    store = Store(tmp_path / "results")
+
+    def keep(variant, seed, shown, *successes, group="unseen"):
+        found, arm = experiment.find(variant, shown, group)
+        rows = [
+            EpisodeResult(task, goal, bool(success), bool(success), 1.0, 9)
+            for task, goals in zip(("a", "b"), successes, strict=False)
+            for goal, success in enumerate(goals)
+        ]
+        write_episodes(store.path(experiment, found, seed, arm), rows)
+        about = {"unseen_tasks": ["a", "b"], "train_seconds": 60.0 + seed,
+                 "parameters": 7, "updates": 10}  # fmt: skip
+        store.training_path(experiment, found, seed).write_text(json.dumps(about))
+
+    return experiment, store, keep

@@ -1,0 +1,158 @@
+"""What is concluded from kept episodes, and what the page says of it."""
+
+import dataclasses
+from pathlib import Path
+
+import judgement
+import page
+import pytest
+import results
+from definitions import read_claims, read_experiments
+from episodes import write_episodes
+from omegaconf import OmegaConf
+from store import Store
+
+from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from tests.benchmarks.tiny import HEAD, write
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "experiment"
+
+
+def test_the_page_follows_from_the_kept_files_byte_for_byte(tmp_path):
+    experiments = read_experiments(CONFIGS)
+    claims = read_claims(ROOT / "configs" / "claims.yaml", experiments)
+    store = Store(ROOT / "benchmarks" / "results")
+    text = page.build_page(experiments, claims, store, "../benchmarks/results")
+    assert text == (ROOT / "docs" / "results.md").read_text()
+    table = page.summary(experiments["comparison"], store).markdown()
+    assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_figures_follow_from_the_kept_files(capsys):
+    assert results.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_only_whole_arms_count_and_further_goals_do_not(tiny):
+    experiment, store, keep = tiny
+    ours = experiment.variants[0]
+    both = ours.arms[0]
+    keep("ours", 0, "both", [1, 1, 1, 1])  # of one task of two
+    assert store.episodes(experiment, ours, 0, both) is None
+    keep("ours", 0, "both", [1, 1, 1], [1, 1, 1])  # three goals of four
+    assert store.missing(experiment, ours, 0) == list(ours.arms)
+    keep("ours", 0, "both", [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1])
+    assert len(store.episodes(experiment, ours, 0, both)) == 8
+    assert judgement.mean(experiment, judgement.side(store, experiment, ours, both)).value == 50
+    assert store.missing(experiment, ours, 0) == [ours.arms[1]]
+
+
+def test_the_page_says_where_ours_loses_and_what_is_missing(tiny):
+    experiment, store, keep = tiny
+    for seed in (0, 1):
+        keep("ours", seed, "both", [0, 0, 0, 1], [0, 0, 1, 1])
+        keep("theirs", seed, "both", [1, 1, 1, 1], [1, 1, 1, 1])
+    keep("ours", 0, "none", [0, 0, 0, 1], [0, 0, 1, 1])
+    text = page.build_page({"tiny": experiment}, [], store, "kept")
+    finding = next(line for line in text.splitlines() if line.startswith("**Finding"))
+    assert "Ours loses to Theirs by 62 (" in finding
+    assert "is not told apart from itself shown none (+0 (+0 - +0))" in finding
+    assert "- Ours: seed 2; seed 1: none on unseen tasks" in text
+    assert "| Theirs | both | 100 (" in text
+    assert "| 2 (100 - 100) | 16 | 10 | 60 | 7 | +62 (" in text
+    assert "[1](kept/runs/theirs-seed1-both-unseen.csv)" in text
+
+
+def test_the_same_policy_is_judged_by_the_seeds_that_both_arms_have(tiny, tmp_path):
+    experiment, store, keep = tiny
+    test = "{where: here, experiment: tiny, ours: ours/both, theirs: ours/none}"
+    (tmp_path / "claims.yaml").write_text(f"claims: [{{claim: it helps, tests: [{test}]}}]")
+    (claim,) = read_claims(tmp_path / "claims.yaml", {"tiny": experiment})
+    for seed in range(3):
+        keep("ours", seed, "both", [1, 1, 1, 1], [1, 1, 1, 1])
+    for seed in range(2):
+        keep("ours", seed, "none", [0, 0, 0, 0], [0, 0, 0, 0])
+        assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
+    keep("ours", 2, "none", [0, 0, 0, 0], [0, 0, 0, 0])
+    assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.CONFIRMED
+    absent = dataclasses.replace(claim.tests[0], tasks=("c",))
+    with pytest.raises(ConfigError, match="tiny has no episodes of 'c'"):
+        judgement.judge(store, experiment, absent)
+
+
+def test_a_variant_can_have_a_reference_of_its_own_and_groups_other_names(tmp_path):
+    text = HEAD + (
+        "groups: {unseen: held-out}\nreference: {variant: a, also: [b]}\narms: [both]\n"
+        "variants: {a: {}, b: {}, c: {reference: b}}"
+    )
+    experiment = read_experiments(write(tmp_path, tiny=text))["tiny"]
+    rows = [EpisodeResult("t", goal, goal < 2, goal < 2, 1.0, 9) for goal in range(4)]
+    store = Store(tmp_path / "results")
+    for variant in experiment.variants:
+        write_episodes(store.path(experiment, variant, 0, variant.arms[0]), rows)
+    text = page.build_page({"tiny": experiment}, [], store, "kept")
+    equal = "(+0 (+0 - +0))"
+    assert f"On held-out tasks, a [one seed] is not told apart from b [one seed] {equal}." in text
+    assert (
+        f"b [one seed] is not told apart from c [one seed] {equal}, a [one seed] {equal}." in text
+    )
+    assert "| variant | shown | held-out: success, % |" in text
+    for wrong in ("{reference: d}", "{}, d: {reference: e}"):
+        write(tmp_path, tiny=HEAD + f"arms: [both]\nvariants: {{a: {wrong}}}")
+        with pytest.raises(ConfigError, match="none of the variants"):
+            read_experiments(tmp_path)
+
+
+def test_the_settings_of_the_rivals_are_the_best_that_were_tried():
+    """By the mean of both groups of tasks, as the experiment says."""
+    experiment = read_experiments(CONFIGS)["settings"]
+    store = Store(ROOT / "benchmarks" / "results")
+    for name in ("td3_bc", "cql"):
+        tried = [v for v in experiment.variants if v.name.startswith(f"settings_{name}")]
+        means = {
+            variant: sum(
+                judgement.mean(experiment, judgement.side(store, experiment, variant, arm)).value
+                for arm in variant.arms
+            )
+            for variant in tried
+        }
+        best = max(means, key=means.__getitem__)
+        cfg = OmegaConf.load(ROOT / "configs" / "algorithm" / f"{name}.yaml")
+        chosen = dict(s.split("=") for s in best.settings if s.startswith("loss."))
+        assert chosen
+        for key, value in chosen.items():
+            assert OmegaConf.select(cfg, key) == float(value), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "margin", "verdict"),
+    [
+        ([1, 1, 1, 1], [0, 0, 0, 1], 0, judgement.CONFIRMED),
+        ([0, 0, 0, 1], [1, 1, 1, 1], 0, judgement.REFUTED),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 0, judgement.UNDECIDED),
+        ([1, 1, 0, 0], [1, 1, 0, 0], 0, judgement.EQUAL),  # which is not better
+        ([1, 1, 0, 0], [1, 1, 0, 0], 5, judgement.CONFIRMED),  # but it is enough
+        ([0, 0, 0, 1], [1, 1, 1, 1], 5, judgement.REFUTED),
+    ],
+)
+def test_the_interval_alone_decides_about_a_claim(tiny, tmp_path, ours, theirs, margin, verdict):
+    experiment, store, keep = tiny
+    test = "{where: here, experiment: tiny, ours: ours/both, theirs: theirs/both, margin: MARGIN}"
+    path = tmp_path / "claims.yaml"
+    path.write_text(
+        f"claims: [{{claim: it helps, tests: [{test.replace('MARGIN', str(margin))}]}}]"
+    )
+    (claim,) = read_claims(path, {"tiny": experiment})
+    assert judgement.judge(store, experiment, claim.tests[0]) == (None, judgement.NOT_RUN)
+    keep("ours", 0, "both", ours, ours)
+    keep("theirs", 0, "both", theirs, theirs)
+    # Of one or two seeds each, nothing is said about another training.
+    for seed in (1, 2):
+        assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
+        keep("ours", seed, "both", ours, ours)
+        keep("theirs", seed, "both", theirs, theirs)
+    assert judgement.judge(store, experiment, claim.tests[0])[1] == verdict
+    row = page.claim_table({"tiny": experiment}, [claim], store).rows[0]
+    assert row[:3] == ("it helps", "[here](#tiny)", "Ours: both against Theirs: both")
+    assert row[4] == verdict

@@ -1,0 +1,155 @@
+"""An experiment is run, kept, not run twice, and goes on where it was stopped."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import results
+import work
+from episodes import read_episodes, write_episodes
+from filelock import FileLock
+
+from tests.benchmarks.tiny import HEAD, write
+
+SMOKE = HEAD.replace("[0, 1, 2]", "[3]").replace("episodes: 4", "episodes: 2") + (
+    "preset: smoke\noverrides: [progress=false, data.workers=1, trainer.total_updates=20, "
+    "network.text_dropout=0.2, network.trajectory_dropout=0.2]\nreference: {arm: both}\n"
+    "variants:\n"
+    "  small: {arms: [both/seen, {gain: 0.9}]}\n"
+    "  untrained: {policy: retrieve_and_play, overrides: [prompt=trajectory], arms: [both]}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole experiment, run once, and the command line that ran it."""
+    folder = tmp_path_factory.mktemp("comparison")
+    write(folder / "configs", smoke=SMOKE)
+    (folder / "claims.yaml").write_text("claims: []")
+    arguments = [
+        "experiment=smoke", "workers=1", f"configs={folder / 'configs'}",
+        f"keep={folder / 'kept'}", f"output={folder / 'output'}", f"data={folder / 'data'}",
+        f"page={folder / 'docs' / 'page.md'}",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "TASKS_AT_A_TIME", 1)
+        assert results.main(arguments) == 0
+    return folder, arguments
+
+
+def test_an_experiment_is_run_and_kept(finished):
+    folder, _ = finished
+    names = {path.name for path in (folder / "kept" / "runs").glob("*")}
+    assert names == {
+        "small-seed3-both-seen.csv", "small-seed3-both_gain_0.9-unseen.csv",
+        "small-seed3-training.json", "untrained-seed3-both-unseen.csv",
+        "untrained-seed3-training.json",
+    }  # fmt: skip
+    about = json.loads((folder / "kept" / "runs" / "small-seed3-training.json").read_text())
+    assert {
+        "command", "settings", "seed", "updates", "train_seconds", "parameters", "fingerprint",
+        "data_hash", "git_revision", "machine", "seen_tasks", "unseen_tasks", "evaluation",
+    } == set(about)  # fmt: skip
+    assert about["updates"] == 20
+    assert about["train_seconds"] > 0
+    assert about["parameters"] > 1000
+    assert about["evaluation"]["both-seen"]["episodes"] == 4
+    assert str(folder) not in json.dumps(about)
+    text = (folder / "docs" / "page.md").read_text()
+    assert "[3](../kept/runs/small-seed3-both_gain_0.9-unseen.csv)" in text
+    assert "Not run yet:" not in text
+
+
+def test_nothing_is_done_twice(finished, capsys):
+    folder, arguments = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "kept" / "runs").glob("*")}
+    assert results.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "small-seed3: kept" in out
+    assert results.main(["--plan", *arguments]) == 0
+    assert capsys.readouterr().out == ""
+    assert results.main(["--list", *arguments]) == 0
+    assert capsys.readouterr().out == "smoke: 3 of 3 arms are there\n"
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "kept" / "runs").glob("*")}
+
+
+def test_an_evaluation_that_was_stopped_goes_on(finished, monkeypatch):
+    folder, arguments = finished
+    path = folder / "kept" / "runs" / "small-seed3-both-seen.csv"
+    whole = path.read_bytes()
+    write_episodes(path, read_episodes(path)[:2])  # of the first task of two
+    played = []
+
+    def play(run, tasks, *arguments):
+        played.extend(tasks)
+        return original(run, tasks, *arguments)
+
+    original = work.play
+    monkeypatch.setattr(work, "play", play)
+    monkeypatch.setattr(work, "TASKS_AT_A_TIME", 1)
+    assert results.main(arguments) == 0
+    assert played == ["window-open-v3"]
+    assert path.read_bytes() == whole
+
+
+def test_what_another_process_is_at_is_left_to_it(finished, capsys):
+    folder, arguments = finished
+    path = folder / "kept" / "runs" / "untrained-seed3-both-unseen.csv"
+    kept = path.read_bytes()
+    path.unlink()
+    with FileLock(folder / "output" / "untrained-seed3" / ".lock"):
+        assert results.main(arguments) == 0
+    assert "untrained-seed3: another process is at it" in capsys.readouterr().out
+    assert not path.exists()
+    assert results.main(["variants=[untrained]", *arguments]) == 0
+    assert path.read_bytes() == kept
+
+
+def test_what_is_kept_of_other_settings_or_data_is_refused(finished, capsys):
+    folder, arguments = finished
+    path = folder / "kept" / "runs" / "small-seed3-training.json"
+    about = json.loads(path.read_text())
+    csv = folder / "kept" / "runs" / "small-seed3-both-seen.csv"
+    rows = csv.read_bytes()
+    csv.unlink()
+    try:
+        for key, value, message in (
+            ("settings", ["preset=quick"], "made with other settings, preset=quick; delete small"),
+            ("fingerprint", "0" * 16, "what is kept is of another training"),
+        ):
+            path.write_text(json.dumps({**about, key: value}))
+            assert results.main(arguments) == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert message in error
+    finally:
+        path.write_text(json.dumps(about))
+        csv.write_bytes(rows)
+
+
+def test_the_time_of_an_interrupted_training_is_added_up(tmp_path, monkeypatch):
+    """A training that is told to stop notes its time; of one that was killed it is not known."""
+
+    @dataclasses.dataclass
+    class Fake:
+        output: Path = tmp_path
+        trained: bool = False
+        seconds: dict = dataclasses.field(default_factory=lambda: {"train": 2.0})
+
+    def stop(run, stage):
+        (tmp_path / "training").mkdir(exist_ok=True)
+        raise SystemExit(143)
+
+    def finish(run, stage):
+        (tmp_path / "training").rmdir()
+        run.trained = True
+
+    monkeypatch.setattr(work, "run_stage", stop)
+    with pytest.raises(SystemExit):
+        work._timed_training(Fake())
+    spent = json.loads((tmp_path / "spent.json").read_text())["seconds"]
+    (tmp_path / "spent.json").write_text(json.dumps({"seconds": spent + 5}))
+    monkeypatch.setattr(work, "run_stage", finish)
+    assert work._timed_training(Fake()) == pytest.approx(7.0, abs=0.2)
+    (tmp_path / "training").mkdir()  # as a killed one leaves it
+    assert work._timed_training(Fake()) is None
