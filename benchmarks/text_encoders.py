@@ -12,7 +12,7 @@ With ``--policies``: the same similarity after the text head of each trained pol
 of its training tasks and for the others.
 
     python benchmarks/text_encoders.py
-    python benchmarks/text_encoders.py --also minilm=FOLDER:layer=last:skip_first=false
+    python benchmarks/text_encoders.py --also minilm=minilm t5=FOLDER:layer=last
     python benchmarks/text_encoders.py --policies outputs/ml45-pooled-seed*/checkpoint
     python benchmarks/text_encoders.py --check    # SmolLM2 and TF-IDF anew, against the figures
 """
