@@ -32,6 +32,16 @@ class PackagedModel:
         requirement: what pip is asked for, with an exact version.
         module: the package's folder.
         files: paths within it, and their sha256.
+
+    Example:
+        >>> import hashlib, tempfile
+        >>> marker = PackagedModel(  # an installed package is read where it lies
+        ...     "llmdpd_torchrl", "llmdpd_torchrl", {"py.typed": hashlib.sha256(b"").hexdigest()}
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     marker.take(Path(folder))
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['py.typed']
     """
 
     requirement: str
