@@ -127,13 +127,15 @@ def judge(store: Store, experiment: Experiment, test: Test) -> tuple[Estimate | 
 
     Confirmed: all of it is above minus the margin, which is 0 unless the test says otherwise. Not
     confirmed: all of it is below, or the episodes are all the same. Undecided: otherwise, and
-    where a trained policy has fewer than three seeds.
+    where a trained policy has fewer than three seeds. What this machine may lack is named where
+    nothing has been run.
     """
     sides = [side(store, experiment, *experiment.find(*key)) for key in (test.ours, test.theirs)]
     ours, theirs = _paired(*sides)
     found = difference(experiment, ours, theirs, test.tasks)
     if found is None:
-        return None, NOT_RUN
+        needs = [of.variant.needs for of in sides if of.variant.needs and not of.runs]
+        return None, f"{NOT_RUN}: needs {needs[0]}" if needs else NOT_RUN
     if not (ours.is_sampled and theirs.is_sampled):
         return found, UNDECIDED
     if found.low > -test.margin:

@@ -156,3 +156,19 @@ def test_the_interval_alone_decides_about_a_claim(tiny, tmp_path, ours, theirs, 
     row = page.claim_table({"tiny": experiment}, [claim], store).rows[0]
     assert row[:3] == ("it helps", "[here](#tiny)", "Ours: both against Theirs: both")
     assert row[4] == verdict
+
+
+def test_what_this_machine_may_lack_is_named_where_nothing_is_run(tiny, tmp_path):
+    _, store, keep = tiny
+    keep("ours", 0, "both", [1, 1, 1, 1], [1, 1, 1, 1])
+    variants = "variants: {ours: {}, theirs: {needs: a larger machine}}"
+    write(
+        tmp_path / "configs", tiny=f"{HEAD}arms: [both]\nreference: {{variant: ours}}\n{variants}"
+    )
+    experiment = read_experiments(tmp_path / "configs")["tiny"]
+    path = tmp_path / "claims.yaml"
+    test = "{where: here, experiment: tiny, ours: theirs/both, theirs: ours/both}"
+    path.write_text(f"claims: [{{claim: larger is better, tests: [{test}]}}]")
+    (claim,) = read_claims(path, {"tiny": experiment})
+    row = page.claim_table({"tiny": experiment}, [claim], store).rows[0]
+    assert row[3:] == ("not run yet", "not run yet: needs a larger machine")
