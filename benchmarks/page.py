@@ -26,14 +26,17 @@ experiments; no number is typed by hand. Every episode is in the files that the 
   approximate, with two too narrow, and of one seed they say nothing about another training.
 - All intervals are of 95 %, each by itself: of twenty true zeros, one is expected to seem none.
 - Always the last checkpoint is evaluated.
-- *both* is all that a policy reads: its own prompts, text and trajectory.
+- *both* is all that a policy reads: its own prompts, text and trajectory. *paraphrase* and *random
+  text* are shown without a trajectory, as *text* is.
 - No setting was chosen on the unseen tasks. Ours were chosen on training tasks, some of them held
   out (`tasks.split=ml45_validation`), and for TD3+BC and CQL a few were tried
   [likewise](#settings); Diffusion-QL has ours, the others have their papers', at smaller sizes.
 - Training seconds are wall times of one thread, the least of the seeds: machines differ, and were
   busy; each training's file says how much.
 - *pooled* conditioning is the paper's; *retrieved* is this project's own, so that a claim that is
-  confirmed for it alone is not confirmed for the paper's method.
+  confirmed for it alone is not confirmed for the paper's method. By its gate it does not read the
+  text of a task that it was not trained on where a trajectory is shown: hiding it changes nothing
+  there.
 
 ## Claims of the paper
 
