@@ -43,8 +43,9 @@ experiments; no number is typed by hand. Every episode is in the files that the 
 A claim is *confirmed* where the interval of the difference is above 0, *not confirmed* where it is
 below or where all episodes are the same, and *not decidable at this budget* otherwise, or where a
 trained policy has fewer than three seeds. Where a claim is that something is enough, it may be
-worse by a margin, which is stated. *Hidden*: of one policy, a prompt is hidden when it is
-evaluated; *trained without*: two policies, as in the paper.
+worse by a margin, which is stated; where a prompt does not help at all, any part of it is enough,
+and the claim says little. *Hidden*: of one policy, a prompt is hidden when it is evaluated;
+*trained without*: two policies, as in the paper.
 """
 
 
