@@ -1,10 +1,18 @@
 """A small dataset that is collected once for all tests, and prompts made from it."""
 
+import os
+
 import pytest
+import torch
 
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+
+# One thread a process, also of those that the tests start: several test processes run at once, and
+# threads that wait for each other on a busy machine are many times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -66,4 +66,4 @@ def test_ci_runs_the_readmes_test_command():
     assert (
         'pip install -e "\\.\\[test\\]" && ' in (Path(__file__).parents[1] / ".ci/run").read_text()
     )
-    assert re.search(r'^pip install -e "\.\[test\]" && .*pytest$', README, re.M)
+    assert re.search(r'^pip install -e "\.\[test\]" && .*pytest -n 2$', README, re.M)

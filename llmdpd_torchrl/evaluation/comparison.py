@@ -9,6 +9,7 @@ policies at hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -179,24 +180,37 @@ def crossed_difference(
         pairs.append(tuple(np.atleast_2d(np.asarray(s[task], float)) for s in (ours, theirs)))
     if not pairs:
         raise DataError("a crossed difference needs the same tasks on both sides, at least one")
-    counts = [{pair[side].shape[0] for pair in pairs} for side in (0, 1)]
-    if any(a.shape[1] != b.shape[1] for a, b in pairs) or any(len(c) > 1 for c in counts):
+    rows = [{pair[side].shape[0] for pair in pairs} for side in (0, 1)]
+    if any(a.shape[1] != b.shape[1] for a, b in pairs) or any(len(r) > 1 for r in rows):
         raise DataError("a crossed difference needs the same goals and seeds in every task")
-    mine, other = (count.pop() for count in counts)
+    mine, other = (found.pop() for found in rows)
     if same_policies and mine != other:
         raise DataError(f"the same policies have the same seeds, not {mine} and {other}")
-    generator = np.random.default_rng(seed)
-    my_weights = _seed_weights(mine, generator)
-    weights = my_weights if same_policies else _seed_weights(other, generator)
+    goals = tuple(a.shape[1] for a, _ in pairs)
+    weights, counts = _crossed_draws((mine,) if same_policies else (mine, other), goals, seed)
     draws = np.zeros(_RESAMPLES)
-    for a, b in pairs:
-        goals = a.shape[1]
-        share = generator.multinomial(goals, np.full(goals, 1 / goals), _RESAMPLES) / goals
-        draws += ((my_weights @ a - weights @ b) * share).sum(-1) / len(pairs)
+    for (a, b), count in zip(pairs, counts, strict=True):
+        share = np.divide(count, a.shape[1], dtype=float)
+        draws += ((weights[0] @ a - weights[-1] @ b) * share).sum(-1) / len(pairs)
     value = float(np.mean([a.mean() - b.mean() for a, b in pairs]))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _crossed_draws(
+    seeds: tuple[int, ...], goals: tuple[int, ...], seed: int
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.uint16]]]:
+    """Of each side how much its seeds weigh, of each task how often its goals are drawn.
+
+    ``[resamples, seeds]`` and ``[resamples, goals]``. Drawing is most of the work, and many
+    differences are of the same shapes.
+    """
+    generator = np.random.default_rng(seed)
+    weights = [_seed_weights(count, generator) for count in seeds]
+    drawn = (generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES) for n in goals)
+    return weights, [counts.astype(np.uint16) for counts in drawn]
 
 
 def _seed_weights(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
