@@ -1,4 +1,4 @@
-"""A small dataset that is collected once for all tests, and prompts made from it."""
+"""How many threads tests have; a small dataset that is collected once, and prompts from it."""
 
 import os
 

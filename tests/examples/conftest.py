@@ -19,7 +19,7 @@ def run_example():
         return subprocess.run(
             [sys.executable, str(EXAMPLES / script), *overrides],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             check=False,

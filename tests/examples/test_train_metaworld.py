@@ -150,7 +150,7 @@ def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     process = subprocess.run(
         [sys.executable, str(SCRIPT), "preset=smoke", "name=nogl", "progress=false"],
         cwd=folder,
-        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        env={**environment, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
