@@ -23,11 +23,11 @@ import numpy as np
 from common import check_figures, write_figures
 from safetensors.numpy import load_file
 
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data.manifest import Manifest
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator
-from llmdpd_torchrl.workers import available_cores, count_episode, run_jobs
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.utils.processes import available_cores, count_episode, run_jobs
 
 
 def replay(path: str, seeds: Sequence[int], task: str) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdpd_torchrl.evaluation.report import git_revision
-from llmdpd_torchrl.files import write_json, write_text
-from llmdpd_torchrl.workers import available_cores
+from llmdpd_torchrl.evaluation.results import git_revision
+from llmdpd_torchrl.utils.files import write_json, write_text
+from llmdpd_torchrl.utils.processes import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,10 +26,10 @@ from pathlib import Path
 from common import RESULTS, check_figures, write_figures
 from locomotion import COLUMNS, Training, arm_estimates, as_figures, budget
 
-from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.runs import Table
 from llmdpd_torchrl.evaluation.statistics import Estimate
-from llmdpd_torchrl.files import write_text
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.files import write_text
 
 KEEP = RESULTS / "d4rl_levels"
 ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d")

@@ -32,9 +32,9 @@ from locomotion import (
     train_minutes,
 )
 
-from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.runs import Table
-from llmdpd_torchrl.files import write_text
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.files import write_text
 
 KEEP = RESULTS / "d4rl_velocity"
 LABEL = "speeds"

@@ -31,8 +31,8 @@ from typing import Any
 
 import yaml
 
-from llmdpd_torchrl.errors import ConfigError, first_line
 from llmdpd_torchrl.evaluation.controls import CONTROLS
+from llmdpd_torchrl.utils.errors import ConfigError, first_line
 
 GROUPS = ("unseen", "seen")
 POLICIES = ("trained", "retrieve_and_play")

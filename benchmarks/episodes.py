@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
-from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.utils.files import write_atomic
 
 
 def write_episodes(path: Path, episodes: Sequence[EpisodeResult]) -> None:

@@ -26,16 +26,17 @@ import torch
 from common import check_figures, write_figures
 from tqdm.auto import tqdm
 
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.envs.splits import make_split
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
 from llmdpd_torchrl.evaluation.rollout import make_policy_env
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.workers import available_cores
+from llmdpd_torchrl.tasks.splits import make_split
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.utils.processes import available_cores
 
 TASKS = make_split("ml45").held_out
 

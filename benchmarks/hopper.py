@@ -28,14 +28,14 @@ from tensordict import TensorDict
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.d4rl import read_d4rl_file
-from llmdpd_torchrl.data.offline import OfflineDataset
-from llmdpd_torchrl.data.scores import normalized_score
-from llmdpd_torchrl.errors import UserError
-from llmdpd_torchrl.files import write_atomic, write_json
+from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.conditioning import ObservationConditioner, ObservationFeatures
 from llmdpd_torchrl.objectives import GUIDANCE_MODES, DiffusionQLLoss
+from llmdpd_torchrl.tasks.scores import normalized_score
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, TargetUpdater
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.files import write_atomic, write_json
 
 KEEP = RESULTS / "hopper"
 STATES = Path(__file__).parents[1] / "outputs" / "hopper"

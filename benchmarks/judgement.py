@@ -9,7 +9,6 @@ import numpy as np
 from definitions import Arm, Experiment, Test, Variant
 from store import Store
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.comparison import (
     Scores,
     crossed_difference,
@@ -22,6 +21,7 @@ from llmdpd_torchrl.evaluation.statistics import (
     student_interval,
     summarise,
 )
+from llmdpd_torchrl.utils.errors import ConfigError
 
 CONFIRMED, REFUTED = "confirmed", "not confirmed: the opposite"
 EQUAL = "not confirmed: no difference in any episode"

@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from llmdpd_torchrl.errors import ConfigError, DataError, first_line
 from llmdpd_torchrl.evaluation.backends import Backend
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
-from llmdpd_torchrl.experiments.measuring import make_evaluator, shown
+from llmdpd_torchrl.experiments.evaluate import make_evaluator, shown
 from llmdpd_torchrl.experiments.run import Run
+from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
 
 ROOT = Path(__file__).parents[1]
 

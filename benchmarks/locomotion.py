@@ -15,7 +15,7 @@ from llmdpd_torchrl.evaluation.comparison import normalized_scores
 from llmdpd_torchrl.evaluation.statistics import Estimate, student_interval
 from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
-from llmdpd_torchrl.files import write_json
+from llmdpd_torchrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[1]
 #: By what the policy is: what it is shown in an evaluation, and what the arm is called.

@@ -36,10 +36,11 @@ import entries
 import harness
 import short_training
 
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.policies.transforms import training_transforms
 from llmdpd_torchrl.trainers import Checkpointing, OfflineTrainer, find_checkpoint
-from llmdpd_torchrl.transforms.pipeline import training_transforms
 
 COMMAND = "python benchmarks/reliability.py"
 PARTS = ("runs", "trainings", "collections", "checkpoints", "inputs", "saving", "long")

@@ -36,8 +36,8 @@ from definitions import Claim, Experiment, read_claims, read_experiments
 from page import build_page, figures, summary
 from store import Store
 
-from llmdpd_torchrl.errors import ConfigError, UserError
-from llmdpd_torchrl.files import write_text
+from llmdpd_torchrl.utils.errors import ConfigError, UserError
+from llmdpd_torchrl.utils.files import write_text
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,8 +25,8 @@ from textbook import DiffusionPolicy
 from timing import alternate, keep_freed_memory, speedup, spread, threads
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.files import write_atomic
 from llmdpd_torchrl.modules import SAMPLERS, DiffusionActor
+from llmdpd_torchrl.utils.files import write_atomic
 
 OBSERVATION_DIM, ACTION_DIM = 39, 4
 

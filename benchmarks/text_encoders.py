@@ -38,10 +38,8 @@ import yaml
 from common import RESULTS, check_figures, write_figures
 from torch import Tensor
 
-from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation.controls import random_strings
-from llmdpd_torchrl.files import write_text
-from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
     HuggingFaceEncoder,
     centred_similarity,
@@ -49,7 +47,9 @@ from llmdpd_torchrl.prompts import (
     load_text_prompts,
     make_text_encoder,
 )
-from llmdpd_torchrl.prompts.smollm2 import smollm2_folder
+from llmdpd_torchrl.prompts.model_files import smollm2_folder
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.files import write_text
 
 OPPOSITES = (
     ("door-lock-v3", "door-unlock-v3"),

@@ -38,17 +38,17 @@ from episodes import read_episodes, write_episodes
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.envs.splits import TaskSplit, make_split
-from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.comparison import paired_difference, successes
 from llmdpd_torchrl.evaluation.controls import apply_control
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
-from llmdpd_torchrl.files import write_atomic, write_json, write_text
-from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.files import write_atomic, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 CONTROLS = ("both", "text", "trajectory", "none", "wrong")

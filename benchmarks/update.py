@@ -49,7 +49,6 @@ from timing import (
 from torchrl.objectives import LossModule
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.files import write_atomic
 from llmdpd_torchrl.modules import (
     DiffusionActor,
     NetworkConfig,
@@ -60,6 +59,7 @@ from llmdpd_torchrl.modules import (
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.trainers import TargetUpdater
+from llmdpd_torchrl.utils.files import write_atomic
 
 OBSERVATION_DIM, ACTION_DIM = 39, 4
 #: Ours, and what each sets besides its guidance.

@@ -26,14 +26,14 @@ from omegaconf import DictConfig, OmegaConf
 from store import Store
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
-from llmdpd_torchrl.errors import ConfigError, UserError
 from llmdpd_torchrl.evaluation.backends import Backend, make_backend
-from llmdpd_torchrl.evaluation.report import git_revision
+from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
-from llmdpd_torchrl.files import write_json
-from llmdpd_torchrl.modules.networks import NetworkConfig
+from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.utils.errors import ConfigError, UserError
+from llmdpd_torchrl.utils.files import write_json
 
 #: Tasks whose episodes are played, and kept, at a time.
 TASKS_AT_A_TIME = 23

@@ -9,7 +9,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from llmdpd_torchrl.commands import hydra_command
+from llmdpd_torchrl.utils.cli import hydra_command
 
 
 @hydra_command("../configs/d4rl", "train_d4rl")

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 # One thread a process, also of those that the tests start: several test processes run at once, and

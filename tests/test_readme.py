@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import export_d4rl
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts, text_embedding_table
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)

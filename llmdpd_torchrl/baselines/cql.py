@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.modules.distributions.utils import rsample_and_log_prob
 from torchrl.objectives import CQLLoss
 
-from llmdpd_torchrl.modules.direct import GaussianActor
+from llmdpd_torchrl.modules.actors.direct import GaussianActor
 
 __all__ = ["CQL"]
 

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.modules import ValueOperator
 from torchrl.objectives import IQLLoss
 
-from llmdpd_torchrl.modules.direct import GaussianActor
+from llmdpd_torchrl.modules.actors.direct import GaussianActor
 
 __all__ = ["IQL"]
 

@@ -28,9 +28,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.modules.plan_diffusion import PlanDenoiser, PlanDiffusionActor
+from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDenoiser, PlanDiffusionActor
 from llmdpd_torchrl.objectives.sequence import SequenceLoss
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["MTDiff"]
 

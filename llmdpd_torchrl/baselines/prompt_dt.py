@@ -24,7 +24,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from llmdpd_torchrl.modules.decision_transformer import DecisionTransformerActor
+from llmdpd_torchrl.modules.actors.decision_transformer import DecisionTransformerActor
 from llmdpd_torchrl.objectives.sequence import SequenceLoss
 
 __all__ = ["PromptDT"]

@@ -9,9 +9,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.modules.networks import NetworkConfig
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["RetrieveAndPlay", "retrieve_and_play_policy"]
 

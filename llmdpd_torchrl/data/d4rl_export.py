@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.d4rl import FIELDS_ATTRIBUTE, TASKS_ATTRIBUTE
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
-from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.utils.files import write_atomic
 
 __all__ = ["export_d4rl"]
 

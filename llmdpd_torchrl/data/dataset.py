@@ -14,9 +14,9 @@ from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.data.replay import EpisodeExperienceReplay
-from llmdpd_torchrl.errors import DataError
-from llmdpd_torchrl.files import file_sha256
-from llmdpd_torchrl.memory import check_memory
+from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.files import file_sha256
+from llmdpd_torchrl.utils.memory import check_memory
 
 __all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "returns_to_go", "row_blocks"]
 
@@ -38,7 +38,7 @@ class TrajectoryDataset:
 
     Examples:
         >>> import tempfile
-        >>> from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+        >>> from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
         >>> folder = tempfile.mkdtemp()
         >>> settings = CollectionSettings(episodes_per_task=2, max_steps=4)
         >>> _ = collect_metaworld(folder, ["reach-v3"], settings, workers=1, progress=False)

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from llmdpd_torchrl.errors import DataError, first_line
+from llmdpd_torchrl.utils.errors import DataError, first_line
 
 __all__ = ["check_file", "find_array", "open_hdf5", "read_attributes"]
 

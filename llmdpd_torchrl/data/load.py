@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd_torchrl.data.d4rl import iter_d4rl_file, read_d4rl_arrays
-from llmdpd_torchrl.data.fetch import fetch_d4rl
+from llmdpd_torchrl.data.download import fetch_d4rl
 from llmdpd_torchrl.data.hdf5 import check_file
-from llmdpd_torchrl.data.mapped import COLUMNS_VERSION
+from llmdpd_torchrl.data.memmap import COLUMNS_VERSION
 from llmdpd_torchrl.data.minari import minari_metadata_file, read_minari
-from llmdpd_torchrl.data.offline import OfflineDataset
+from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.data.recording import Recording
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.files import folder_lock, make_writable_folder, write_folder_atomic
+from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_folder_atomic
 
 __all__ = ["load_episodes"]
 

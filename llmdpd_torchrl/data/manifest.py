@@ -16,8 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from llmdpd_torchrl.errors import DataError
-from llmdpd_torchrl.files import file_sha256, read_document, write_json
+from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json
 
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "TaskRecord", "task_record"]
 
@@ -130,7 +130,7 @@ class Manifest:
         if not path.is_file():
             raise DataError(
                 f"no dataset in {folder}: {MANIFEST_NAME} is missing; collect one first "
-                "(`python -m llmdpd_torchrl.data collect --help`) or correct the path"
+                "(`python -m llmdpd_torchrl.collection collect --help`) or correct the path"
             )
         raw = read_document(path, _FORMAT, FORMAT_VERSION)
         return cls._from_raw(raw, path, remedy)

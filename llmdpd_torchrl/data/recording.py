@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = ["Recording", "as_flags", "as_numbers", "numbered_tasks"]
 

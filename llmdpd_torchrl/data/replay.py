@@ -12,8 +12,8 @@ from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs.transforms import Transform
 
-from llmdpd_torchrl.data.mapped import expect_random_reads
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.data.memmap import expect_random_reads
+from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = ["EpisodeExperienceReplay"]
 

@@ -7,14 +7,12 @@ from llmdpd_torchrl.envs.gym_mujoco import (
     GymMujocoEnv,
     HalfCheetahVelocityEnv,
 )
-from llmdpd_torchrl.envs.lanes import LanesEnv
 from llmdpd_torchrl.envs.metaworld import MetaWorldEnv
+from llmdpd_torchrl.envs.multitask import LanesEnv
 from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator, sample_goals
-from llmdpd_torchrl.envs.splits import SPLITS, TaskSplit, make_split
 
 __all__ = [
     "GYM_MUJOCO_TASKS",
-    "SPLITS",
     "Dynamics",
     "GymMujocoEnv",
     "HalfCheetahVelocityEnv",
@@ -22,9 +20,7 @@ __all__ = [
     "MetaWorldEnv",
     "SimulatorEnv",
     "SimulatorStep",
-    "TaskSplit",
     "make_simulator",
-    "make_split",
     "reset_simulator",
     "sample_goals",
 ]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["GYM_MUJOCO_TASKS", "Dynamics", "GymMujocoEnv", "HalfCheetahVelocityEnv"]
 

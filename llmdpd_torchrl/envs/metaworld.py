@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torchrl.data import Categorical
 
-from llmdpd_torchrl.data.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator, sample_goals
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["MetaWorldEnv"]
 

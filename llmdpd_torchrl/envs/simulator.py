@@ -16,7 +16,7 @@ import numpy as np
 from metaworld.env_dict import ENV_CLS_MAP
 from numpy.typing import NDArray
 
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 
 __all__ = ["goal_seed", "make_simulator", "reset_simulator", "sample_goals"]
 

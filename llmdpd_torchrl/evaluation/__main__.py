@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from llmdpd_torchrl.commands import run_command_line
-from llmdpd_torchrl.evaluation.page import write_report
+from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.runs import compare, find_runs, variants
+from llmdpd_torchrl.utils.cli import run_command_line
 
 __all__ = ["main"]
 

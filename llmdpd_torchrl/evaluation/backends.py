@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from llmdpd_torchrl.errors import ConfigError, first_line
-from llmdpd_torchrl.workers import available_cores, die_with_parent, one_thread_each
+from llmdpd_torchrl.utils.errors import ConfigError, first_line
+from llmdpd_torchrl.utils.processes import available_cores, die_with_parent, one_thread_each
 
 __all__ = [
     "Backend",
@@ -276,7 +276,7 @@ class RayBackend(_Scheduler):
     Examples:
         >>> RayBackend(address="127.0.0.1:9")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        llmdpd_torchrl.errors.ConfigError: no Ray cluster at '127.0.0.1:9'
+        llmdpd_torchrl.utils.errors.ConfigError: no Ray cluster at '127.0.0.1:9'
     """
 
     def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, trim_mean
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.statistics import CONFIDENCE, EpisodeResult, Estimate
+from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = [
     "Estimate",

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS, TaskTable
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
-from llmdpd_torchrl.modules.networks import NetworkConfig
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
     TextPrompt,
     embed_texts,
@@ -23,6 +21,8 @@ from llmdpd_torchrl.prompts import (
     text_embedding_table,
 )
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = [
     "CONTROLS",

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.envs.lanes import Pool
-from llmdpd_torchrl.errors import ConfigError, PromptError
+from llmdpd_torchrl.envs.multitask import Pool
 from llmdpd_torchrl.evaluation.backends import Backend, JobFailed, LocalBackend
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, GroupTiming, run_group
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 __all__ = ["Evaluator", "evaluate"]
 

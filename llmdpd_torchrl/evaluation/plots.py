@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
-from llmdpd_torchrl.files import write_atomic
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
+from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.files import write_atomic
 
 __all__ = [
     "SEEN_COLOUR",

@@ -16,13 +16,13 @@ from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.envs import LanesEnv, SimulatorEnv
-from llmdpd_torchrl.envs.lanes import Pool
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.envs.multitask import Pool
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.policies.transforms import environment_transforms
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.transforms.pipeline import environment_transforms
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["EvaluationSettings", "GroupTiming", "make_policy_env", "run_group"]
 

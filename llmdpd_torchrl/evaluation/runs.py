@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.comparison import (
     Scores,
     interquartile_mean,
@@ -22,13 +21,14 @@ from llmdpd_torchrl.evaluation.comparison import (
     performance_profile,
     successes,
 )
-from llmdpd_torchrl.evaluation.report import read_results_json
+from llmdpd_torchrl.evaluation.results import read_results_json
 from llmdpd_torchrl.evaluation.statistics import (
     EpisodeResult,
     GroupSummary,
     ResultsSummary,
     summarise,
 )
+from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = ["Run", "Table", "Variant", "compare", "find_runs", "task_table", "variants"]
 

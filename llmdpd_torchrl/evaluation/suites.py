@@ -9,8 +9,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdpd_torchrl.data.scores import reference_returns
-from llmdpd_torchrl.data.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.envs import (
     Dynamics,
     GymMujocoEnv,
@@ -19,7 +17,9 @@ from llmdpd_torchrl.envs import (
     SimulatorEnv,
     sample_goals,
 )
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.tasks.scores import reference_returns
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]
 

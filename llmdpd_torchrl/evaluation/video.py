@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.files import write_atomic
-from llmdpd_torchrl.trainers.logging import write_mp4
+from llmdpd_torchrl.trainers.loggers import write_mp4
+from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.files import write_atomic
 
 __all__ = ["Frame", "add_caption", "render_frame", "rendering_backend", "write_video"]
 

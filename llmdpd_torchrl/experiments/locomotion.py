@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
+from llmdpd_torchrl.collection.halfcheetah import collect_gait
 from llmdpd_torchrl.data import OfflineDataset, load_episodes
-from llmdpd_torchrl.data.gait import collect_gait
 from llmdpd_torchrl.envs import Dynamics
-from llmdpd_torchrl.envs.splits import TaskSplit
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite
-from llmdpd_torchrl.experiments.protocols import (
-    Protocol,
-    level_codes,
-    level_protocol,
-    read_speeds,
-    speed_protocol,
-)
-from llmdpd_torchrl.experiments.settings import (
+from llmdpd_torchrl.experiments.config import (
     check_lists,
     check_text_encoder,
     check_whole_numbers,
@@ -30,9 +21,18 @@ from llmdpd_torchrl.experiments.settings import (
     plain,
     read,
 )
+from llmdpd_torchrl.experiments.protocols import (
+    Protocol,
+    level_codes,
+    level_protocol,
+    read_speeds,
+    speed_protocol,
+)
 from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
-from llmdpd_torchrl.prompts.frames import FrameSpec
+from llmdpd_torchrl.prompts.relative_frame import FrameSpec
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks.splits import TaskSplit
+from llmdpd_torchrl.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmdpd_torchrl.experiments.run import Run

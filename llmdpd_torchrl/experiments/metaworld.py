@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.envs.splits import TaskSplit, make_split
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
 from llmdpd_torchrl.evaluation.controls import random_strings
-from llmdpd_torchrl.experiments.settings import (
+from llmdpd_torchrl.experiments.config import (
     check_lists,
     check_text_encoder,
     check_whole_numbers,
@@ -32,6 +30,8 @@ from llmdpd_torchrl.prompts import (
     text_embedding_table,
 )
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
+from llmdpd_torchrl.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmdpd_torchrl.experiments.run import Run

@@ -18,13 +18,14 @@ from typing import Any
 
 import h5py
 
-from llmdpd_torchrl.data import OfflineDataset, TaskTable
-from llmdpd_torchrl.data.scores import normalized_score
+from llmdpd_torchrl.data import OfflineDataset
 from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS, Dynamics
-from llmdpd_torchrl.envs.splits import TaskSplit
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.evaluation import GymMujocoSuite
 from llmdpd_torchrl.prompts import TextPrompt, load_text_prompts, velocity_prompt, velocity_task
+from llmdpd_torchrl.tasks import TaskTable
+from llmdpd_torchrl.tasks.scores import normalized_score
+from llmdpd_torchrl.tasks.splits import TaskSplit
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["Protocol", "level_protocol", "read_speeds", "speed_protocol"]
 
@@ -92,8 +93,9 @@ def read_speeds(source: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
         source: of data; only a file can be of speeds.
 
     Returns:
-        what its attribute ``tasks`` says, see :func:`~llmdpd_torchrl.data.gait.collect_gait`, and
-        its ``horizon``; ``None`` for anything else.
+        what its attribute ``tasks`` says, see
+        :func:`~llmdpd_torchrl.collection.halfcheetah.collect_gait`, and its
+        ``horizon``; ``None`` for anything else.
 
     Raises:
         DataError: if the attribute is damaged.

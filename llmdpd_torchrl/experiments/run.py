@@ -16,16 +16,15 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
-from llmdpd_torchrl.commands import run_command
-from llmdpd_torchrl.envs.splits import TaskSplit
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.backends import check_backend
 from llmdpd_torchrl.evaluation.controls import check_control
-from llmdpd_torchrl.evaluation.page import write_report
-from llmdpd_torchrl.evaluation.report import git_revision, versions
-from llmdpd_torchrl.experiments import filming, measuring, training
-from llmdpd_torchrl.experiments.settings import (
+from llmdpd_torchrl.evaluation.report import write_report
+from llmdpd_torchrl.evaluation.results import git_revision, versions
+from llmdpd_torchrl.experiments import evaluate as measuring
+from llmdpd_torchrl.experiments import record as filming
+from llmdpd_torchrl.experiments import train as training
+from llmdpd_torchrl.experiments.config import (
     check_lists,
     check_numbers,
     check_texts,
@@ -33,10 +32,13 @@ from llmdpd_torchrl.experiments.settings import (
     plain,
     read,
 )
-from llmdpd_torchrl.files import make_writable_folder, write_atomic, write_json
-from llmdpd_torchrl.modules.networks import NetworkConfig
+from llmdpd_torchrl.modules.build import NetworkConfig
 from llmdpd_torchrl.prompts import TextPrompt
-from llmdpd_torchrl.workers import available_cores
+from llmdpd_torchrl.tasks.splits import TaskSplit
+from llmdpd_torchrl.utils.cli import run_command
+from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
+from llmdpd_torchrl.utils.processes import available_cores
 
 __all__ = ["STAGES", "Family", "Run", "prepare", "run_experiment", "run_stage"]
 
@@ -109,7 +111,7 @@ class Run:
         seconds: by stage.
 
     Examples:
-        >>> from llmdpd_torchrl.envs.splits import make_split
+        >>> from llmdpd_torchrl.tasks.splits import make_split
         >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
         >>> run = Run(DictConfig({}), MetaWorld(), Path("outputs/mine"), make_split("ml10"))
         >>> run.trained, len(run.split.held_out)
@@ -138,7 +140,7 @@ def run_experiment(cfg: DictConfig, family: Family) -> int:
 
     Returns:
         the exit code: 0; 1 if an episode of the evaluation broke off; 2 as
-        :func:`~llmdpd_torchrl.commands.run_command` has it.
+        :func:`~llmdpd_torchrl.utils.cli.run_command` has it.
     """
     # Not before: importing torchrl sets the level itself.
     logging.getLogger("torchrl").setLevel(logging.WARNING)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from llmdpd_torchrl.modules.activations import ACTIVATIONS, Mish, make_activation, mish
-from llmdpd_torchrl.modules.actor import DiffusionActor
-from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
-from llmdpd_torchrl.modules.decision_transformer import (
+from llmdpd_torchrl.modules.actors.decision_transformer import (
     DecisionTransformerActor,
     PromptDecisionTransformer,
 )
+from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
+from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
+from llmdpd_torchrl.modules.actors.plan_diffusion import (
+    PlanConditioner,
+    PlanDenoiser,
+    PlanDiffusionActor,
+)
+from llmdpd_torchrl.modules.build import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.modules.conditioning import ObservationConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
-from llmdpd_torchrl.modules.direct import DeterministicActor, DirectNetwork, GaussianActor
-from llmdpd_torchrl.modules.networks import NetworkConfig, Networks, make_networks
-from llmdpd_torchrl.modules.observation import ObservationConditioner, ObservationFeatures
-from llmdpd_torchrl.modules.plan_diffusion import PlanConditioner, PlanDenoiser, PlanDiffusionActor
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
     PromptNetwork,
     TextHead,
     TrajectoryEncoder,
 )
-from llmdpd_torchrl.modules.prompted import PromptedPolicy
 from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
@@ -42,7 +44,6 @@ __all__ = [
     "DiffusionModule",
     "DirectNetwork",
     "GaussianActor",
-    "LLMDPDPolicy",
     "MLPDenoiser",
     "Mish",
     "NetworkConfig",
@@ -56,7 +57,6 @@ __all__ = [
     "PromptDecisionTransformer",
     "PromptEncoder",
     "PromptNetwork",
-    "PromptedPolicy",
     "QSelectedActor",
     "QValueNetwork",
     "ResidualDenoiser",

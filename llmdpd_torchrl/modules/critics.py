@@ -11,8 +11,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.denoiser import make_mlp
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["QValueNetwork", "make_qvalue_networks"]
 

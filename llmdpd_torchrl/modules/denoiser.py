@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.activations import make_activation
 from llmdpd_torchrl.modules.schedules import ExactTables
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["FirstLayer", "MLPDenoiser", "SinusoidalTimeEmbedding", "make_mlp"]
 

@@ -10,10 +10,10 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import reverse_process
 from llmdpd_torchrl.modules.schedules import NoiseSchedule
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["PREDICTIONS", "DiffusionModule", "is_deterministic"]
 

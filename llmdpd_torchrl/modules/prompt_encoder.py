@@ -87,7 +87,7 @@ class TrajectoryEncoder(nn.Module):
     [*, features].
 
     Examples:
-        >>> from llmdpd_torchrl.modules.observation import ObservationFeatures
+        >>> from llmdpd_torchrl.modules.conditioning import ObservationFeatures
         >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
         >>> encoder = TrajectoryEncoder(features, 2, length=4, features=8, width=8, heads=2)
         >>> steps = torch.randn(5, 4, 3), torch.rand(5, 4, 2), torch.rand(5, 4, 1)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser
 from llmdpd_torchrl.modules.schedules import NoiseSchedule
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["ResidualDenoiser"]
 

@@ -11,9 +11,9 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 
-from llmdpd_torchrl.errors import ConfigError, DataError
-from llmdpd_torchrl.modules.actor import DiffusionActor
+from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
 from llmdpd_torchrl.modules.diffusion import is_deterministic
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["SELECTIONS", "QSelectedActor"]
 

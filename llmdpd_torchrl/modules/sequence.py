@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.modules.decision_transformer import (
+from llmdpd_torchrl.modules.actors.decision_transformer import (
     DecisionTransformerActor,
     PromptDecisionTransformer,
 )
-from llmdpd_torchrl.modules.diffusion import DiffusionModule
-from llmdpd_torchrl.modules.observation import ObservationFeatures
-from llmdpd_torchrl.modules.plan_diffusion import (
+from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanConditioner,
     PlanDenoiser,
     PlanDiffusionActor,
 )
+from llmdpd_torchrl.modules.conditioning import ObservationFeatures
+from llmdpd_torchrl.modules.diffusion import DiffusionModule
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["SEQUENCE_ACTORS", "SequenceConfig", "make_sequence_actor"]
 

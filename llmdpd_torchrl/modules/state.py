@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = ["check_state"]
 
@@ -29,7 +29,7 @@ def check_state(
         >>> check_state({"a": torch.zeros(2)}, {"a": torch.zeros(3)}, "file", "the network")
         Traceback (most recent call last):
         ...
-        llmdpd_torchrl.errors.DataError: file: a is [2], the network asks for [3]
+        llmdpd_torchrl.utils.errors.DataError: file: a is [2], the network asks for [3]
     """
     for name in sorted(wanted.keys() | found.keys()):
         shapes = [list(state[name].shape) if name in state else "nothing"

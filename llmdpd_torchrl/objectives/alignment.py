@@ -9,7 +9,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["aligned_width", "alignment_loss", "batch_alignment"]
 

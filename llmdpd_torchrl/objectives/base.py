@@ -22,7 +22,6 @@ from torchrl.objectives.utils import (
 )
 from torchrl.objectives.value import ValueEstimatorBase
 
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.objectives.checks import (
     check_action,
     check_bounds,
@@ -33,6 +32,7 @@ from llmdpd_torchrl.objectives.checks import (
     check_names,
 )
 from llmdpd_torchrl.objectives.process import DiffusionProcess, diffusion_process
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["PromptedActorCriticLoss"]
 

@@ -9,7 +9,7 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = [
     "check_action",

@@ -10,10 +10,10 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.objectives.alignment import aligned_width, batch_alignment
 from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
 from llmdpd_torchrl.objectives.checks import check_names, check_weight
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["GUIDANCE_MODES", "PROMPT_GRADIENTS", "Q_NORMALIZATIONS", "LLMDPDLoss"]
 

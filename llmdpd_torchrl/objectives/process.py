@@ -8,7 +8,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["DiffusionProcess", "diffusion_process"]
 

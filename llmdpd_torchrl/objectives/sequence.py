@@ -11,9 +11,9 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType
 from torchrl.objectives.common import LossModule
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.objectives.base import REDUCTIONS
 from llmdpd_torchrl.objectives.checks import check_finite, check_losses, check_names
+from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = ["SequenceLoss"]
 

@@ -7,7 +7,7 @@ connection is needed for them.
 
 from __future__ import annotations
 
-from llmdpd_torchrl.prompts.cache import embed_texts, text_embedding_table
+from llmdpd_torchrl.prompts.embedding_cache import embed_texts, text_embedding_table
 from llmdpd_torchrl.prompts.encoders import (
     ENCODERS,
     MiniLMEncoder,
@@ -18,7 +18,7 @@ from llmdpd_torchrl.prompts.encoders import (
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS, HuggingFaceEncoder
 from llmdpd_torchrl.prompts.similarity import centred_similarity, nearest_tasks
 from llmdpd_torchrl.prompts.storage import cache_root
-from llmdpd_torchrl.prompts.text_prompts import PROMPT_SUITES, TextPrompt, load_text_prompts
+from llmdpd_torchrl.prompts.text import PROMPT_SUITES, TextPrompt, load_text_prompts
 from llmdpd_torchrl.prompts.velocity import velocity_prompt, velocity_task
 
 __all__ = [

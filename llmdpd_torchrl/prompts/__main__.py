@@ -9,9 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from llmdpd_torchrl.commands import run_command_line
-from llmdpd_torchrl.errors import UserError
-from llmdpd_torchrl.files import write_json, write_tensors
 from llmdpd_torchrl.prompts import (
     ENCODERS,
     PROMPT_SUITES,
@@ -24,7 +21,10 @@ from llmdpd_torchrl.prompts import (
     nearest_tasks,
     velocity_prompt,
 )
-from llmdpd_torchrl.prompts.cache import entry_name
+from llmdpd_torchrl.prompts.embedding_cache import entry_name
+from llmdpd_torchrl.utils.cli import run_command_line
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.files import write_json, write_tensors
 
 __all__ = ["builtin_prompts", "main"]
 

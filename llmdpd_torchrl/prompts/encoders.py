@@ -11,9 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.prompts import packaged, smollm2
+from llmdpd_torchrl.prompts import model_files as smollm2
+from llmdpd_torchrl.prompts import packaged
 from llmdpd_torchrl.prompts.language_model import HuggingFaceEncoder, LanguageModelEncoder
+from llmdpd_torchrl.utils.errors import PromptError
 
 __all__ = ["ENCODERS", "MiniLMEncoder", "SmolLM2Encoder", "TextEncoder", "make_text_encoder"]
 

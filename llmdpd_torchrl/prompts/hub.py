@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.utils.errors import PromptError
 
 __all__ = ["explain_loading_error", "quiet_transformers", "resolve_commit"]
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmdpd_torchrl.errors import PromptError, first_line
 from llmdpd_torchrl.prompts.hub import explain_loading_error, quiet_transformers, resolve_commit
 from llmdpd_torchrl.prompts.weights import check_memory, folder_sha256
+from llmdpd_torchrl.utils.errors import PromptError, first_line
 
 __all__ = [
     "POOLINGS",

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import file_sha256
 from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
+from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.utils.files import file_sha256
 
 __all__ = ["MINILM", "PackagedModel", "minilm_folder"]
 

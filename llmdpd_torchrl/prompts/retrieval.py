@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.prompts.frames import Frame, FrameSpec
+from llmdpd_torchrl.prompts.relative_frame import Frame, FrameSpec
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["PromptRetrieval"]
 
@@ -21,8 +21,8 @@ __all__ = ["PromptRetrieval"]
 class PromptRetrieval:
     """Retrieve the nearest step of a prompt in a task-agnostic frame and describe it.
 
-    With r the frame (:class:`~llmdpd_torchrl.prompts.frames.FrameSpec`) now, r_i that of the
-    nearest step i and r_j that of a step j = i + ``lookahead``, the context is made of
+    With r the frame (:class:`~llmdpd_torchrl.prompts.relative_frame.FrameSpec`) now, r_i that of
+    the nearest step i and r_j that of a step j = i + ``lookahead``, the context is made of
 
     - ``action``: of step i;
     - ``error``: r - r_i, in units of the frame;
@@ -62,8 +62,8 @@ TrajectoryPromptBank.joined`, the nearest step of all is read.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
-        >>> from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME
+        >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
+        >>> from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
         >>> entries = {"observation": torch.rand(2, 5, 39), "action": torch.rand(2, 5, 4),
         ...            "mask": torch.ones(2, 5, dtype=torch.bool)}
         >>> prompts = TensorDict(entries, [2, 5])

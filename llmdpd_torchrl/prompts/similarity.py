@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llmdpd_torchrl.prompts.cache import embed_texts
+from llmdpd_torchrl.prompts.embedding_cache import embed_texts
 from llmdpd_torchrl.prompts.encoders import TextEncoder
-from llmdpd_torchrl.prompts.text_prompts import TextPrompt, load_text_prompts
+from llmdpd_torchrl.prompts.text import TextPrompt, load_text_prompts
 
 __all__ = ["centred_similarity", "nearest_tasks"]
 

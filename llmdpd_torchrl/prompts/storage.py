@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import folder_lock
+from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.utils.files import folder_lock
 
 __all__ = ["cache_root", "locked_folder"]
 

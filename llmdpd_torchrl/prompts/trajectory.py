@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
-from llmdpd_torchrl.errors import PromptError
+from llmdpd_torchrl.utils.errors import PromptError
 
 __all__ = ["TrajectoryPromptBank", "cut_trajectory"]
 

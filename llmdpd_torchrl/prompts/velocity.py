@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.prompts.text_prompts import TextPrompt
+from llmdpd_torchrl.prompts.text import TextPrompt
+from llmdpd_torchrl.utils.errors import PromptError
 
 __all__ = ["velocity_prompt", "velocity_task"]
 

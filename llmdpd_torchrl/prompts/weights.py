@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.files import file_sha256
+from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.utils.files import file_sha256
 
 __all__ = ["check_memory", "folder_sha256"]
 

@@ -2,7 +2,7 @@
 
 from llmdpd_torchrl.trainers.checkpointing import Checkpointing, resume
 from llmdpd_torchrl.trainers.interruption import Interrupted, handle_signals
-from llmdpd_torchrl.trainers.logging import make_logger
+from llmdpd_torchrl.trainers.loggers import make_logger
 from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer, ReplaySource
 from llmdpd_torchrl.trainers.rotation import Rotation, SavedTraining, find_checkpoint
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater, UpdateSchedule

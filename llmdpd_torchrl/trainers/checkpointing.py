@@ -11,8 +11,6 @@ from filelock import Timeout
 from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from llmdpd_torchrl.errors import ConfigError, first_line, notice
-from llmdpd_torchrl.files import folder_lock, make_writable_folder
 from llmdpd_torchrl.trainers.offline import OfflineTrainer
 from llmdpd_torchrl.trainers.rotation import (
     Rotation,
@@ -21,6 +19,8 @@ from llmdpd_torchrl.trainers.rotation import (
     find_checkpoint,
 )
 from llmdpd_torchrl.trainers.state_files import StateFilesAdapter, encode_state
+from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
+from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder
 
 __all__ = ["Checkpointing", "resume"]
 

@@ -11,8 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from llmdpd_torchrl.errors import DivergenceError, UserError, first_line
-from llmdpd_torchrl.files import write_json, write_tensors
+from llmdpd_torchrl.utils.errors import DivergenceError, UserError, first_line
+from llmdpd_torchrl.utils.files import write_json, write_tensors
 
 if TYPE_CHECKING:
     from llmdpd_torchrl.trainers.offline import OfflineTrainer

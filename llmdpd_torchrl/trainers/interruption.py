@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from llmdpd_torchrl.errors import notice
 from llmdpd_torchrl.trainers.offline import OfflineTrainer
+from llmdpd_torchrl.utils.errors import notice
 
 __all__ = ["Interrupted", "handle_signals"]
 

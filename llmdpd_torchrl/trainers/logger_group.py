@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torchrl.record.loggers.common import Logger
 
-from llmdpd_torchrl.errors import first_line, notice
+from llmdpd_torchrl.utils.errors import first_line, notice
 
 __all__ = ["LoggerGroup", "as_floats"]
 
@@ -36,7 +36,7 @@ class LoggerGroup(Logger):
 
     Examples:
         >>> import tempfile
-        >>> from llmdpd_torchrl.trainers.logging import MetricsCSVLogger
+        >>> from llmdpd_torchrl.trainers.loggers import MetricsCSVLogger
         >>> folder = tempfile.mkdtemp()
         >>> group = LoggerGroup([MetricsCSVLogger("demo", folder)], "demo", folder)
         >>> group.log_scalar("loss", 0.5, step=10)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd_torchrl.errors import ConfigError, DataError, notice
-from llmdpd_torchrl.files import write_atomic
+from llmdpd_torchrl.utils.errors import ConfigError, DataError, notice
+from llmdpd_torchrl.utils.files import write_atomic
 
 __all__ = ["MetricsFile", "read_metrics"]
 

@@ -19,12 +19,12 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import OptimizationStepper
 
-from llmdpd_torchrl.errors import ConfigError, UserError
 from llmdpd_torchrl.modules.state import check_state
 from llmdpd_torchrl.trainers.guard import FiniteGuard
 from llmdpd_torchrl.trainers.logger_group import LoggerGroup
 from llmdpd_torchrl.trainers.progress import BatchSource, RunningMeans
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+from llmdpd_torchrl.utils.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from llmdpd_torchrl.trainers.checkpointing import Checkpointing

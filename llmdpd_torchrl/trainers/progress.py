@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import ReplayBuffer
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["BatchSource", "RunningMeans"]
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from torchrl.checkpoint import Checkpoint
 
-from llmdpd_torchrl.errors import ConfigError, DamagedError, DataError, notice
-from llmdpd_torchrl.files import sync
-from llmdpd_torchrl.seal import open_seal, read_seal, seal_folder
+from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, notice
+from llmdpd_torchrl.utils.files import sync
+from llmdpd_torchrl.utils.seal import open_seal, read_seal, seal_folder
 
 __all__ = ["Rotation", "SavedTraining", "check_identity", "find_checkpoint"]
 
@@ -47,8 +47,8 @@ class SavedTraining:
 class Rotation:
     """Save checkpoints into one folder, and remove those that nobody will need.
 
-    A checkpoint is written under another name, sealed (see :mod:`llmdpd_torchrl.seal`), flushed to
-    disk and renamed: at every moment each one that can be seen is whole. TorchRL's
+    A checkpoint is written under another name, sealed (:mod:`llmdpd_torchrl.utils.seal`), flushed
+    to disk and renamed: at every moment each one that can be seen is whole. TorchRL's
     ``CheckpointRotation`` passes over damaged checkpoints without a word, and knows no milestones.
 
     Args:
@@ -207,7 +207,7 @@ def find_checkpoint(
         >>> find_checkpoint(folder, {"data_hash": "b2"})
         Traceback (most recent call last):
         ...
-        llmdpd_torchrl.errors.ConfigError: ... data_hash is 'b2' now and was 'a1' when it was saved...
+        llmdpd_torchrl.utils.errors.ConfigError: ... data_hash is 'b2' now and was 'a1' when it was saved...
     """  # noqa: E501 (the message is one line)
     rotation = Rotation(folder)
     found = next(rotation.whole(), None)

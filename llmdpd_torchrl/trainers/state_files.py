@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torchrl.checkpoint import CheckpointAdapter
 
-from llmdpd_torchrl.files import write_tensors, write_text
+from llmdpd_torchrl.utils.files import write_tensors, write_text
 
 __all__ = ["StateFilesAdapter", "decode_state", "encode_state"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["TARGET_SCHEDULES", "TargetUpdater", "UpdateSchedule"]
 

@@ -9,7 +9,7 @@ from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
-from llmdpd_torchrl.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["HistoryTransform"]
 

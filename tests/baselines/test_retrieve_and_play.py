@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def test_one_demonstration_opens_a_window(dataset):

@@ -5,7 +5,6 @@ import torch
 from tensordict import TensorDict
 
 from llmdpd_torchrl.baselines import ALGORITHMS, MTDiff, PromptDT
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules import (
     NetworkConfig,
     ObservationFeatures,
@@ -14,6 +13,7 @@ from llmdpd_torchrl.modules import (
     make_sequence_actor,
 )
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 L, H, F, OBS, A = 3, 4, 5, 2, 1
 NAMES = {"prompt_dt": "decision_transformer", "mtdiff": "plan_diffusion"}

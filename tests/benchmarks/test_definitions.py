@@ -8,7 +8,7 @@ import work
 from definitions import read_claims, read_experiments
 from store import Store
 
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 from tests.benchmarks.tiny import HEAD, write
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import locomotion
 import pytest
 from episodes import read_episodes, write_episodes
 
-from llmdpd_torchrl.data.gait import collect_gait
+from llmdpd_torchrl.collection.halfcheetah import collect_gait
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, Estimate
-from llmdpd_torchrl.files import write_json
+from llmdpd_torchrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[2]
 

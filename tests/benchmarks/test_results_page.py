@@ -12,8 +12,8 @@ from episodes import write_episodes
 from omegaconf import OmegaConf
 from store import Store
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from llmdpd_torchrl.utils.errors import ConfigError
 from tests.benchmarks.tiny import HEAD, write
 
 ROOT = Path(__file__).parents[2]

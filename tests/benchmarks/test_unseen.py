@@ -11,8 +11,8 @@ import pytest
 import unseen
 from episodes import read_episodes
 
-from llmdpd_torchrl.envs.splits import make_split
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from llmdpd_torchrl.tasks.splits import make_split
 
 TASKS = ("door-lock-v3", "box-close-v3")
 

@@ -11,7 +11,7 @@ from llmdpd_torchrl.data import (
     load_episodes,
     read_d4rl_file,
 )
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 ROWS = 12
 # Three episodes: ended by a terminal (row 4), by a time-out (row 8), and cut off by the file.

@@ -184,7 +184,8 @@ def test_everything_works_where_importing_d4rl_raises(tmp_path, make_contents, w
     path = write_hdf5(tmp_path / "hopper_medium.hdf5", make_contents(("fall", 5)))
     code = """if True:
         import sys
-        from llmdpd_torchrl.data import export_d4rl, load_episodes, normalized_score
+        from llmdpd_torchrl.data import export_d4rl, load_episodes
+        from llmdpd_torchrl.tasks import normalized_score
         data = load_episodes(sys.argv[1])
         assert len(load_episodes(sys.argv[1], root=sys.argv[2]).transitions) == 5
         assert data.replay_buffer(4).sample().shape == (4,)

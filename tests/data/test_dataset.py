@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import Manifest, TrajectoryDataset
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data.manifest import task_record
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 SETTINGS = CollectionSettings(episodes_per_task=2, max_steps=30)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llmdpd_torchrl.data import load_episodes
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 
 @pytest.fixture

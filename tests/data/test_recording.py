@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmdpd_torchrl.data import Recording
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 
 def make(**changes):

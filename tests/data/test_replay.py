@@ -10,7 +10,7 @@ from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.data import load_episodes
-from llmdpd_torchrl.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError
 
 
 @pytest.fixture(params=["memory", "mapped"])

@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS, Dynamics, GymMujocoEnv, HalfCheetahVelocityEnv
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv, sample_goals
 from llmdpd_torchrl.envs.simulator import goal_seed, make_simulator, reset_simulator
-from llmdpd_torchrl.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

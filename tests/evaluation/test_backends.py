@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.backends import (
     JobFailed,
@@ -12,7 +11,9 @@ from llmdpd_torchrl.evaluation.backends import (
     RayBackend,
     make_backend,
 )
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def count_to(number, fault=None):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation import comparison
 from llmdpd_torchrl.evaluation.comparison import (
     crossed_difference,
@@ -15,6 +14,7 @@ from llmdpd_torchrl.evaluation.comparison import (
     successes,
 )
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
+from llmdpd_torchrl.utils.errors import DataError
 
 # Eight runs on each of four tasks, of two methods. rliable's figures for them are of 50 000
 # stratified resamples (20 000 for the probability of improvement); it needs pandas < 3.

@@ -2,8 +2,6 @@ import pytest
 import torch
 
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
-from llmdpd_torchrl.data import METAWORLD_TASKS
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
 from llmdpd_torchrl.evaluation.controls import (
     CONTROLS,
@@ -17,6 +15,8 @@ from llmdpd_torchrl.evaluation.controls import (
 from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.utils.errors import ConfigError
 
 TABLE = torch.arange(50.0).unsqueeze(-1)
 REACH, WINDOW = (METAWORLD_TASKS.index(f"{name}-v3") for name in ("reach", "window-open"))

@@ -5,7 +5,6 @@ import signal
 import pytest
 import torch
 
-from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.evaluation import (
     EvaluationSettings,
     Evaluator,
@@ -13,8 +12,10 @@ from llmdpd_torchrl.evaluation import (
     MetaWorldSuite,
     evaluate,
 )
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")
 SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, lanes=3, group_size=4)

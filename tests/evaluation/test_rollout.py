@@ -5,14 +5,14 @@ import torch
 from tensordict import TensorDict
 
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.errors import ConfigError, PromptError
 from llmdpd_torchrl.evaluation import EpisodeResult, EvaluationSettings, evaluate
-from llmdpd_torchrl.evaluation.film import film_grid, record_episode
+from llmdpd_torchrl.evaluation.grid import film_grid, record_episode
 from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_group
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.evaluation.video import rendering_backend
-from llmdpd_torchrl.modules.networks import NetworkConfig, make_networks
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.modules.build import NetworkConfig, make_networks
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")
 TABLE = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))

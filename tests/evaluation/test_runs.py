@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.runs import Table, compare, find_runs, task_table, variants
+from llmdpd_torchrl.utils.errors import DataError
 
 
 def test_runs_that_differ_in_their_seed_are_one_variant(make_run, tmp_path):

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from llmdpd_torchrl.errors import DataError
 from llmdpd_torchrl.evaluation.statistics import (
     EpisodeResult,
     ResultsSummary,
     summarise,
     wilson_interval,
 )
+from llmdpd_torchrl.utils.errors import DataError
 
 
 def episodes(task: str, successes: int, count: int, **changes) -> list[EpisodeResult]:

@@ -10,9 +10,9 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.evaluation import video
 from llmdpd_torchrl.evaluation.video import render_frame, rendering_backend, write_video
+from llmdpd_torchrl.utils.errors import ConfigError
 
 needs_gl = pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
 

@@ -13,7 +13,7 @@ import pytest
 
 from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
 from llmdpd_torchrl.experiments.locomotion import Locomotion
-from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.policies import LLMDPDPolicy
 
 SCRIPT = "train_d4rl.py"
 NO_FILM = ("video.tasks=[]", "progress=false")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
-from llmdpd_torchrl.modules.policy import LLMDPDPolicy
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
@@ -71,8 +71,8 @@ def test_the_checkpoint_loads_with_nothing_else(finished):
 
 def test_a_text_is_embedded_as_in_the_training_or_refused(finished):
     from llmdpd_torchrl.data import TrajectoryDataset
-    from llmdpd_torchrl.errors import PromptError
     from llmdpd_torchrl.prompts import SmolLM2Encoder, load_text_prompts
+    from llmdpd_torchrl.utils.errors import PromptError
 
     folder, _ = finished
     policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "smoke-both-seed0" / "checkpoint")
@@ -230,7 +230,7 @@ def test_damaged_data_ends_in_one_clear_line(finished, tmp_path, run, damage):
     folder = tmp_path / "data"
     shutil.copytree(source / "data_cache" / "smoke", folder)
     message = damage(folder)
-    command = [sys.executable, "-c", "import sys; from llmdpd_torchrl.data import *; from llmdpd_torchrl.errors import UserError\ntry: TrajectoryDataset.load(sys.argv[1])\nexcept UserError as e: sys.exit(str(e))", str(folder / "train")]  # fmt: skip  # noqa: E501
+    command = [sys.executable, "-c", "import sys; from llmdpd_torchrl.data import *; from llmdpd_torchrl.utils.errors import UserError\ntry: TrajectoryDataset.load(sys.argv[1])\nexcept UserError as e: sys.exit(str(e))", str(folder / "train")]  # fmt: skip  # noqa: E501
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode != 0
     assert re.search(message, process.stderr)

@@ -7,10 +7,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.experiments.measuring import shown
+from llmdpd_torchrl.experiments.evaluate import shown
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
+from llmdpd_torchrl.utils.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,13 +8,13 @@ import pytest
 
 from llmdpd_torchrl.data import OfflineDataset, Recording
 from llmdpd_torchrl.envs import Dynamics
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.experiments.protocols import (
     level_codes,
     level_protocol,
     read_speeds,
     speed_protocol,
 )
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 SPEEDS = [
     {"target_velocity": 0.5 * n, "split": "test" if n == 4 else "train", "ref_min": -9.0 * n,

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import run_experiment
-from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.policies import LLMDPDPolicy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import ACTIVATIONS, Mish, make_activation, mish
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -5,8 +5,8 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import make_qvalue_networks
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("prompt_dim", [0, 5])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import Mish, MLPDenoiser, SinusoidalTimeEmbedding
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def test_time_embedding_is_the_stated_formula():

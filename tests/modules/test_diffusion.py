@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
 
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules import (
     NOISE_SCHEDULES,
     PREDICTIONS,
@@ -18,6 +17,7 @@ from llmdpd_torchrl.modules import (
     DiffusionModule,
     MLPDenoiser,
 )
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 MEAN, STD = 0.2, 0.15
 

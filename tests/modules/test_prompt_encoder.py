@@ -2,8 +2,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
-from llmdpd_torchrl.modules.observation import ObservationFeatures
+from llmdpd_torchrl.modules.conditioning import ObservationFeatures
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
     PromptNetwork,
@@ -11,6 +10,7 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TrajectoryEncoder,
 )
 from llmdpd_torchrl.prompts import text_embedding_table
+from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 
 TABLE = torch.randn(50, 6)
 

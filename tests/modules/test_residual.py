@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import (
     PREDICTIONS,
     DiffusionActor,
@@ -11,6 +10,7 @@ from llmdpd_torchrl.modules import (
     ResidualDenoiser,
     make_networks,
 )
+from llmdpd_torchrl.utils.errors import ConfigError
 
 BASE = slice(1, 3)
 

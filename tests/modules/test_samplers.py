@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from llmdpd_torchrl.modules.samplers import ReverseStep, reverse_process
+from llmdpd_torchrl.utils.errors import ConfigError
 
 MEAN, STD = 0.2, 0.15
 LEVELS = [0.01, 0.2, 0.5, 0.9]

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import NOISE_SCHEDULES, NoiseSchedule
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def test_vp_is_the_stated_formula():

@@ -13,13 +13,13 @@ from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
 from torchrl.testing.mocking_classes import ContinuousActionVecMockEnv
 
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules import (
     SELECTIONS,
     DiffusionActor,
     QSelectedActor,
     make_qvalue_networks,
 )
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 
 class Preference(nn.Module):

@@ -9,9 +9,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules import (
-    LLMDPDPolicy,
     NetworkConfig,
     ObservationFeatures,
     PlanDenoiser,
@@ -19,6 +17,8 @@ from llmdpd_torchrl.modules import (
     make_networks,
     make_sequence_actor,
 )
+from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 L, H, F, OBS, A = 4, 5, 6, 3, 2
 KINDS = ("decision_transformer", "plan_diffusion")

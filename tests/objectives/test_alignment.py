@@ -6,7 +6,6 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import (
     DiffusionActor,
     ObservationFeatures,
@@ -18,6 +17,7 @@ from llmdpd_torchrl.modules import (
 )
 from llmdpd_torchrl.objectives import LLMDPDLoss, alignment_loss
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError
 
 TASKS = 4
 

@@ -10,9 +10,9 @@ from torchrl.data import Bounded
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import DiffusionActor
 from llmdpd_torchrl.objectives import (
     GUIDANCE_MODES,
     LLMDPDLoss,
 )
+from llmdpd_torchrl.utils.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

@@ -8,12 +8,12 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import DiffusionActor as TorchRLDiffusionActor
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import make_qvalue_networks
 from llmdpd_torchrl.objectives import (
     GUIDANCE_MODES,
     DiffusionQLLoss,
 )
+from llmdpd_torchrl.utils.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

@@ -10,7 +10,6 @@ import sys
 import pytest
 import torch
 
-from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts import (
     HuggingFaceEncoder,
     SmolLM2Encoder,
@@ -18,6 +17,7 @@ from llmdpd_torchrl.prompts import (
     make_text_encoder,
 )
 from llmdpd_torchrl.prompts.language_model import pool
+from llmdpd_torchrl.utils.errors import PromptError
 
 TEXTS = ["open the door", "close the window slowly and then stop now", "robot arm"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts import HuggingFaceEncoder, embed_texts
 from llmdpd_torchrl.prompts.hub import explain_loading_error, resolve_commit
+from llmdpd_torchrl.utils.errors import PromptError
 
 hub = pytest.importorskip("huggingface_hub")
 errors = pytest.importorskip("huggingface_hub.errors")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts import MiniLMEncoder, load_text_prompts, make_text_encoder, packaged
 from llmdpd_torchrl.prompts.packaged import PackagedModel
+from llmdpd_torchrl.utils.errors import PromptError
 
 FILES = {"model/config.json": b"{}", "model/model.safetensors": b"weights"}
 

@@ -3,8 +3,8 @@ import torch
 from tensordict import TensorDict
 
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank, cut_trajectory
+from llmdpd_torchrl.utils.errors import PromptError
 
 
 def trajectory(length):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmdpd_torchrl.errors import PromptError
 from llmdpd_torchrl.prompts import velocity_prompt, velocity_task
+from llmdpd_torchrl.utils.errors import PromptError
 
 
 @pytest.mark.parametrize(

@@ -27,18 +27,19 @@ import h5py
 import numpy as np
 import short_training
 
+from llmdpd_torchrl.collection import __main__ as data_main
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
-from llmdpd_torchrl.data import __main__ as data_main
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.errors import UserError
 from llmdpd_torchrl.evaluation import EpisodeResult, summarise
 from llmdpd_torchrl.evaluation import __main__ as evaluation_main
-from llmdpd_torchrl.evaluation.report import write_results_json
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.evaluation.results import write_results_json
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import __main__ as prompts_main
 from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.trainers import find_checkpoint, make_logger
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
+from llmdpd_torchrl.utils.errors import UserError
 
 __all__ = ["ENTRIES", "Outcome", "call", "damage"]
 

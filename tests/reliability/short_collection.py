@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 
 TASKS = ("reach-v3", "push-v3", "door-open-v3", "drawer-close-v3", "window-open-v3", "sweep-v3")
 

@@ -20,10 +20,11 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.evaluation import EpisodeResult
-from llmdpd_torchrl.evaluation.interval import IntervalEvaluation
-from llmdpd_torchrl.files import write_atomic, write_json
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import LLMDPDLoss
+from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.policies.transforms import training_transforms
 from llmdpd_torchrl.trainers import (
     Checkpointing,
     OfflineTrainer,
@@ -33,7 +34,7 @@ from llmdpd_torchrl.trainers import (
     make_logger,
     resume,
 )
-from llmdpd_torchrl.transforms.pipeline import training_transforms
+from llmdpd_torchrl.utils.files import write_atomic, write_json
 
 ROWS, TASKS, TEXT = 256, ("reach-v3", "push-v3"), 8
 IDENTITY = {"data_hash": "synthetic"}

@@ -9,9 +9,9 @@ import planted
 import pytest
 from short_training import IDENTITY, build
 
-from llmdpd_torchrl.errors import ConfigError, DamagedError, DataError
-from llmdpd_torchrl.seal import SEAL_NAME, open_seal, seal_folder
 from llmdpd_torchrl.trainers import find_checkpoint, resume
+from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError
+from llmdpd_torchrl.utils.seal import SEAL_NAME, open_seal, seal_folder
 
 UPDATES = 90
 

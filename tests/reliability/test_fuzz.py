@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from short_training import build
 
 from llmdpd_torchrl.data import Manifest, load_episodes
-from llmdpd_torchrl.errors import UserError
-from llmdpd_torchrl.modules import LLMDPDPolicy, NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts
-from llmdpd_torchrl.seal import SEAL_NAME, open_seal, seal_folder
 from llmdpd_torchrl.trainers import find_checkpoint, resume
+from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.seal import SEAL_NAME, open_seal, seal_folder
 
 FUZZ = settings(
     max_examples=60,

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from short_training import build, train
 from torchrl.record.loggers import Logger
 
-from llmdpd_torchrl.errors import DataError, DivergenceError
 from llmdpd_torchrl.trainers import find_checkpoint
 from llmdpd_torchrl.trainers.guard import FiniteGuard
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
+from llmdpd_torchrl.utils.errors import DataError, DivergenceError
 
 UPDATES = 100
 

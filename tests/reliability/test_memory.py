@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
-from llmdpd_torchrl.data.collection import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.errors import ConfigError
-from llmdpd_torchrl.memory import available_memory, check_memory
+from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.memory import available_memory, check_memory
 
 
 def write(root, name, text):
@@ -58,7 +58,7 @@ def short_of_memory(monkeypatch):
     """A machine that has so many bytes left."""
 
     def leave(size):
-        monkeypatch.setattr("llmdpd_torchrl.memory.available_memory", lambda: size)
+        monkeypatch.setattr("llmdpd_torchrl.utils.memory.available_memory", lambda: size)
 
     return leave
 

@@ -14,9 +14,8 @@ from short_training import IDENTITY, build, train
 from torchrl.checkpoint import Checkpoint
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from llmdpd_torchrl.errors import ConfigError, DataError
-from llmdpd_torchrl.evaluation.interval import IntervalEvaluation
-from llmdpd_torchrl.modules import LLMDPDPolicy
+from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.trainers import (
     Checkpointing,
     Interrupted,
@@ -25,6 +24,7 @@ from llmdpd_torchrl.trainers import (
     handle_signals,
     resume,
 )
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 UPDATES = 90  # of the training that nothing disturbed, see conftest.py
 

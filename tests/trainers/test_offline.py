@@ -5,11 +5,11 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, make_logger
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def make_buffer(rows=64):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torchrl.trainers import TargetNetUpdaterHook
 
-from llmdpd_torchrl.errors import ConfigError
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater, UpdateSchedule
+from llmdpd_torchrl.utils.errors import ConfigError
 
 NETWORKS = ("qvalue_network", "actor_network")
 

@@ -3,11 +3,11 @@ import torch
 from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME, FrameSpec
+from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.transforms import (
     ContextAugmentation,
     ObservationGateTransform,

@@ -11,8 +11,8 @@ from torchrl.envs.utils import check_env_specs
 from llmdpd_torchrl.data import OfflineDataset
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.envs import LanesEnv, MetaWorldEnv
-from llmdpd_torchrl.errors import ConfigError, DataError
 from llmdpd_torchrl.transforms import HistoryTransform, TrajectoryPromptTransform
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 KEYS = ("observation", "action", "return_to_go", "mask")
 

@@ -8,8 +8,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Compose, ParallelEnv, RewardScaling, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from llmdpd_torchrl.data import METAWORLD_TASKS
 from llmdpd_torchrl.envs import MetaWorldEnv
+from llmdpd_torchrl.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.transforms import TextPromptTransform, TrajectoryPromptTransform
 
 REACH = METAWORLD_TASKS.index("reach-v3")

@@ -7,12 +7,11 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs import Compose, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from llmdpd_torchrl.data import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.errors import PromptError
-from llmdpd_torchrl.prompts.frames import METAWORLD_FRAME
+from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.transforms import (
     AbsentPromptTransform,
     ObservationGateTransform,
@@ -21,6 +20,7 @@ from llmdpd_torchrl.transforms import (
     TextPromptTransform,
     TrajectoryPromptTransform,
 )
+from llmdpd_torchrl.utils.errors import PromptError
 
 REACH = METAWORLD_TASKS.index("reach-v3")
 TABLE = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,166 @@
+"""What can be trained by name: this library's method and those that it is compared with.
+
+Each is a loss, the kinds of actor that it can train, and how its targets follow. Networks, data,
+trainer and evaluation are the same for all, and so are the optimizer and the number of updates.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tensordict.nn import TensorDictModule
+from torchrl.objectives import LossModule
+
+from llmdpd_torchrl.baselines.bc import BehaviourCloning
+from llmdpd_torchrl.baselines.cql import CQL
+from llmdpd_torchrl.baselines.iql import IQL
+from llmdpd_torchrl.baselines.mtdiff import MTDiff
+from llmdpd_torchrl.baselines.prompt_dt import PromptDT
+from llmdpd_torchrl.baselines.td3_bc import TD3BC
+from llmdpd_torchrl.modules.build import NetworkConfig, Networks
+from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
+from llmdpd_torchrl.trainers.target_updater import TARGET_SCHEDULES, UpdateSchedule
+from llmdpd_torchrl.utils.errors import ConfigError
+
+__all__ = ["ALGORITHMS", "Algorithm", "get_algorithm"]
+
+
+class Algorithm(NamedTuple):
+    """How a policy is trained.
+
+    Attributes:
+        loss: its class; what its constructor takes by keyword are the algorithm's settings.
+        actors: the kinds of :class:`~llmdpd_torchrl.modules.NetworkConfig` that it can train.
+        schedules: of the target networks, by name.
+        reads_prompts: whether a prompt may be a part of what it is told.
+        has_critics: whether it learns values; if not, rewards and discount are nothing to it.
+        has_encoder: whether prompts reach it through a prompt encoder, which it then trains.
+
+    Examples:
+        >>> ALGORITHMS["td3_bc"].actors, sorted(ALGORITHMS["td3_bc"].settings)[:2]
+        (('deterministic',), ['actor_every', 'alpha'])
+    """
+
+    loss: type[LossModule]
+    actors: tuple[str, ...]
+    schedules: Mapping[str, UpdateSchedule]
+    reads_prompts: bool = False
+    has_critics: bool = True
+    has_encoder: bool = True
+
+    @property
+    def settings(self) -> dict[str, set[str]]:
+        """The loss's own settings: for each, the names of the types that it may have."""
+        found: dict[str, set[str]] = {}
+        for kind in self.loss.__mro__:
+            parameters = inspect.signature(kind).parameters.values()
+            for item in parameters:
+                if item.kind is item.KEYWORD_ONLY:
+                    found.setdefault(item.name, set(str(item.annotation).split(" | ")))
+            if all(item.kind is not item.VAR_KEYWORD for item in parameters):
+                break  # else it hands the rest on to the next
+        return found
+
+    def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
+        """Check, before any work is done, that networks and settings are such as it can use.
+
+        Args:
+            name: of the algorithm, for messages.
+            config: of the networks.
+            settings: of the loss, with ``gamma`` and ``reward_scale``.
+
+        Raises:
+            ConfigError: naming what is wrong.
+        """
+        if config.actor not in self.actors:
+            raise ConfigError(
+                f"network.actor is {config.actor!r}: algorithm={name} trains "
+                f"{' or '.join(self.actors)}"
+            )
+        if config.prompt != "none" and not self.reads_prompts:
+            raise ConfigError(
+                f"prompt is {config.prompt!r}: algorithm={name} reads none, use prompt=none"
+            )
+        common = {"gamma", "reward_scale"}
+        unknown = sorted(set(settings) - set(self.settings) - common)
+        if unknown:
+            raise ConfigError(
+                f"loss: algorithm={name} has no setting {unknown[0]!r}, but "
+                f"{', '.join(sorted(set(self.settings) | common))}"
+            )
+        for key, kinds in self.settings.items():
+            if key in settings and not _is_one(settings[key], kinds):
+                raise ConfigError(f"loss.{key} is {settings[key]!r}: {_expected(kinds)}")
+
+    def make_loss(
+        self,
+        networks: Networks,
+        prompt_network: TensorDictModule | None,
+        *,
+        gamma: float,
+        **settings: Any,
+    ) -> LossModule:
+        """The loss of networks, with its value estimator where there are critics."""
+        parts: list[Any] = [prompt_network] if self.reads_prompts and self.has_encoder else []
+        parts.append(networks.actor)
+        if self.has_critics:
+            parts.append(networks.qvalues)
+        loss = self.loss(*parts, **settings)
+        if self.has_critics:
+            loss.make_value_estimator(gamma=gamma)
+        return loss
+
+
+def _is_one(value: Any, kinds: set[str]) -> bool:
+    """Whether a setting from a file or a command line is of one of the types."""
+    if isinstance(value, bool):
+        return "bool" in kinds
+    if isinstance(value, int):
+        return bool(kinds & {"int", "float"}) and ("float" in kinds or value >= 0)
+    if isinstance(value, float):
+        return "float" in kinds and math.isfinite(value)
+    if isinstance(value, list):
+        return "Sequence[str]" in kinds and all(isinstance(item, str) for item in value)
+    return ("None" if value is None else type(value).__name__) in kinds
+
+
+def _expected(kinds: set[str]) -> str:
+    names = {
+        "bool": "true or false", "int": "a whole number of at least 0", "float": "a number",
+        "str": "a name", "Sequence[str]": "a list of names", "None": "null",
+    }  # fmt: skip
+    return f"it must be {' or '.join(text for kind, text in names.items() if kind in kinds)}"
+
+
+_CRITICS = {"qvalue_network": TARGET_SCHEDULES["qvalue_network"]}
+_TD3 = {**_CRITICS, "actor_network": UpdateSchedule(0.005, period=2)}
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "llmdpd": Algorithm(LLMDPDLoss, ("diffusion",), TARGET_SCHEDULES, reads_prompts=True),
+    "diffusion_ql": Algorithm(DiffusionQLLoss, ("diffusion",), TARGET_SCHEDULES),
+    "bc": Algorithm(BehaviourCloning, ("deterministic",), {}, reads_prompts=True,
+                    has_critics=False),
+    "td3_bc": Algorithm(TD3BC, ("deterministic",), _TD3),
+    "iql": Algorithm(IQL, ("gaussian",), _CRITICS),
+    "cql": Algorithm(CQL, ("tanh_gaussian",), _CRITICS),
+    "prompt_dt": Algorithm(PromptDT, ("decision_transformer",), {}, reads_prompts=True,
+                           has_critics=False, has_encoder=False),
+    "mtdiff": Algorithm(MTDiff, ("plan_diffusion",), {}, reads_prompts=True, has_critics=False,
+                        has_encoder=False),
+}  # fmt: skip
+"""By name, as in ``configs/algorithm/``."""
+
+
+def get_algorithm(name: str) -> Algorithm:
+    """Look up one of :data:`ALGORITHMS`.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    try:
+        return ALGORITHMS[name]
+    except (KeyError, TypeError):
+        raise ConfigError(f"algorithm is {name!r}: use one of {', '.join(ALGORITHMS)}") from None

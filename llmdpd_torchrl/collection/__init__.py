@@ -1,0 +1,4 @@
+"""Making data: the one package in which simulators write episodes.
+
+Nothing is imported here: reading data needs no simulator.
+"""

@@ -1,0 +1,303 @@
+"""Recorded episodes of any source as one dataset, in the layout of everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from tqdm.auto import tqdm
+
+from llmdpd_torchrl.data.dataset import (
+    TrajectoryDataset,
+    episode_lengths,
+    episode_sums,
+    row_blocks,
+)
+from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
+from llmdpd_torchrl.data.memmap import ColumnWriter, map_columns, raw_bytes
+from llmdpd_torchrl.data.recording import Recording
+from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.memory import check_memory
+
+__all__ = ["OfflineDataset"]
+
+
+class OfflineDataset(TrajectoryDataset):
+    """Episodes that were recorded elsewhere, in the layout of :class:`TrajectoryDataset`.
+
+    Made by :func:`~llmdpd_torchrl.data.load_episodes` or :meth:`from_recordings`. Other than
+    collected data, they have ``("next", "success")`` only where the source says what success is, or
+    :meth:`with_success` does; further columns that were asked for lie under ``"info"``.
+
+    Examples:
+        >>> recording = Recording(
+        ...     name="line",
+        ...     source="memory",
+        ...     observation=np.zeros((3, 2)),
+        ...     next_observation=np.zeros((3, 2)),
+        ...     action=np.zeros((3, 1)),
+        ...     reward=np.ones(3),
+        ...     terminated=[True, False, False],
+        ...     truncated=[False, False, False],
+        ... )
+        >>> data = OfflineDataset.from_recordings([recording])
+        >>> data.tasks, data.lengths.tolist(), data.trajectory_return.tolist()
+        (('line',), [1, 2], [1.0, 2.0])
+        >>> data.select(data.trajectory_return > 1).transitions["step_count"].squeeze(-1).tolist()
+        [0, 1]
+        >>> data.replay_buffer(batch_size=4).sample().shape
+        torch.Size([4])
+    """
+
+    @classmethod
+    def from_recordings(
+        cls,
+        recordings: Iterable[Recording],
+        *,
+        folder: Path | None = None,
+        progress: bool = False,
+    ) -> OfflineDataset:
+        """Put recordings of one kind of environment together.
+
+        A recording is one task, named like it; one with ``task_ids`` holds those of its
+        ``task_names``. Tasks of one name are one task.
+
+        Args:
+            recordings: one after another, none of which is asked for before it is its turn.
+            folder: an empty one, to write the transitions to and map them from, recording by
+                recording, so that they need not fit into memory; :meth:`load_mapped` maps them
+                again. Default: they are put together in memory.
+            progress: whether reading them once more, for their hash, shows a bar.
+
+        Raises:
+            ConfigError: if they do not fit into memory.
+            DataError: if there is no recording, or widths or further columns differ.
+        """
+        with contextlib.ExitStack() as stack:
+            writer = None if folder is None else stack.enter_context(ColumnWriter(folder))
+            parts: list[TensorDictBase] = []
+            names: dict[str, int] = {}
+            settings: dict[str, Any] = {}
+            first, episodes = None, 0
+            for recording in recordings:
+                first = first or recording
+                _check_fit(first, recording)
+                settings[recording.source] = dict(recording.attributes)
+                for name in recording.task_names:
+                    names.setdefault(name, len(names))
+                part = _transitions(recording, names, episodes)
+                episodes += len(recording.ends)
+                if writer is None:
+                    parts.append(part)
+                else:
+                    writer.append(part)
+            if first is None:
+                raise DataError("a dataset needs at least one file or recording: give one")
+            if writer is not None:
+                transitions: TensorDictBase = writer.finish()
+            elif len(parts) == 1:
+                transitions = parts[0]
+            else:
+                check_memory(
+                    sum(part.bytes() for part in parts),
+                    f"putting {len(parts)} recordings together",
+                )
+                transitions = TensorDict.cat(parts)
+        size = first.observation.shape[1]
+        fields = first.fields or {"state": (0, size)}
+        manifest = Manifest(
+            environment=str(first.attributes.get("env_id", "unknown")),
+            settings=settings,
+            packages={},
+            task_table=list(names),
+            observation_layout={
+                "size": size,
+                "dtype": "float32",
+                "fields": {name: list(span) for name, span in fields.items()},
+                "units": "the environment's",
+            },
+            action_size=first.action.shape[1],
+            tasks=_task_records(transitions, list(names), progress=progress),
+        )
+        dataset = cls(manifest, transitions)
+        if folder is not None:
+            manifest.write(folder)
+            dataset.folder = folder
+        return dataset
+
+    @classmethod
+    def load_mapped(
+        cls, folder: Path, *, verify: bool = True, progress: bool = False
+    ) -> OfflineDataset:
+        """Map what :meth:`from_recordings` wrote to ``folder``.
+
+        Args:
+            folder: of the dataset.
+            verify: read every column once and compare its hash; without it, only its size.
+            progress: whether that shows a bar.
+
+        Raises:
+            DataError: if a file is missing, cut short or changed.
+        """
+        manifest = Manifest.read(folder, remedy=f"delete {folder} to convert the data anew")
+        dataset = cls(manifest, map_columns(folder, verify=verify, progress=progress))
+        dataset.folder = folder
+        return dataset
+
+    @property
+    def trajectory_success(self) -> torch.Tensor:
+        """Whether each episode reaches success at any step: ``[E]`` bool.
+
+        Raises:
+            DataError: if nothing says what success is.
+        """
+        if ("next", "success") not in self.transitions.keys(include_nested=True):
+            raise DataError(
+                f"{self.manifest.environment}: the episodes carry no success flag; say which ones "
+                "count with with_success(), e.g. those above some return"
+            )
+        return super().trajectory_success
+
+    @property
+    def trajectory_return(self) -> torch.Tensor:
+        """Sum of the rewards of each episode: ``[E]`` float64."""
+        return episode_sums(self.transitions["next", "reward"], self.lengths)
+
+    def with_success(self, episodes: torch.Tensor) -> OfflineDataset:
+        """The same dataset, with ``("next", "success")`` at the last step of ``episodes``.
+
+        Args:
+            episodes: ``[E]`` bool: which episodes may be shown as demonstrations.
+        """
+        success = torch.zeros(len(self.transitions), 1, dtype=torch.bool)
+        success[self.starts + self.lengths - 1, 0] = episodes
+        transitions = self.transitions.copy()
+        transitions["next"] = transitions["next"].copy()
+        transitions["next", "success"] = success
+        return self._with(transitions)
+
+    def _with(self, transitions: TensorDictBase) -> OfflineDataset:
+        records = _task_records(transitions, self.manifest.task_table)
+        return type(self)(dataclasses.replace(self.manifest, tasks=records), transitions)
+
+
+def _check_fit(first: Recording, other: Recording) -> None:
+    for key in ("observation", "action"):
+        ours, theirs = getattr(first, key).shape[1], getattr(other, key).shape[1]
+        if ours != theirs:
+            raise DataError(
+                f"{other.source}: {key} is {theirs} wide, that of {first.source} {ours}; "
+                "load data of different environments one by one"
+            )
+    if set(other.infos) != set(first.infos):
+        raise DataError(
+            f"{other.source}: has infos {sorted(other.infos)}, {first.source} "
+            f"{sorted(first.infos)}; ask for columns that all have"
+        )
+    for key, column in first.infos.items():
+        ours, theirs = ((c.dtype.name, *c.shape[1:]) for c in (column, other.infos[key]))
+        if ours != theirs:
+            raise DataError(
+                f"{other.source}: infos/{key} is of {theirs}, that of {first.source} of {ours}; "
+                "they must be equal"
+            )
+    if (other.success is None) != (first.success is None):
+        which = (first, other) if other.success is None else (other, first)
+        raise DataError(
+            f"{which[1].source}: has no success flags, {which[0].source} has; load them one by one"
+        )
+
+
+def _transitions(recording: Recording, names: Mapping[str, int], episodes: int) -> TensorDictBase:
+    """One recording as transitions, with ``trajectory_id`` counted from ``episodes``."""
+    rows, lengths = len(recording.observation), recording.lengths
+    starts = np.repeat(recording.ends - lengths + 1, lengths)
+    ids = np.array([names[name] for name in recording.task_names])
+    terminated, truncated = _column(recording.terminated), _column(recording.truncated)
+    transitions = TensorDict(
+        {
+            "observation": torch.from_numpy(recording.observation),
+            "action": torch.from_numpy(recording.action),
+            "task_id": _column(ids[recording.task_ids]),
+            "trajectory_id": _column(np.repeat(episodes + np.arange(len(lengths)), lengths)),
+            "step_count": _column(np.arange(rows) - starts),
+            "next": {
+                "observation": torch.from_numpy(recording.next_observation),
+                "reward": _column(recording.reward),
+                "terminated": terminated,
+                "truncated": truncated,
+                "done": terminated | truncated,
+            },
+        },
+        batch_size=[rows],
+    )
+    if recording.success is not None:
+        transitions["next", "success"] = _column(recording.success)
+    for key, values in recording.infos.items():
+        transitions["info", key] = _column(values) if values.ndim == 1 else torch.as_tensor(values)
+    return transitions
+
+
+def _column(array: NDArray[Any]) -> torch.Tensor:
+    """``[N]`` as a tensor ``[N, 1]``."""
+    return torch.from_numpy(np.ascontiguousarray(array)).unsqueeze(-1)
+
+
+def _task_records(
+    transitions: TensorDictBase, names: Sequence[str], *, progress: bool = False
+) -> dict[str, TaskRecord]:
+    """What a manifest says of each task; success is not a number where nothing says what it is."""
+    lengths = episode_lengths(transitions)
+    task = transitions["task_id"].squeeze(-1)[lengths.cumsum(0) - lengths]
+    returns = episode_sums(transitions["next", "reward"], lengths)
+    knows = ("next", "success") in transitions.keys(include_nested=True)
+    success = episode_sums(transitions["next", "success"], lengths) > 0 if knows else None
+    present = task.unique().tolist()
+    records = {}
+    total = len(transitions) * len(present)
+    with tqdm(total=total, desc="hashing", unit="row", delay=1, disable=not progress) as bar:
+        for task_id in present:
+            chosen = task == task_id
+            reached = (
+                [math.nan] * int(chosen.sum()) if success is None else success[chosen].tolist()
+            )
+            episodes = [
+                {"length": length, "return": round(value, 4), "success": reaches}
+                for length, value, reaches in zip(
+                    lengths[chosen].tolist(), returns[chosen].tolist(), reached, strict=True
+                )
+            ]
+            records[names[task_id]] = TaskRecord(
+                file="",
+                sha256=_digest(transitions, task_id if len(present) > 1 else None, bar),
+                transitions=int(lengths[chosen].sum()),
+                success_rate=sum(episode["success"] for episode in episodes) / len(episodes),
+                mean_return=sum(episode["return"] for episode in episodes) / len(episodes),
+                episodes=episodes,
+            )
+    return records
+
+
+def _digest(transitions: TensorDictBase, task_id: int | None, bar: tqdm[Any]) -> str:
+    """SHA-256 of the columns of a task's rows, one after another; ``None``: all rows are."""
+    digest = hashlib.sha256()
+    # Not of trajectory_id, which depends on what else is loaded.
+    keys = sorted((k for k in transitions.keys(True, True) if k != "trajectory_id"), key=str)
+    columns = {key: transitions[key].numpy() for key in keys}
+    owner = transitions["task_id"].squeeze(-1).numpy()
+    for key, column in columns.items():
+        for block in row_blocks(len(column)):
+            part = column[block] if task_id is None else column[block][owner[block] == task_id]
+            digest.update(raw_bytes(part))
+            if key == keys[-1]:
+                bar.update(block.stop - block.start)
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""Evaluation while training goes on: a hook of TorchRL's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.record.loggers import Logger
+from torchrl.trainers import Trainer, TrainerHookBase
+
+from llmdpd_torchrl.evaluation.evaluator import Evaluator
+from llmdpd_torchrl.evaluation.statistics import summarise
+from llmdpd_torchrl.evaluation.video import Frame
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
+
+__all__ = ["IntervalEvaluation"]
+
+
+class IntervalEvaluation(TrainerHookBase):
+    """Evaluate the policy every so many updates.
+
+    The success rates, in [0, 1], go to the progress bar and the trainer's logger, as
+    ``eval/success_seen`` and ``eval/success_unseen``; where tasks have normalised scores, these do,
+    as ``eval/score_seen`` and ``eval/score_unseen``. Training is not touched: workers draw from
+    generators of their own.
+
+    Args:
+        evaluator: of seen and unseen tasks; its workers are kept until it is closed.
+        policy: shares its parameters with what is trained.
+        every: updates between evaluations, a multiple of the trainer's ``log_every``.
+        trained_tasks: which of the evaluator's tasks are trained on.
+        text_table: see :class:`Evaluator`.
+        bank: see there.
+        best: where the policy that was best on the *trained* tasks is kept, if anywhere. It is
+            chosen by evaluations during the training, and a figure of it is of such a selection.
+        film: makes the pictures of a video, if there is to be one.
+        fps: of the video.
+
+    Raises:
+        ConfigError: if ``every`` is below 1.
+
+    Attributes:
+        history: what was found so far: updates and success rates of each evaluation.
+        best_value: the highest rate, or score, on the trained tasks so far.
+
+    Examples:
+        >>> from llmdpd_torchrl.evaluation import EvaluationSettings
+        >>> from llmdpd_torchrl.modules import NetworkConfig, make_networks
+        >>> config = NetworkConfig(prompt="none", hidden=[8])
+        >>> policy = LLMDPDPolicy.from_networks(config, make_networks(config))
+        >>> settings = EvaluationSettings(episodes_per_task=1, max_steps=5)
+        >>> with Evaluator(["reach-v3"], settings, workers=1, progress=False) as evaluator:
+        ...     hook = IntervalEvaluation(evaluator, policy, every=2, trained_tasks=["reach-v3"])
+        ...     hook(1, None), hook(2, None)
+        (None, {'eval/success_seen': 0.0})
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        policy: LLMDPDPolicy,
+        *,
+        every: int,
+        trained_tasks: list[str] | tuple[str, ...],
+        text_table: torch.Tensor | None = None,
+        bank: TrajectoryPromptBank | None = None,
+        best: Path | None = None,
+        film: Callable[[], list[Frame]] | None = None,
+        fps: float = 30,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"evaluation.every is {every}: it must be at least 1 update")
+        self.evaluator = evaluator
+        self.policy = policy
+        self.every = every
+        self.seen = [task for task in evaluator.tasks if task in trained_tasks]
+        self.unseen = [task for task in evaluator.tasks if task not in trained_tasks]
+        self.shown: dict[str, Any] = {"text_table": text_table, "bank": bank}
+        self.best = best
+        self.film = film
+        self.fps = fps
+        self.best_value: float | None = None
+        self.history: list[dict[str, float]] = []
+        self._trainer: Trainer | None = None
+
+    def register(self, trainer: Trainer, name: str = "interval_evaluation") -> None:
+        """Take part in a training.
+
+        Raises:
+            ConfigError: if the trainer does not look up at these intervals.
+        """
+        log_every = getattr(trainer, "log_every", 1)
+        if self.every % log_every:
+            raise ConfigError(
+                f"evaluation.every is {self.every}: use a multiple of trainer.log_every={log_every}"
+            )
+        self._trainer = trainer
+        trainer.register_op("post_optim_complete_log", self)
+        trainer.register_module(name, self)
+
+    def __call__(self, updates: int, averages: Any) -> Mapping[str, float] | None:
+        """Evaluate, if it is time to."""
+        if updates % self.every:
+            return None
+        episodes = self.evaluator(self.policy, **self.shown)
+        summary = summarise(episodes, self.seen, self.unseen)
+        is_score = summary.measure == "score"
+        name = "eval/score_" if is_score else "eval/success_"
+        found = {
+            name + group: part.percent.value / (1 if is_score else 100)
+            for group, part in (("seen", summary.seen), ("unseen", summary.unseen))
+            if part is not None
+        }
+        self.history.append({"updates": updates, **found})
+        # Of equal ones the later: it was trained longer.
+        seen = found.get(f"{name}seen")
+        is_best = seen is not None and (self.best_value is None or seen >= self.best_value)
+        if self.best is not None and is_best:
+            self.policy.info["updates"] = updates
+            try:
+                self.policy.save_pretrained(self.best)
+                self.best_value = seen
+            except OSError as error:  # a full disk, which must not end the training
+                notice(
+                    f"can not save the best policy so far to {self.best} ({first_line(error)}): "
+                    "the next one that is as good as the last saved is tried"
+                )
+        if self._trainer is not None:
+            if self._trainer.progress_bar:
+                self._trainer._pbar_str.update(
+                    {key.removeprefix(name): value for key, value in found.items()}
+                )
+            logger: Logger | None = self._trainer.logger
+            if self.film is not None and logger is not None:
+                video = torch.from_numpy(np.stack(self.film())).permute(0, 3, 1, 2).unsqueeze(0)
+                logger.log_video("eval/episodes", video, step=updates, fps=self.fps)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found, and what was best, so far."""
+        return {"best_value": self.best_value, "history": [dict(row) for row in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.best_value = state_dict["best_value"]
+        self.history = [dict(row) for row in state_dict["history"]]

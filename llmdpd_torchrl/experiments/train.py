@@ -1,0 +1,182 @@
+"""The training of a run: networks, loss and trainer, put together from the library's parts."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torchrl.envs.transforms import RewardScaling
+
+from llmdpd_torchrl.baselines import get_algorithm
+from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.experiments import evaluate as measuring
+from llmdpd_torchrl.experiments import record as filming
+from llmdpd_torchrl.experiments.config import plain, read
+from llmdpd_torchrl.modules.build import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.policies.transforms import training_transforms
+from llmdpd_torchrl.trainers import (
+    Checkpointing,
+    SavedTraining,
+    find_checkpoint,
+    handle_signals,
+    resume,
+)
+from llmdpd_torchrl.trainers.loggers import make_logger
+from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
+from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+from llmdpd_torchrl.utils.processes import available_cores
+
+if TYPE_CHECKING:
+    from llmdpd_torchrl.experiments.run import Run
+
+__all__ = ["train"]
+
+
+def train(run: Run) -> None:
+    """Train, and save the policy; or load it if this very training has been done.
+
+    A training that was interrupted goes on from its last whole checkpoint, as if it had not been.
+    """
+    folder = run.output / "checkpoint"
+    if (folder / "policy.json").exists() and "train" not in run.cfg.force:
+        policy = LLMDPDPolicy.from_pretrained(folder)
+        if policy.info.get("fingerprint") == run.fingerprint:
+            print(f"train: reusing {folder} (force=[train] trains again)")
+            run.policy = policy
+            return
+        print(f"train: {folder} is of other settings or data and is replaced")
+    states = run.output / "training" / run.fingerprint
+    identity = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
+    saved = _find_saved(run, states, identity)
+    torch.manual_seed(run.cfg.seed)
+    torch.set_num_threads(run.cfg.trainer.threads or available_cores())
+    run.policy, networks = _build(run)
+    trainer = _make_trainer(run, networks, saved)
+    with contextlib.ExitStack() as stack:
+        if run.cfg.evaluation.every:
+            _evaluate_meanwhile(run, trainer, stack)
+        # Last of the hooks: what the others found in a round is saved with it.
+        every = run.cfg.trainer.save_every
+        Checkpointing(states, every=every, identity=identity).register(trainer)
+        if saved is not None:
+            resume(trainer, saved)
+        with handle_signals(trainer):
+            trainer.train()
+    run.policy.info["updates"] = run.cfg.trainer.total_updates
+    run.policy.save_pretrained(folder)
+    shutil.rmtree(run.output / "training")
+    run.trained = True
+
+
+def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraining | None:
+    """What there is to go on from; what other trainings left in the folder is removed."""
+    begins = run.cfg.resume == "never" or "train" in run.cfg.force
+    for other in states.parent.glob("*"):
+        if begins or other != states:
+            shutil.rmtree(other)
+    saved = find_checkpoint(states, identity) if states.is_dir() else None
+    if saved is None:
+        (run.output / "metrics.csv").unlink(missing_ok=True)
+        shutil.rmtree(run.output / "best", ignore_errors=True)
+    else:
+        print(f"train: going on from update {saved.step} (resume=never begins anew)")
+    return saved
+
+
+def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
+    """The policy, untrained, and its networks with the critics."""
+    cfg, dataset, table = run.cfg, run.dataset, run.text_table
+    trained = dataset.trajectory_task.unique()
+    config = read(
+        NetworkConfig,
+        cfg.network,
+        "network",
+        prompt=cfg.prompt,
+        trajectory_length=cfg.trajectory_prompt.length,
+        observation_fields=dataset.manifest.observation_layout["fields"],
+        action_dim=dataset.manifest.action_size,
+        text_dim=NetworkConfig.text_dim if table is None else table.shape[-1],
+        **run.family.network(run),
+    )
+    networks = make_networks(
+        config,
+        observations=dataset.transitions["observation"],
+        text_embeddings=None if table is None else table[trained],
+    )
+    about = {
+        "fingerprint": run.fingerprint,
+        "algorithm": cfg.algorithm,
+        "trained_tasks": list(run.split.train),
+        "trained_task_ids": trained.tolist(),
+        "task_table": list(run.split.table.names),
+        "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
+        "text_encoder_identity": run.text_encoder_identity if config.uses_text else None,
+        "data_hash": dataset.manifest.data_hash,
+        "hide_goal": run.family.settings(cfg).hide_goal,
+    }
+    return LLMDPDPolicy.from_networks(config, networks, about), networks
+
+
+def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
+    cfg, policy = run.cfg, run.policy
+    algorithm = get_algorithm(cfg.algorithm)
+    settings = plain(cfg.loss)
+    scale = settings.pop("reward_scale", 1.0)
+    transforms = training_transforms(
+        policy,
+        text_table=run.text_table,
+        bank=run.training_bank,
+        prompts_per_task=cfg.trajectory_prompt.per_task,
+        open_probability=cfg.trajectory_prompt.open_probability,
+        augment=cfg.trajectory_prompt.augment,
+        dataset=run.dataset,
+    )
+    transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
+    prompt_network = policy.prompt_network(run.text_table, run.training_bank)
+    loss = algorithm.make_loss(networks, prompt_network, **settings)
+    logger = make_logger(
+        directory=run.output,
+        name=cfg.name,
+        config=plain(cfg),
+        resume_step=None if saved is None else saved.step,
+        **plain(cfg.logger),
+    )
+    return OfflineTrainer(
+        loss,
+        run.dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
+        total_updates=cfg.trainer.total_updates,
+        stepper=OfflineOptimizationStepper(
+            loss,
+            learning_rate=cfg.optim.learning_rate,
+            max_grad_norm=cfg.optim.max_grad_norm,
+            total_updates=cfg.trainer.total_updates,
+        ),
+        target_updater=TargetUpdater(loss, algorithm.schedules),
+        logger=logger,
+        log_every=cfg.trainer.log_every,
+        progress_bar=cfg.progress,
+        failures=run.output,
+    )
+
+
+def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.ExitStack) -> None:
+    """Let the training be evaluated now and then, until the stack is closed."""
+    cfg, split = run.cfg, run.split
+    table, bank = measuring.shown(run)
+    interim = {"episodes_per_task": cfg.evaluation.every_episodes}
+    evaluator = measuring.make_evaluator(run, split.tasks, progress=False, **interim)
+    IntervalEvaluation(
+        stack.enter_context(evaluator),
+        run.policy,
+        every=cfg.evaluation.every,
+        trained_tasks=split.train,
+        text_table=table,
+        bank=bank,
+        best=run.output / "best" / "checkpoint",
+        film=filming.interval_film(run),
+        fps=cfg.video.fps,
+    ).register(trainer)

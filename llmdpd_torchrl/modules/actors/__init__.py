@@ -1,0 +1,1 @@
+"""Actors: the diffusion policy, and those that it is compared with."""

@@ -1,0 +1,246 @@
+"""Actors that need no diffusion: one pass of an MLP gives the action, or a distribution of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from tensordict.nn.probabilistic import interaction_type
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.envs.utils import ExplorationType
+from torchrl.modules import IndependentNormal, ProbabilisticActor, SafeModule, TanhNormal
+
+from llmdpd_torchrl.modules.denoiser import make_mlp
+from llmdpd_torchrl.utils.errors import ConfigError
+
+__all__ = [
+    "DIRECT_ACTORS",
+    "DeterministicActor",
+    "DirectNetwork",
+    "GaussianActor",
+    "make_direct_actor",
+]
+
+DIRECT_ACTORS = ("deterministic", "gaussian", "tanh_gaussian")
+"""``deterministic``: one action, squashed by tanh (TD3+BC); ``gaussian``: a squashed mean with one
+deviation per dimension, whatever the state (IQL); ``tanh_gaussian``: a squashed Gaussian whose mean
+and deviation both depend on the state (CQL)."""
+
+_LOG_STD = (-5.0, 2.0)
+
+
+class DirectNetwork(nn.Module):
+    """An MLP on what a conditioner makes of its inputs, the same that a diffusion actor reads.
+
+    Args:
+        conditioner: maps the inputs to ``[*, condition_dim]``.
+        condition_dim: C.
+        out_features: width of the output.
+        hidden: widths of the hidden layers.
+        activation: of the MLP.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import ObservationConditioner
+        >>> network = DirectNetwork(ObservationConditioner(nn.Identity()), 3 + 5, 2, (8,))
+        >>> network(torch.randn(4, 3), torch.randn(4, 5)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        conditioner: nn.Module,
+        condition_dim: int,
+        out_features: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: str = "mish",
+    ) -> None:
+        super().__init__()
+        self.conditioner = conditioner
+        self.condition_dim = condition_dim
+        self.hidden, self.activation = tuple(hidden), activation
+        self.mlp = make_mlp(condition_dim, hidden, out_features, activation)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map the conditioner's inputs to ``[*, out_features]``."""
+        return self.mlp(self.conditioner(*inputs))
+
+    def like(self, out_features: int) -> DirectNetwork:
+        """Another network on the same inputs, with weights of its own: a state value, say."""
+        conditioner = copy.deepcopy(self.conditioner)
+        return DirectNetwork(
+            conditioner, self.condition_dim, out_features, self.hidden, self.activation
+        )
+
+
+class _Squashed(nn.Module):
+    """tanh of a network's output: an action in [-1, 1]."""
+
+    def __init__(self, network: DirectNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.network(*inputs).tanh()
+
+
+class DeterministicActor(SafeModule):
+    """One action in [-1, 1] for what is observed.
+
+    Args:
+        network: to the A dimensions of the action, before tanh.
+        in_keys: what the network reads.
+        spec: of the action.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from llmdpd_torchrl.modules import ObservationConditioner
+        >>> network = DirectNetwork(ObservationConditioner(nn.Identity()), 3, 2, (8,))
+        >>> actor = DeterministicActor(network, ["observation"])
+        >>> actor(TensorDict({"observation": torch.randn(4, 3)}, [4]))["action"].shape
+        torch.Size([4, 2])
+    """
+
+    module: _Squashed
+
+    def __init__(
+        self,
+        network: DirectNetwork,
+        in_keys: Sequence[NestedKey],
+        *,
+        spec: TensorSpec | None = None,
+    ) -> None:
+        super().__init__(_Squashed(network), list(in_keys), ["action"], spec=spec)
+
+    @property
+    def network(self) -> DirectNetwork:
+        """Before tanh."""
+        return self.module.network
+
+    def forward(
+        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Write the action. Nothing is drawn: ``generator`` is there for callers of any policy."""
+        return super().forward(tensordict)
+
+
+class _GaussianHead(nn.Module):
+    """Location and scale, [*, A] each, from a network's output."""
+
+    def __init__(self, network: DirectNetwork, action_dim: int, squashed: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.squashed = squashed
+        if not squashed:
+            self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.network(*inputs)
+        if self.squashed:
+            loc, log_std = output.chunk(2, dim=-1)
+        else:
+            loc, log_std = output.tanh(), self.log_std.expand_as(output)
+        return loc, log_std.clamp(*_LOG_STD).exp()
+
+
+class GaussianActor(ProbabilisticActor):
+    """A Gaussian over the action, of which IQL and CQL take likelihoods and samples.
+
+    Args:
+        network: to A locations, or to A locations and A log deviations if ``squashed``.
+        in_keys: what the network reads.
+        action_dim: A.
+        squashed: tanh of a Gaussian (CQL, Kumar et al. 2020); else a Gaussian around tanh of the
+            network with one deviation per dimension (IQL, Kostrikov et al. 2022, appendix B).
+        spec: of the action.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from llmdpd_torchrl.modules import ObservationConditioner
+        >>> network = DirectNetwork(ObservationConditioner(nn.Identity()), 3, 4, (8,))
+        >>> actor = GaussianActor(network, ["observation"], 2, squashed=True)
+        >>> actor(TensorDict({"observation": torch.randn(4, 3)}, [4]))["action"].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        network: DirectNetwork,
+        in_keys: Sequence[NestedKey],
+        action_dim: int,
+        *,
+        squashed: bool,
+        spec: TensorSpec | None = None,
+    ) -> None:
+        head = _GaussianHead(network, action_dim, squashed)
+        super().__init__(
+            TensorDictModule(head, list(in_keys), ["loc", "scale"]),
+            in_keys=["loc", "scale"],
+            distribution_class=TanhNormal if squashed else IndependentNormal,
+            default_interaction_type=ExplorationType.DETERMINISTIC,
+            spec=spec,
+        )
+
+    @property
+    def network(self) -> DirectNetwork:
+        """Below the distribution."""
+        return self[0].module.network
+
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        *args: Any,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> TensorDictBase:
+        """Write the action, and ``loc`` and ``scale``; draw it with ``generator`` if one is given.
+
+        A draw beyond [-1, 1] is clipped.
+        """
+        if generator is None or interaction_type() is not ExplorationType.RANDOM:
+            return super().forward(tensordict, *args, **kwargs)
+        tensordict = self.get_dist_params(tensordict)
+        loc, scale = tensordict["loc"], tensordict["scale"]
+        noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+        action = loc + scale * noise
+        squashed = self[0].module.squashed
+        return tensordict.set("action", action.tanh() if squashed else action.clamp(-1.0, 1.0))
+
+
+def make_direct_actor(
+    kind: str,
+    action_dim: int,
+    conditioner: nn.Module,
+    condition_dim: int,
+    *,
+    hidden: Sequence[int],
+    activation: str,
+    in_keys: Sequence[NestedKey],
+    spec: TensorSpec | None = None,
+) -> DeterministicActor | GaussianActor:
+    """One of :data:`DIRECT_ACTORS` on what a conditioner makes of ``in_keys``.
+
+    Raises:
+        ConfigError: if ``kind`` is unknown.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import ObservationConditioner
+        >>> make_direct_actor(
+        ...     "deterministic", 2, ObservationConditioner(nn.Identity()), 3, hidden=(8,),
+        ...     activation="relu", in_keys=["observation"],
+        ... ).out_keys
+        ['action']
+    """
+    if kind not in DIRECT_ACTORS:
+        raise ConfigError(f"unknown actor {kind!r}: use one of {', '.join(DIRECT_ACTORS)}")
+    squashed = kind == "tanh_gaussian"
+    width = 2 * action_dim if squashed else action_dim
+    network = DirectNetwork(conditioner, condition_dim, width, hidden, activation)
+    if kind == "deterministic":
+        return DeterministicActor(network, in_keys, spec=spec)
+    return GaussianActor(network, in_keys, action_dim, squashed=squashed, spec=spec)

@@ -1,0 +1,267 @@
+"""Diffusion over the next actions together, of which the first is taken: plan, act, plan anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.modules import SafeModule
+
+from llmdpd_torchrl.modules.attention import KeysValues, PrefixBlock
+from llmdpd_torchrl.modules.conditioning import ObservationFeatures
+from llmdpd_torchrl.modules.denoiser import SinusoidalTimeEmbedding
+from llmdpd_torchrl.modules.diffusion import DiffusionModule
+from llmdpd_torchrl.utils.errors import ConfigError
+
+__all__ = ["PlanConditioner", "PlanDenoiser", "PlanDiffusionActor"]
+
+
+class PlanConditioner(nn.Module):
+    """One vector of all that a plan depends on: what a :class:`DiffusionModule` hands on.
+
+    Args:
+        features: of observations; used as they are, not trained.
+        return_scale: that returns are divided by.
+
+    Shapes: the prompt's observation [*, L, O], action [*, L, A] and mask [*, L], the history's
+    observation [*, H, O], return-to-go [*, H, 1] and mask [*, H], to [*, C]: L times features,
+    action and mask, H times features and mask, the present return-to-go, and 1, that it is there.
+
+    Examples:
+        >>> conditioner = PlanConditioner(ObservationFeatures({"s": (0, 3)}, keep=["s"]))
+        >>> prompt = torch.randn(6, 4, 3), torch.rand(6, 4, 2), torch.ones(6, 4).bool()
+        >>> history = torch.randn(6, 2, 3), torch.rand(6, 2, 1), torch.ones(6, 2).bool()
+        >>> conditioner(*prompt, *history).shape == (6, 4 * (3 + 2 + 1) + 2 * (3 + 1) + 2)
+        True
+    """
+
+    def __init__(self, features: ObservationFeatures, return_scale: float = 1000.0) -> None:
+        super().__init__()
+        self.observation_module = features
+        self.return_scale = return_scale
+
+    def forward(
+        self,
+        prompt_observation: Tensor,
+        prompt_action: Tensor,
+        prompt_mask: Tensor,
+        observation: Tensor,
+        return_to_go: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Flatten and concatenate."""
+        present = return_to_go[..., -1, :] / self.return_scale
+        parts = [
+            self.observation_module(prompt_observation),
+            prompt_action,
+            prompt_mask.unsqueeze(-1).to(present.dtype),
+        ]
+        prompt = torch.cat(parts, dim=-1).flatten(-2)
+        parts = [self.observation_module(observation), mask.unsqueeze(-1).to(present.dtype)]
+        history = torch.cat(parts, dim=-1).flatten(-2)
+        return torch.cat([prompt, history, present, torch.ones_like(present)], dim=-1)
+
+
+class _Prepared(NamedTuple):
+    """What plans are denoised under at one step.
+
+    If they are guided, twice as many rows: all with the return, then all without.
+    """
+
+    memory: list[KeysValues]
+    mask: Tensor
+    returns: Tensor
+    time: Tensor
+
+
+class PlanDenoiser(nn.Module):
+    """A transformer over the noisy actions of a plan, with prompt and history as a prefix.
+
+    A token a step: the prompt's of observation and action, the history's of observation, the plan's
+    of a noisy action, to which the embeddings of diffusion step and return-to-go are added. Prompt
+    and history are read once a sample. Samples are guided by the return (Ho & Salimans 2022): the
+    output is u + w (c - u), with the return for c and without it for u.
+
+    Args:
+        observation_features: width of an observation's features.
+        action_dim: A.
+        prompt_steps: L.
+        history_steps: H.
+        horizon: F.
+        width, layers, heads: of the transformer.
+        guidance: w. Only samples are guided, training is not.
+
+    Shapes: ``[*, F A + C + 1]`` to ``[*, F A]``, C as in :class:`PlanConditioner`.
+
+    Examples:
+        >>> denoiser = PlanDenoiser(3, 2, 4, 2, 8, width=16)
+        >>> denoiser(torch.randn(6, 8 * 2 + denoiser.condition_dim + 1)).shape
+        torch.Size([6, 16])
+    """
+
+    def __init__(
+        self,
+        observation_features: int,
+        action_dim: int,
+        prompt_steps: int,
+        history_steps: int,
+        horizon: int,
+        *,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 1,
+        guidance: float = 1.2,
+    ) -> None:
+        super().__init__()
+        self.action_dim, self.horizon, self.guidance = action_dim, horizon, guidance
+        step, state = observation_features + action_dim + 1, observation_features + 1
+        self._steps = (prompt_steps, history_steps)
+        self._widths = [prompt_steps * step, history_steps * state, 1, 1]
+        self.condition_dim = sum(self._widths)
+        self.embed_prompt = nn.Linear(step, width)
+        self.embed_history = nn.Linear(state, width)
+        self.embed_action = nn.Linear(action_dim, width)
+        self.embed_return = nn.Linear(1, width)
+        self.no_return = nn.Parameter(torch.zeros(width))
+        self.embed_time = nn.Sequential(
+            SinusoidalTimeEmbedding(width), nn.Linear(width, width), nn.Mish(),
+            nn.Linear(width, width),
+        )  # fmt: skip
+        length = prompt_steps + history_steps + horizon
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.blocks = nn.ModuleList(PrefixBlock(width, heads) for _ in range(layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
+
+    def forward(self, inputs: Tensor, prepared: _Prepared | None = None) -> Tensor:
+        """Denoise: in training from ``inputs`` alone, in sampling noisy plans as ``prepared``."""
+        if prepared is not None:
+            return self._guided(inputs, prepared)
+        shape, size = inputs.shape[:-1], self.horizon * self.action_dim
+        parts = inputs.reshape(-1, inputs.shape[-1]).split([size, self.condition_dim, 1], dim=-1)
+        noisy, condition, step = parts
+        memory, mask, returns = self._read(condition)
+        output = self._denoise(noisy, memory, mask, returns, self.embed_time(step))
+        return output.reshape(*shape, size)
+
+    def precondition(self, condition: Tensor, path: Sequence[int]) -> list[_Prepared]:
+        """Read the condition ``[*, C]`` once, for all steps that a sample visits."""
+        if condition.shape[-1] != self.condition_dim:
+            raise ConfigError(
+                f"the condition is {condition.shape[-1]} wide, the planner reads "
+                f"{self.condition_dim}: give it PlanConditioner's"
+            )
+        memory, mask, returns = self._read(condition.reshape(-1, self.condition_dim))
+        if self.guidance != 1.0:  # with the return, and without: one pass for both
+            memory = [(keys.repeat(2, 1, 1, 1), values.repeat(2, 1, 1, 1))
+                      for keys, values in memory]  # fmt: skip
+            mask = mask.repeat(2, 1)
+            returns = torch.cat([returns, self.no_return.expand_as(returns)])
+        steps = torch.tensor(path, device=condition.device).to(condition.dtype)
+        times = self.embed_time(steps.unsqueeze(-1))
+        return [_Prepared(memory, mask, returns, time) for time in times]
+
+    def hide_return(self, condition: Tensor, hidden: Tensor) -> Tensor:
+        """The condition ``[*, C]`` without its return where ``hidden`` [*] is true."""
+        told, returns = condition.split([self.condition_dim - 2, 2], dim=-1)
+        return torch.cat([told, torch.where(hidden.unsqueeze(-1), 0.0, returns)], dim=-1)
+
+    def _read(self, condition: Tensor) -> tuple[list[KeysValues], Tensor, Tensor]:
+        """Of ``[B, C]``: the prefix's memory in each block, the mask [B, L + H + F], the return."""
+        parts = condition.split(self._widths, dim=-1)
+        prompt = parts[0].unflatten(-1, (self._steps[0], -1))
+        history = parts[1].unflatten(-1, (self._steps[1], -1))
+        tokens = torch.cat([self.embed_prompt(prompt), self.embed_history(history)], dim=-2)
+        tokens = tokens + self.position[: sum(self._steps)]
+        there = torch.cat([prompt[..., -1], history[..., -1]], dim=-1) > 0
+        memory = []
+        for number, block in enumerate(self.blocks):
+            memory.append(cast(PrefixBlock, block).keys_values(tokens))
+            if number < len(self.blocks) - 1:  # what comes after the last memory nobody reads
+                tokens = block(tokens, None, there)
+        to_go, is_there = parts[2:]
+        returns = torch.where(is_there > 0, self.embed_return(to_go), self.no_return)
+        mask = torch.cat([there, there.new_ones(len(there), self.horizon)], dim=-1)
+        return memory, mask, returns
+
+    def _denoise(
+        self, noisy: Tensor, memory: list[KeysValues], mask: Tensor, returns: Tensor, time: Tensor
+    ) -> Tensor:
+        """Output ``[B, F A]`` of noisy plans ``[B, F A]``; return ``[B, width]``."""
+        tokens = self.embed_action(noisy.unflatten(-1, (self.horizon, self.action_dim)))
+        tokens = tokens + self.position[sum(self._steps) :] + (returns + time).unsqueeze(-2)
+        for block, keys_values in zip(self.blocks, memory, strict=True):
+            tokens = block(tokens, keys_values, mask)
+        return self.head(tokens).flatten(-2)
+
+    def _guided(self, noisy: Tensor, prepared: _Prepared) -> Tensor:
+        memory, mask, returns, time = prepared
+        rows = noisy.reshape(-1, noisy.shape[-1])
+        passes = 1 if self.guidance == 1.0 else 2
+        copies = passes * len(rows) // len(returns)
+        if copies > 1:  # several draws of one condition: they lie in front of it
+            memory = [(_draws(keys, passes, copies), _draws(values, passes, copies))
+                      for keys, values in memory]  # fmt: skip
+            mask, returns = _draws(mask, passes, copies), _draws(returns, passes, copies)
+        output = self._denoise(rows.repeat(passes, 1), memory, mask, returns, time)
+        if passes == 2:
+            told, untold = output.chunk(2)
+            output = untold + self.guidance * (told - untold)
+        return output.reshape(noisy.shape)
+
+
+def _draws(value: Tensor, passes: int, copies: int) -> Tensor:
+    """Each pass's rows ``[passes B, ...]`` so many times: ``[passes copies B, ...]``."""
+    rows = value.unflatten(0, (passes, 1, -1))
+    return rows.expand(passes, copies, *rows.shape[2:]).flatten(0, 2)
+
+
+class PlanDiffusionActor(SafeModule):
+    """Denoise the next F actions together, take the first, and plan anew at the next step.
+
+    It reads what :class:`~llmdpd_torchrl.transforms.HistoryTransform` and
+    :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``"tensor"`` write.
+
+    Args:
+        plans: a diffusion of F A values, under a :class:`PlanConditioner`.
+        action_dim: A.
+        spec: of the action.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
+        >>> denoiser = PlanDenoiser(features.out_features, 2, 4, 2, 8, width=16)
+        >>> conditioner = PlanConditioner(features, return_scale=1000.0)
+        >>> plans = DiffusionModule(denoiser, 8 * 2, conditioner=conditioner)
+        >>> actor = PlanDiffusionActor(plans, 2)
+        >>> def steps(n):
+        ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
+        ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
+        >>> state = TensorDict({"prompt": {"trajectory": steps(4)}, "history": steps(2)}, [6])
+        >>> actor(state)["action"].shape
+        torch.Size([6, 2])
+    """
+
+    module: DiffusionModule
+
+    def __init__(
+        self, plans: DiffusionModule, action_dim: int, *, spec: TensorSpec | None = None
+    ) -> None:
+        keys: list[NestedKey] = [
+            ("prompt", "trajectory", name) for name in ("observation", "action", "mask")
+        ]
+        keys += [("history", name) for name in ("observation", "return_to_go", "mask")]
+        super().__init__(plans, keys, ["action"], spec=spec)
+        self.action_dim = action_dim
+
+    def forward(
+        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Write the first action of a plan, drawn with ``generator`` unless exploration is off."""
+        inputs = (tensordict.get(key) for key in self.in_keys)
+        plan = self.module(*inputs, generator=generator)
+        return tensordict.set(self.out_keys[0], plan[..., : self.action_dim])

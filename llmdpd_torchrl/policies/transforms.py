@@ -1,0 +1,129 @@
+"""The transforms that a policy needs, for a replay buffer and for an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torchrl.envs.transforms import Transform
+
+from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
+from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
+from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
+from llmdpd_torchrl.transforms.history import HistoryTransform
+from llmdpd_torchrl.transforms.observation_gate import ObservationGateTransform
+from llmdpd_torchrl.transforms.retrieved_context import PromptContextTransform
+from llmdpd_torchrl.transforms.text_prompt import TextPromptTransform
+from llmdpd_torchrl.transforms.trajectory_prompt import TrajectoryPromptTransform
+
+__all__ = ["environment_transforms", "training_transforms"]
+
+
+def training_transforms(
+    policy: LLMDPDPolicy,
+    *,
+    text_table: torch.Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    prompts_per_task: int = 2,
+    open_probability: float = 0.5,
+    augment: bool = True,
+    dataset: TrajectoryDataset | None = None,
+) -> list[Transform]:
+    """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
+
+    Args:
+        policy: what it reads decides what is written.
+        text_table: ``[T, D]``, see :class:`TextPromptTransform`.
+        bank: prompts cut from the training data.
+        prompts_per_task: see :class:`TrajectoryPromptTransform`.
+        open_probability: see :class:`ObservationGateTransform`.
+        augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
+        dataset: that the replay buffer holds; read where the actor reads sequences.
+    """
+    transforms = _transforms(
+        policy,
+        text_table,
+        bank,
+        prompts_per_task=prompts_per_task,
+        open_probability=open_probability,
+        dataset=dataset,
+    )
+    contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
+    return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
+
+
+def environment_transforms(
+    policy: LLMDPDPolicy,
+    *,
+    text_table: torch.Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    choice: str = "first",
+) -> list[Transform]:
+    """Transforms of an environment: the same, and the prompt embedding, once per episode.
+
+    Args:
+        policy: what it reads decides what is written.
+        text_table: ``[T, D]``, see :class:`TextPromptTransform`; ``None`` shows no text to a policy
+            that can do without.
+        bank: prompts of every task that is going to be met; likewise.
+        choice: see :class:`TrajectoryPromptTransform`.
+    """
+    transforms = _transforms(policy, text_table, bank, choice=choice)
+    network = policy.prompt_network(text_table, bank)
+    if network is not None and policy.encoder is not None:
+        transforms.append(PromptEmbeddingTransform(network, policy.encoder.embedding_dim))
+    return transforms
+
+
+def _transforms(
+    policy: LLMDPDPolicy,
+    text_table: torch.Tensor | None,
+    bank: TrajectoryPromptBank | None,
+    *,
+    prompts_per_task: int = 2,
+    open_probability: float = 0.5,
+    choice: str = "first",
+    dataset: TrajectoryDataset | None = None,
+) -> list[Transform]:
+    config = policy.config
+    transforms: list[Transform] = []
+    policy.check_tables(text_table, bank)
+    if config.uses_text:
+        transforms.append(
+            AbsentPromptTransform([("prompt", "text_index")])
+            if text_table is None
+            else TextPromptTransform(text_table, mode="index", dropout=config.text_dropout)
+        )
+    if config.uses_trajectory:
+        transforms.append(
+            AbsentPromptTransform([("prompt", "trajectory_index")])
+            if bank is None
+            else TrajectoryPromptTransform(
+                bank,
+                mode="tensor" if config.reads_sequences else "index",
+                prompts_per_task=prompts_per_task,
+                choice=choice,
+                dropout=config.trajectory_dropout,
+            )
+        )
+    if config.reads_sequences:
+        sizes = config.sequence
+        transforms.append(
+            HistoryTransform(
+                sizes.history,
+                config.observation_dim,
+                config.action_dim,
+                horizon=sizes.horizon if config.actor == "plan_diffusion" else 0,
+                target_return=sizes.target_return,
+                dataset=dataset,
+            )
+        )
+    if config.retrieves:
+        trained: Sequence[int] = policy.info["trained_task_ids"]
+        _, prompts = policy.tables(text_table, bank)
+        transforms.append(PromptContextTransform(policy.retrieval(prompts)))
+        transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
+    return transforms

@@ -1,0 +1,196 @@
+"""Embeddings of prompts, each computed once: package data, then user cache, then language model.
+
+One file holds all embeddings of one encoder, ``<root>/<identity>/embeddings.safetensors``, each
+named by the SHA-256 of the encoder's identity and the exact text. It is replaced whole, by a
+rename, under a lock: readers need none, and any number of processes may add to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from llmdpd_torchrl.prompts.encoders import TextEncoder, make_text_encoder
+from llmdpd_torchrl.prompts.language_model import check_texts
+from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
+from llmdpd_torchrl.prompts.text import TextPrompt, load_text_prompts
+from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.utils.files import write_json, write_tensors
+
+__all__ = ["embed_texts", "entry_name", "read_package_data", "text_embedding_table"]
+
+_FILE = "embeddings.safetensors"
+
+
+def text_embedding_table(
+    task_names: Sequence[str],
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
+    prompts: Mapping[str, TextPrompt] | None = None,
+    variant: int | None = None,
+) -> Tensor:
+    """Return the text embedding of each task, a row per name: what ``task_id`` indexes.
+
+    Args:
+        task_names: the tasks, in the order of the rows.
+        encoder: an encoder or its name. Default: the embedded one, whose embeddings of the built-in
+            prompts come with the package.
+        prompts: the tasks' prompts. Default: the built-in ones.
+        variant: embed this paraphrase (from 0) instead of the prompt.
+
+    Returns:
+        ``[T, D]`` float32, raw: not centred.
+
+    Raises:
+        PromptError: if a task has no prompt, or its prompt can not be embedded.
+
+    Examples:
+        >>> text_embedding_table(["door-open-v3", "door-close-v3"]).shape
+        torch.Size([2, 576])
+    """
+    known = load_text_prompts() if prompts is None else prompts
+    missing = [name for name in task_names if name not in known]
+    if missing:
+        raise PromptError(
+            f"there is no text prompt for the task {missing[0]!r}: add it to a prompt file "
+            f"(there are prompts for {len(known)} tasks, such as {next(iter(known), 'none')!r})"
+        )
+    return embed_texts([known[name].variant(variant) for name in task_names], encoder)
+
+
+def embed_texts(
+    texts: Sequence[str],
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Return the raw embeddings of ``texts``, computing only those that are not stored yet.
+
+    Args:
+        texts: the prompts. Equal ones are computed once.
+        encoder: an encoder, or what :func:`make_text_encoder` makes one of.
+
+    Keyword Args:
+        cache_dir (str or Path): root of the cache. Default: ``embeddings`` in :func:`cache_root`.
+        progress (bool): show a progress bar for long work.
+
+    Returns:
+        ``[n, D]`` float32 on the CPU.
+
+    Raises:
+        PromptError: if the encoder is unknown, a text is empty, or the model is needed and can not
+            be had.
+
+    Examples:
+        >>> prompt = load_text_prompts()["reach-v3"]
+        >>> embed_texts([prompt.render(), prompt.paraphrases[0]]).shape
+        torch.Size([2, 576])
+    """
+    check_texts(texts)
+    model = encoder if isinstance(encoder, TextEncoder) else make_text_encoder(encoder)
+    identity = model.identity
+    names = {text: entry_name(identity, text) for text in texts}
+    found = read_package_data(identity)
+    if not found.keys() >= set(names.values()):
+        root = cache_root() / "embeddings" if cache_dir is None else Path(cache_dir)
+        found |= _from_cache(root / _folder_name(identity), model, names, found, progress)
+    return torch.stack([found[names[text]] for text in texts])
+
+
+def entry_name(identity: Mapping[str, Any], text: str) -> str:
+    """Return the name under which an encoder's embedding of ``text`` is stored."""
+    return hashlib.sha256(f"{_canonical(identity)}\n{text}".encode()).hexdigest()
+
+
+def read_package_data(identity: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the embeddings that come with the package for this encoder; none for most.
+
+    Returns:
+        entry name to ``[D]`` float32.
+    """
+    folder = resources.files(__package__) / "embeddings"
+    for name in sorted(file.name for file in folder.iterdir()):
+        stem, _, kind = name.rpartition(".")
+        if kind == "json" and json.loads((folder / name).read_text())["identity"] == identity:
+            return load((folder / f"{stem}.safetensors").read_bytes())
+    return {}
+
+
+def _from_cache(
+    folder: Path,
+    model: TextEncoder,
+    names: Mapping[str, str],
+    packaged: Mapping[str, Tensor],
+    progress: bool,
+) -> dict[str, Tensor]:
+    """Return the user cache's entries, after adding what neither it nor the package has."""
+    wanted = {text: name for text, name in names.items() if name not in packaged}
+    path = folder / _FILE
+    stored = _read(path)
+    if stored is not None and set(wanted.values()) <= stored.keys():
+        return stored
+    # The lock is held while the model runs: of many processes that start at once, one loads it and
+    # the others find its results. It is also taken first, so that an unwritable cache is known
+    # before the work and not after it.
+    with locked_folder(folder):
+        stored = _read(path)
+        if stored is None:
+            aside = path.with_suffix(".corrupt")
+            path.replace(aside)
+            warnings.warn(
+                f"the embedding cache {path} is damaged; moved to {aside.name} and rebuilt",
+                stacklevel=4,
+            )
+            stored = {}
+        missing = [text for text, name in wanted.items() if name not in stored]
+        if missing:
+            vectors = model.encode(missing, progress=progress)
+            if vectors.shape[:-1] != (len(missing),) or vectors.dtype != torch.float32:
+                raise TypeError(
+                    f"an encoder must return float32 [{len(missing)}, D], got "
+                    f"{vectors.dtype} {list(vectors.shape)}"
+                )
+            merged = stored | {
+                names[text]: vector.clone() for text, vector in zip(missing, vectors, strict=True)
+            }
+            write_tensors(path, merged)
+            write_json(folder / "identity.json", model.identity)  # for people; nothing reads it
+            stored = merged
+    return stored
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """Return the file's entries, none if there is no file, and ``None`` if it is damaged."""
+    try:
+        entries = load(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except SafetensorError:
+        return None
+    except OSError as error:
+        raise PromptError(
+            f"can not read the embedding cache {path} ({error.strerror}); set LLMDPD_CACHE to "
+            "another folder"
+        ) from error
+    shapes = {entry.shape for entry in entries.values()}
+    whole = all(e.ndim == 1 and e.dtype == torch.float32 for e in entries.values())
+    finite = all(bool(entry.isfinite().all()) for entry in entries.values())
+    return entries if whole and finite and len(shapes) <= 1 else None
+
+
+def _canonical(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True, allow_nan=False)
+
+
+def _folder_name(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]

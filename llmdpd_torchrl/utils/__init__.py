@@ -1,0 +1,1 @@
+"""Errors, files, processes and the command line: what every other package may use."""

@@ -1,0 +1,62 @@
+"""Errors that a user can mend: one line that says what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm.auto import tqdm
+
+__all__ = [
+    "ConfigError",
+    "DamagedError",
+    "DataError",
+    "DivergenceError",
+    "PromptError",
+    "UserError",
+    "first_line",
+    "notice",
+]
+
+
+class UserError(Exception):
+    """Base of every error whose message is written for the person at the keyboard.
+
+    Commands print the message alone and exit with code 2, see
+    :func:`~llmdpd_torchrl.utils.cli.run_command`; anything that is not a ``UserError`` is a bug and
+    keeps its traceback.
+    """
+
+
+class ConfigError(UserError):
+    """A setting is missing, unknown or out of range."""
+
+
+class DataError(UserError):
+    """A dataset is missing, damaged, or does not fit what is asked of it."""
+
+
+class DamagedError(DataError):
+    """A file is not, byte for byte, what was written."""
+
+
+class DivergenceError(UserError, FloatingPointError):
+    """A loss or a gradient of the training is not a finite number."""
+
+
+class PromptError(UserError):
+    """A text or trajectory prompt, or the language model behind it, can not be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a message of one line; empty if it says nothing.
+
+    Examples:
+        >>> first_line(ValueError("no such file\\nand a long story"))
+        'no such file'
+    """
+    return (str(error).splitlines() or [""])[0]
+
+
+def notice(message: str) -> None:
+    """Tell the person at the keyboard something in one line of stderr; progress bars stay whole."""
+    tqdm.write(f"note: {message}", file=sys.stderr)

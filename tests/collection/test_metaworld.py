@@ -1,0 +1,133 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from llmdpd_torchrl.collection.__main__ import main
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.data import Manifest
+from llmdpd_torchrl.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
+
+SETTINGS = CollectionSettings(episodes_per_task=2, max_steps=60, noise_levels=(0.0, 0.3))
+TASKS = ("reach-v3", "window-open-v3")
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("collected")
+    return folder, collect_metaworld(folder, TASKS, SETTINGS, progress=False)
+
+
+def test_manifest_and_files(collected):
+    folder, manifest = collected
+    assert set(manifest.tasks) == set(TASKS)
+    assert Manifest.read(folder) == manifest
+    raw = json.loads((folder / "manifest.json").read_text())
+    assert raw["packages"]["mujoco"] == "3.3.0"
+    assert raw["settings"]["noise_levels"] == [0.0, 0.3]
+    assert raw["task_table"] == list(METAWORLD_TASKS.names)
+    for name, record in manifest.tasks.items():
+        arrays = load_file(folder / record.file)
+        assert [e["noise"] for e in record.episodes] == [0.0, 0.3]
+        assert len(arrays["action"]) == sum(e["length"] for e in record.episodes)
+        assert (arrays["task_id"] == METAWORLD_TASKS.index(name)).all()
+        assert abs(arrays["action"]).max() <= 1.0
+        ends = arrays["truncated"].squeeze(-1).nonzero()[0].tolist()
+        lengths = [e["length"] for e in record.episodes]
+        assert ends == [lengths[0] - 1, sum(lengths) - 1]
+        # Within an episode the next observation is the following row's observation.
+        inner = slice(0, lengths[0] - 1)
+        assert (arrays["next_observation"][inner] == arrays["observation"][1 : lengths[0]]).all()
+    assert not list(folder.glob(".*tmp*"))
+
+
+def test_workers_and_order_do_not_matter(collected, tmp_path):
+    _, manifest = collected
+    one = collect_metaworld(tmp_path, TASKS[1:], SETTINGS, workers=1, progress=False)
+    assert set(one.tasks) == {TASKS[1]}
+    both = collect_metaworld(tmp_path, TASKS[:1], SETTINGS, workers=1, progress=False)
+    assert both == manifest
+
+
+def test_what_is_there_is_not_collected_again(collected):
+    folder, manifest = collected
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert collect_metaworld(folder, TASKS, SETTINGS, progress=False) == manifest
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert before == after
+
+
+def test_other_settings_are_refused(collected):
+    folder, _ = collected
+    other = CollectionSettings(episodes_per_task=3, max_steps=60, noise_levels=(0.0, 0.3))
+    with pytest.raises(DataError, match="another episodes_per_task; choose another folder"):
+        collect_metaworld(folder, TASKS, other, progress=False)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "reach-v3.safetensors").write_bytes(b"\x10")
+    with pytest.raises(DataError, match=r"reach-v3\.safetensors: damaged or cut short"):
+        collect_metaworld(tmp_path, ["reach-v3"], SETTINGS, progress=False)
+
+
+def test_a_folder_that_can_not_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can not make the data folder"):
+        collect_metaworld(tmp_path / "file" / "data", ["reach-v3"], SETTINGS, progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"episodes_per_task": 0},
+        {"noise_levels": ()},
+        {"noise_levels": (-0.1,)},
+        {"max_steps": 501},
+        {"steps_after_success": -1},
+        {"seed": -1},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        CollectionSettings(**wrong)
+
+
+def test_a_killed_collection_goes_on_to_the_same_data(tmp_path):
+    tasks = ["reach-v3", "window-open-v3", "drawer-close-v3"]
+    command = [sys.executable, "-m", "llmdpd_torchrl.collection", "collect", "", "--tasks", *tasks]
+    command += ["--episodes", "4", "--workers", "1"]
+
+    def collect(folder):
+        command[4] = str(folder)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert collect(whole).wait() == 0
+    process = collect(broken)
+    deadline = time.monotonic() + 120
+    while not list(broken.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (broken / "manifest.json").exists()
+    for path in broken.glob("*.safetensors"):  # whatever is there is whole
+        with safe_open(path, framework="numpy") as file:
+            assert "action" in file.keys()  # noqa: SIM118
+    assert collect(broken).wait() == 0
+    assert (whole / "manifest.json").read_bytes() == (broken / "manifest.json").read_bytes()
+    assert Manifest.read(whole).data_hash == Manifest.read(broken).data_hash
+
+
+def test_the_command_line_shows_a_dataset(collected, capsys):
+    folder, manifest = collected
+    assert main(["show", str(folder)]) == 0
+    assert manifest.data_hash in capsys.readouterr().out
+    assert main(["show", str(folder / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,96 @@
+"""The table fits a terminal, Markdown is well formed, and results.json comes back as it was."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib import metadata
+
+import pytest
+from rich.console import Console
+
+from llmdpd_torchrl.evaluation.results import (
+    print_table,
+    read_results_json,
+    write_markdown,
+    write_results_json,
+)
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult, ResultsSummary, summarise
+from llmdpd_torchrl.utils.errors import DataError
+
+LONG = "button-press-topdown-wall-v3"  # Meta-World's longest name
+
+
+@pytest.fixture
+def summary() -> ResultsSummary:
+    episodes = [EpisodeResult(LONG, i, i < 20, i < 20, 1.0, 500) for i in range(20)]
+    episodes += [EpisodeResult("bin-picking-v3", i, i < 5, i < 5, 1.0, 80) for i in range(10)]
+    episodes += [EpisodeResult("bin-picking-v3", 10, False, False, 0.0, 3, error="boom")]
+    return summarise(episodes, [LONG], ["bin-picking-v3"])
+
+
+def test_table_fits_80_columns_and_says_all(summary):
+    output = io.StringIO()
+    print_table(summary, Console(file=output, width=80))
+    text = output.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    row = next(line for line in text.splitlines() if LONG in line)
+    assert row.split() == [LONG, "100.0", "20", "83.9", "-", "100.0", "500"]
+    row = next(line for line in text.splitlines() if "bin-picking-v3" in line)
+    assert row.split() == ["bin-picking-v3", "45.5", "11", "21.3", "-", "72.0", "80"]
+    assert text.index("seen tasks") < text.index(LONG) < text.index("unseen tasks")
+    assert text.count("mean of 1 task") == 2
+    assert "1 episode broke off and counts as not solved" in text
+
+
+def test_table_without_unseen_tasks_has_no_such_heading():
+    output = io.StringIO()
+    episodes = [EpisodeResult("a", 0, True, True, 1.0, 5)]
+    print_table(summarise(episodes, ["a"], []), Console(file=output, width=80))
+    assert "unseen" not in output.getvalue()
+    assert "broke off" not in output.getvalue()
+
+
+def test_markdown_rows_have_as_many_cells_as_the_head(summary, tmp_path):
+    write_markdown(summary, tmp_path / "table.md")
+    rows = [
+        line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")
+    ]
+    assert {row.count("|") for row in rows} == {7}
+    assert "| bin-picking-v3 | 45.5 | 11 | 21.3 - 72.0 | 80 | - |" in rows
+    assert "| **mean of 1 task** | 45.5 | 11 | 21.3 - 72.0 |  |  |" in rows
+
+
+def test_results_come_back(summary, tmp_path):
+    write_results_json(tmp_path / "results.json", summary, {"seed": 3, "episodes_per_task": 20})
+    again, extra = read_results_json(tmp_path / "results.json")
+    assert again == summary
+    assert extra["seed"] == 3
+    assert extra["versions"]["torchrl"] == metadata.version("torchrl")
+    raw = json.loads((tmp_path / "results.json").read_text())
+    assert raw["summary"]["tasks"][0]["success_rate"] == 1.0
+
+
+def test_extra_may_not_replace_the_summary(summary, tmp_path):
+    with pytest.raises(ValueError, match="summary"):
+        write_results_json(tmp_path / "results.json", summary, {"summary": {}})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("{", "is not JSON"),
+        ("[]", 'no "summary"'),
+        ('{"summary": {}}', "'tasks'"),
+    ],
+)
+def test_files_that_are_no_results_are_named(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_results_json(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)

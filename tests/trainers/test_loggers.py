@@ -1,0 +1,332 @@
+"""metrics.csv row by row, resume, fan-out, and Weights & Biases really run without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from torchrl.record.loggers.common import Logger
+
+from llmdpd_torchrl.trainers.loggers import LoggerGroup, MetricsCSVLogger, make_logger
+from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
+
+has_wandb = pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None, reason="wandb is not installed"
+)
+
+
+@pytest.fixture
+def _quiet_wandb(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for variable in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "home" / variable))
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_every_write_is_on_disk_at_once(tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = MetricsFile(path)
+    metrics.write(10, {"loss": 0.5, "q": 2.0})
+    assert path.read_text() == "step,loss,q\n10,0.5,2.0\n"
+    metrics.write(20, {"q": 3.0})
+    assert path.read_text() == "step,loss,q\n10,0.5,2.0\n20,,3.0\n"
+
+
+def test_the_same_step_completes_its_row_and_replaces_values(tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = MetricsFile(path)
+    metrics.write(1, {"a": 123456.789, "b": 1.0})
+    metrics.write(2, {"a": 123456.789})
+    metrics.write(2, {"b": 2.0})
+    metrics.write(2, {"a": 3.0})
+    assert path.read_text() == "step,a,b\n1,123456.789,1.0\n2,3.0,2.0\n"
+
+
+def test_a_new_metric_becomes_a_column_of_all_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = MetricsFile(path)
+    metrics.write(1, {"loss": 1.0})
+    metrics.write(2, {"loss": 2.0, "success/unseen": 0.5})
+    metrics.write(3, {"loss": 3.0})
+    assert path.read_text() == "step,loss,success/unseen\n1,1.0,\n2,2.0,0.5\n3,3.0,\n"
+
+
+def test_an_older_step_finds_its_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = MetricsFile(path)
+    metrics.write(1, {"loss": 1.0})
+    metrics.write(5, {"loss": 5.0})
+    metrics.write(1, {"loss": 1.5})
+    metrics.write(3, {"loss": 3.0})
+    metrics.write(6, {"loss": 6.0})
+    assert path.read_text() == "step,loss\n1,1.5\n3,3.0\n5,5.0\n6,6.0\n"
+
+
+def test_values_come_back_exactly(tmp_path):
+    values = [0.1 + 0.2, 1e-300, -np.pi, float("inf"), 2**53]
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    for step, value in enumerate(values):
+        metrics.write(step, {'odd, "name"\nof a metric': value})
+    metrics.write(9, {"other": float("nan")})
+    steps, columns = read_metrics(tmp_path / "metrics.csv")
+    assert steps.tolist() == [0, 1, 2, 3, 4, 9]
+    assert columns['odd, "name"\nof a metric'][:5].tolist() == values
+    assert np.isnan(columns['odd, "name"\nof a metric'][5])
+
+
+def test_another_runs_metrics_are_not_touched(tmp_path):
+    path = tmp_path / "metrics.csv"
+    MetricsFile(path).write(1, {"loss": 1.0})
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"metrics\.csv holds another run's"):
+        MetricsFile(path)
+    assert path.read_bytes() == before
+
+
+def test_resume_forgets_the_rows_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = MetricsFile(path)
+    for step in range(5):
+        metrics.write(step, {"loss": float(step)})
+    metrics.write(5, {"success": 1.0})
+    again = MetricsFile(path, resume_step=2)
+    assert again.last_step == 2
+    assert path.read_text() == "step,loss\n0,0.0\n1,1.0\n2,2.0\n"
+    again.write(3, {"loss": 30.0})
+    assert path.read_text().endswith("2,2.0\n3,30.0\n")
+
+
+def test_resume_without_an_old_file_starts_one(tmp_path):
+    assert MetricsFile(tmp_path / "metrics.csv", resume_step=7).last_step == -1
+
+
+def test_a_line_that_was_cut_off_is_forgotten_on_resume(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,1.0\n2,2.")
+    MetricsFile(path, resume_step=10).write(2, {"loss": 2.0})
+    assert path.read_text() == "step,loss\n1,1.0\n2,2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no newline", 'not "step"'),
+        ("time,loss\n1,2\n", 'not "step"'),
+        ("step,loss\n1,2\nx,3\n", "line 3"),
+        ("step,loss\n1,2,3\n", "line 2"),
+        ("step,loss\n\n1,2\n", "line 2"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_line_and_kept(tmp_path, content, message):
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        MetricsFile(path, resume_step=10)
+    assert str(path) in str(error.value)
+    assert path.read_text() == content
+
+
+def test_step_is_no_name_for_a_metric(tmp_path):
+    with pytest.raises(ValueError, match="step"):
+        MetricsFile(tmp_path / "metrics.csv").write(0, {"step": 1.0})
+
+
+# --- the logger ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logger(tmp_path) -> MetricsCSVLogger:
+    return MetricsCSVLogger("run", tmp_path)
+
+
+def test_scalars_of_one_step_share_a_row(logger, tmp_path):
+    logger.log_scalar("loss", torch.tensor(0.5), step=10)
+    logger.log_scalar("q", 1, step=10)
+    logged = logger.log_metrics(TensorDict({"grad": {"norm": torch.tensor([2.0])}}), step=10)
+    assert logged == {"grad/norm": 2.0}
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss,q,grad/norm\n10,0.5,1.0,2.0\n"
+
+
+def test_scalars_without_a_step_count_for_themselves(logger, tmp_path):
+    for value in range(3):
+        logger.log_scalar("a", value)
+        logger.log_scalar("b", 10 * value)
+    assert (tmp_path / "metrics.csv").read_text() == "step,a,b\n0,0.0,0.0\n1,1.0,10.0\n2,2.0,20.0\n"
+    resumed = MetricsCSVLogger("run", tmp_path, resume_step=1)
+    resumed.log_scalar("a", 9)
+    assert (tmp_path / "metrics.csv").read_text().endswith("1,1.0,10.0\n2,9.0,\n")
+
+
+def test_checkpointed_state_forgets_later_rows(logger, tmp_path):
+    logger.log_scalar("a", 1.0, step=1)
+    state = logger.state_dict()
+    logger.log_scalar("a", 2.0, step=2)
+    logger.load_state_dict(state)
+    assert logger.experiment.last_step == 1
+    logger.log_scalar("a", 5.0)
+    assert (tmp_path / "metrics.csv").read_text() == "step,a\n1,1.0\n2,5.0\n"
+
+
+def test_what_no_csv_holds_goes_beside_it(logger, tmp_path):
+    logger.log_hparams(OmegaConf.create({"loss": {"gamma": 0.99}, "twice": "${loss.gamma}"}))
+    assert json.loads((tmp_path / "hparams.json").read_text()) == {
+        "loss": {"gamma": 0.99},
+        "twice": 0.99,
+    }
+    logger.log_hparams({"path": tmp_path, "limit": float("inf"), "seeds": (1, 2)})
+    assert json.loads((tmp_path / "hparams.json").read_text()) == {
+        "path": str(tmp_path),
+        "limit": "inf",
+        "seeds": [1, 2],
+    }
+    logger.log_str("note", "one", step=1)
+    logger.log_str("note", "two")
+    assert (tmp_path / "texts" / "note.txt").read_text() == "1: one\ntwo\n"
+    logger.log_histogram("weights", torch.arange(5.0), step=3)
+    _, columns = read_metrics(tmp_path / "metrics.csv")
+    assert {name: values.item() for name, values in columns.items()} == {
+        "weights/min": 0.0,
+        "weights/q25": 1.0,
+        "weights/median": 2.0,
+        "weights/q75": 3.0,
+        "weights/max": 4.0,
+    }
+    assert "run" in repr(logger)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 33, 47), (2, 3, 1, 32, 48)])
+def test_video_tensors_become_mp4(logger, tmp_path, shape):
+    video = torch.full(shape, 100, dtype=torch.uint8)
+    logger.log_video("eval/reach", video, step=4, fps=10)
+    frames = imageio.mimread(tmp_path / "videos" / "eval" / "reach_4.mp4")
+    assert len(frames) == 6
+    assert frames[0].shape in {(34, 48, 3), (32, 48, 3)}
+    assert np.asarray(frames[3]).mean() == pytest.approx(100, abs=3)
+
+
+@pytest.mark.parametrize("video", [torch.zeros(6, 3, 8, 8), torch.zeros(6, 8, 8, 3).byte()])
+def test_tensors_that_are_no_video_are_refused(logger, video):
+    with pytest.raises(ValueError, match="uint8"):
+        logger.log_video("reach", video)
+
+
+def test_a_film_without_frames_is_refused_and_leaves_no_file(logger, tmp_path):
+    with pytest.raises(ValueError, match="at least one frame"):
+        logger.log_video("reach", torch.zeros(0, 3, 8, 8).byte())
+    assert not list((tmp_path / "videos").iterdir())
+
+
+def test_group_passes_everything_to_all(tmp_path):
+    members = [MetricsCSVLogger(name, tmp_path / name) for name in ("a", "b")]
+    group = LoggerGroup(members, "run", tmp_path)
+    group.log_scalar("loss", torch.tensor(1.0), step=1)
+    assert group.log_metrics({"q": torch.tensor(2.0)}, step=1) == {"q": 2.0}
+    group.log_str("note", "text")
+    group.log_hparams({"x": 1})
+    group.log_histogram("w", [1.0, 2.0], step=1)
+    group.log_video("film", torch.zeros(2, 3, 16, 16).byte(), step=1)
+    state = group.state_dict()
+    group.log_scalar("loss", 2.0, step=2)
+    group.load_state_dict(state)
+    group.shutdown()
+    assert not group.is_alive
+    for name in ("a", "b"):
+        steps, columns = read_metrics(tmp_path / name / "metrics.csv")
+        assert steps.tolist() == [1]
+        assert (columns["loss"].item(), columns["q"].item()) == (1.0, 2.0)
+        assert (tmp_path / name / "hparams.json").exists()
+        assert (tmp_path / name / "texts" / "note.txt").read_text() == "text\n"
+        assert (tmp_path / name / "videos" / "film_1.mp4").exists()
+
+
+# --- make_logger -----------------------------------------------------------------------------
+
+
+def test_csv_is_a_torchrl_logger_with_the_configuration(tmp_path):
+    logger = make_logger("csv", tmp_path, name="run", config={"seed": 1})
+    assert isinstance(logger, Logger)
+    logger.log_scalar("loss", 1.0, step=0)
+    assert json.loads((tmp_path / "hparams.json").read_text()) == {"seed": 1}
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss\n0,1.0\n"
+
+
+def test_none_writes_nothing(tmp_path):
+    logger = make_logger("none", tmp_path, name="run", config={})
+    assert isinstance(logger, Logger)
+    assert logger.log_metrics({"loss": 1.0}, step=0) == {"loss": 1.0}
+    logger.log_video("film", torch.zeros(2, 3, 16, 16).byte())
+    logger.log_hparams({"x": 1})
+    logger.shutdown()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "message"),
+    [("tensorboard", "online", "csv, wandb or none"), ("wandb", "dryrun", "online, offline or")],
+)
+def test_unknown_settings_are_named(tmp_path, kind, mode, message):
+    with pytest.raises(ConfigError, match=message):
+        make_logger(kind, tmp_path, name="run", config={}, wandb_mode=mode)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_wandb_the_line_names_the_extra(tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find_spec(name)
+    )
+    with pytest.raises(ConfigError, match=r'pip install "llmdpd_torchrl\[wandb\]"'):
+        make_logger("wandb", tmp_path, name="run", config={})
+    assert not list(tmp_path.iterdir())
+
+
+@has_wandb
+@pytest.mark.usefixtures("_quiet_wandb")
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_runs_without_a_network_and_the_csv_is_written(tmp_path, mode):
+    directory = tmp_path / "run"
+    logger = make_logger("wandb", directory, name="run", config={"seed": 1}, wandb_mode=mode)
+    logger.log_scalar("loss", 1.0, step=0)
+    logger.log_metrics({"loss": torch.tensor(0.5), "q": 2.0}, step=1)
+    logger.log_histogram("weights", torch.arange(5.0), step=1)
+    logger.log_str("note", "text", step=1)
+    logger.log_video("film", torch.zeros(2, 3, 16, 16).byte(), step=1)
+    logger.shutdown()
+    steps, columns = read_metrics(directory / "metrics.csv")
+    assert steps.tolist() == [0, 1]
+    assert columns["loss"].tolist() == [1.0, 0.5]
+    offline_runs = list((directory / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(offline_runs) == (mode == "offline")
+
+
+@has_wandb
+@pytest.mark.usefixtures("_quiet_wandb")
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path):
+    settings = {"name": "run", "config": {}, "wandb_mode": "offline"}
+    first = make_logger("wandb", tmp_path / "run", **settings)
+    first.log_scalar("loss", 1.0, step=0)
+    name = first.loggers[1].experiment.id
+    first.shutdown()
+    second = make_logger("wandb", tmp_path / "run", resume_step=0, **settings)
+    assert second.loggers[1].experiment.id == name
+    second.shutdown()
+
+
+@has_wandb
+@pytest.mark.usefixtures("_quiet_wandb")
+def test_wandb_online_without_a_login_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match="wandb login") as error:
+        make_logger("wandb", tmp_path / "run", name="run", config={})
+    assert "\n" not in str(error.value)
