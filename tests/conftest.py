@@ -29,3 +29,12 @@ def dataset(tmp_path_factory):
 @pytest.fixture
 def bank(dataset):
     return TrajectoryPromptBank.from_dataset(dataset, 16)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a CUDA device where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
