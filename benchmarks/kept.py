@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.evaluation.backends import Backend
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
-from llmdpd_torchrl.experiments.evaluate import make_evaluator, shown
-from llmdpd_torchrl.experiments.run import Run
+from llmdpd_torchrl.experiments.context import Run
+from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def play(
     Raises:
         DataError: if an episode broke off: it says nothing about the policy.
     """
-    table, bank = shown(run, among)
+    table, bank = evaluation_prompts(run, among)
     evaluator = make_evaluator(run, tasks, run.cfg.progress, backend=backend)
     try:
         episodes = evaluator(run.policy, text_table=table, bank=bank)

@@ -13,8 +13,9 @@ from kept import play, read_settings
 
 from llmdpd_torchrl.evaluation.comparison import normalized_scores
 from llmdpd_torchrl.evaluation.statistics import Estimate, student_interval
+from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.locomotion import Locomotion
-from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
+from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[1]

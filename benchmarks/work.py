@@ -29,8 +29,9 @@ from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
-from llmdpd_torchrl.experiments.run import Run, prepare, run_stage
+from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.modules.build import NetworkConfig
 from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.files import write_json

@@ -1,31 +1,35 @@
-"""The evaluation of a run, under what its configuration lets be shown."""
+"""The evaluation of a run and its videos, under the prompts that its configuration names."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
 from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
+from llmdpd_torchrl.evaluation.grid import film_grid
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import summarise
+from llmdpd_torchrl.evaluation.video import Frame, rendering_backend, write_video
 from llmdpd_torchrl.experiments.config import plain
+from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.utils.files import write_json
 
-if TYPE_CHECKING:
-    from llmdpd_torchrl.experiments.run import Run
+__all__ = [
+    "evaluate", "evaluation_prompts", "evaluation_settings", "make_evaluator", "record",
+    "video_renderer",
+]  # fmt: skip
 
-__all__ = ["evaluate", "make_evaluator", "settings_of", "shown"]
 
-
-def settings_of(run: Run, **changes: Any) -> EvaluationSettings:
+def evaluation_settings(run: Run, **changes: Any) -> EvaluationSettings:
     """How the run's evaluations are made."""
     return dataclasses.replace(run.family.settings(run.cfg), **changes)
 
@@ -41,21 +45,21 @@ def make_evaluator(
     """The evaluator of some of the run's tasks.
 
     Args:
-        run: whose settings hold.
-        tasks: to be evaluated.
-        progress: whether to show a bar.
-        backend: its workers, where several evaluators share them; default: its own.
+        run: provides the settings and environments.
+        tasks: tasks to evaluate.
+        progress: whether to show a progress bar.
+        backend: workers that several evaluators share; default: workers of its own.
         **changes: of the settings.
     """
-    settings = settings_of(run, **changes)
+    settings = evaluation_settings(run, **changes)
     if backend is None:
         backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
     suite = run.family.suite(run, settings)
     return Evaluator(tasks, settings, suite=suite, backend=backend, progress=progress)
 
 
-def shown(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
-    """The prompts that the evaluation of some tasks, or all, shows."""
+def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
+    """The prompts of an evaluation on some tasks, default all, under the configured control."""
     cfg = run.cfg
     # In the table's order: where neighbours are alike, half the list away is not.
     tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
@@ -77,16 +81,16 @@ def shown(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
 
 
 def evaluate(run: Run) -> None:
-    """Evaluate the last policy, and the one that was best during the training if there is one."""
-    _measure(run, run.policy, run.output, run.cfg.name)
+    """Evaluate the last policy and, if there is one, the best of the training's evaluations."""
+    _evaluate_policy(run, run.policy, run.output, run.cfg.name)
     best = run.output / "best"
     if run.cfg.evaluation.every and (best / "checkpoint" / "policy.json").exists():
         policy = LLMDPDPolicy.from_pretrained(best / "checkpoint")
         if policy.info.get("fingerprint") == run.fingerprint:
-            _measure(run, policy, best, f"{run.cfg.name} best (online selection)")
+            _evaluate_policy(run, policy, best, f"{run.cfg.name} best (online selection)")
 
 
-def _measure(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
+def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
     """Evaluate on seen and unseen tasks, and write results, table and plots."""
     cfg, split = run.cfg, run.split
     path = output / "results.json"
@@ -94,7 +98,7 @@ def _measure(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
         "fingerprint": run.fingerprint,
         "support_hash": run.support_hash,  # other demonstrations, another result
         "updates": policy.info.get("updates"),
-        "evaluation": dataclasses.asdict(settings_of(run)),
+        "evaluation": dataclasses.asdict(evaluation_settings(run)),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_share": cfg.evaluation.demonstration_share,
@@ -105,11 +109,11 @@ def _measure(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
             print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
             run.failed += sum(task.errors for task in summary.tasks)
             report.print_table(summary)
-            _confuse(run, policy, output)
+            _evaluate_confusion(run, policy, output)
             return
     for stale in ("confusion.json", "episodes.mp4"):
         (output / stale).unlink(missing_ok=True)
-    table, bank = shown(run)
+    table, bank = evaluation_prompts(run)
     with make_evaluator(run, split.tasks, cfg.progress) as evaluator:
         episodes = evaluator(policy, text_table=table, bank=bank)
     run.failed += sum(episode.error is not None for episode in episodes)
@@ -129,23 +133,75 @@ def _measure(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
     report.write_markdown(summary, output / "results.md")
     title = f"{'Success' if summary.measure == 'success %' else 'Score'} by task: {name}"
     if cfg.evaluation.control != "both":
-        title += f", shown {cfg.evaluation.control}"
+        title += f", prompted with {cfg.evaluation.control}"
     plot_success_bars(summary, output / "success.png", title=title)
     if (output / "metrics.csv").exists():
         plot_learning_curves(output / "metrics.csv", output / "learning_curves.png")
     report.print_table(summary)
-    _confuse(run, policy, output)
+    _evaluate_confusion(run, policy, output)
 
 
-def _confuse(run: Run, policy: LLMDPDPolicy, output: Path) -> None:
-    """Evaluate every unseen task under every one's prompts, if that is wanted and not done."""
+def _evaluate_confusion(run: Run, policy: LLMDPDPolicy, output: Path) -> None:
+    """Evaluate every unseen task under each one's prompts, if configured and not done yet."""
     count, tasks = run.cfg.evaluation.confusion, run.split.held_out
     path = output / "confusion.json"
     if not count or len(tasks) < 2:
         return
     if path.exists() and json.loads(path.read_text()).get("episodes") == count:
         return
-    table, bank = shown(run)
+    table, bank = evaluation_prompts(run)
     with make_evaluator(run, tasks, run.cfg.progress, episodes_per_task=count) as evaluator:
         rates = confusion(evaluator, policy, text_table=table, bank=bank, table=run.split.table)
     write_json(path, {"rates": rates, "episodes": count})
+
+
+def record(run: Run) -> None:
+    """Write ``episodes.mp4``: one episode of each of the videos' tasks, side by side."""
+    if not _captions(run):
+        return
+    backend, problem = rendering_backend()
+    if backend is None:
+        print(f"video: {problem}")
+        return
+    frames = _render(run, run.cfg.progress)
+    write_video(frames, run.output / "episodes.mp4", run.cfg.video.fps)
+
+
+def video_renderer(run: Run) -> Callable[[], list[Frame]] | None:
+    """A function that renders the video during the training, if configured and possible here."""
+    if not run.cfg.video.during_training or not _captions(run) or rendering_backend()[0] is None:
+        return None
+    return functools.partial(_render, run, False)
+
+
+def _captions(run: Run) -> dict[str, str]:
+    """The caption of each of the videos' tasks."""
+    cfg, split, prompts = run.cfg, run.split, run.family.prompts(run)
+    tasks = (split.held_out or split.train)[:4]
+    if cfg.video.tasks is not None:
+        tasks = tuple(cfg.video.tasks)
+    control = cfg.evaluation.control
+    prompt = cfg.prompt if control == "both" else f"{cfg.prompt}, given {control}"
+    return {
+        task: f"{task} ({'seen' if task in split.train else 'unseen'}, prompt: {prompt}): "
+        f"{prompts[task].objective}"
+        for task in tasks
+    }
+
+
+def _render(run: Run, progress: bool) -> list[Frame]:
+    cfg = run.cfg
+    table, bank = evaluation_prompts(run)
+    settings = evaluation_settings(run)
+    frames, _ = film_grid(
+        run.policy,
+        _captions(run),
+        text_table=table,
+        bank=bank,
+        settings=settings,
+        suite=run.family.suite(run, settings),
+        every=cfg.video.every,
+        size=(cfg.video.width, cfg.video.height),
+        progress=progress,
+    )
+    return frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +21,7 @@ from llmdpd_torchrl.experiments.config import (
     plain,
     read,
 )
+from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.protocols import (
     Protocol,
     level_codes,
@@ -33,9 +34,6 @@ from llmdpd_torchrl.prompts.relative_frame import FrameSpec
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from llmdpd_torchrl.experiments.run import Run
 
 __all__ = ["ORACLE", "Locomotion"]
 
@@ -66,7 +64,7 @@ class Locomotion:
         return self._protocol
 
     def check(self, cfg: DictConfig) -> TaskSplit:
-        """See :class:`~llmdpd_torchrl.experiments.run.Family`. Rolls the data if none are given."""
+        """See :class:`~llmdpd_torchrl.experiments.context.Family`; generates the default data."""
         if cfg.text_encoder != ORACLE:
             check_text_encoder(cfg)
         check_whole_numbers(cfg, ("data.gait_episodes",))
@@ -115,7 +113,7 @@ class Locomotion:
             run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
 
     def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
-        """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
         return self.protocol.prompts
 
     def embed(self, run: Run) -> None:
@@ -138,7 +136,7 @@ class Locomotion:
         }
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
-        """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
         names = ("episodes_per_task", "seed", "stochastic")
         return read(EvaluationSettings, part(cfg.evaluation, names), "evaluation")
 

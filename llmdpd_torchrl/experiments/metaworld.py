@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +22,7 @@ from llmdpd_torchrl.experiments.config import (
     plain,
     read,
 )
+from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.prompts import (
     TextPrompt,
     embed_texts,
@@ -32,9 +33,6 @@ from llmdpd_torchrl.prompts import (
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from llmdpd_torchrl.experiments.run import Run
 
 __all__ = ["TEXTS", "MetaWorld"]
 
@@ -51,7 +49,7 @@ class MetaWorld:
     """
 
     def check(self, cfg: DictConfig) -> TaskSplit:
-        """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
         check_lists(cfg, ("tasks.train", "tasks.held_out"))
         _support_settings(cfg)
         check_text_encoder(cfg)
@@ -122,7 +120,7 @@ class MetaWorld:
         return {}
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
-        """See :class:`~llmdpd_torchrl.experiments.run.Family`."""
+        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
         names = ("episodes_per_task", "max_steps", "seed", "stochastic")
         return read(
             EvaluationSettings,

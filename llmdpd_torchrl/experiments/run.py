@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
-from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.backends import check_backend
 from llmdpd_torchrl.evaluation.controls import check_control
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
-from llmdpd_torchrl.experiments import evaluate as measuring
-from llmdpd_torchrl.experiments import record as filming
-from llmdpd_torchrl.experiments import train as training
 from llmdpd_torchrl.experiments.config import (
     check_lists,
     check_numbers,
@@ -32,107 +25,21 @@ from llmdpd_torchrl.experiments.config import (
     plain,
     read,
 )
+from llmdpd_torchrl.experiments.context import Family, Run
+from llmdpd_torchrl.experiments.evaluate import evaluate, record
+from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import NetworkConfig
-from llmdpd_torchrl.prompts import TextPrompt
-from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.cli import run_command
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.utils.processes import available_cores
 
-__all__ = ["STAGES", "Family", "Run", "prepare", "run_experiment", "run_stage"]
+__all__ = ["STAGES", "prepare", "run_experiment", "run_stage"]
 
 #: What a training is a function of, beside the data and the family's own settings.
 _IDENTITY = (
     "seed", "algorithm", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim",
 )  # fmt: skip
-
-
-class Family(Protocol):
-    """What a family of environments brings to a run: its tasks, data, prompts and simulators.
-
-    Examples:
-        >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
-        >>> family: Family = MetaWorld()
-    """
-
-    def check(self, cfg: DictConfig) -> TaskSplit:
-        """Check the family's own settings, before any work is done, and name the tasks.
-
-        Raises:
-            ConfigError: on a setting that is out of range.
-        """
-
-    def collect(self, run: Run) -> None:
-        """Fill in the run's data and trajectory prompts."""
-
-    def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
-        """The tasks in words."""
-
-    def embed(self, run: Run) -> None:
-        """Fill in the run's text table and its encoder, for a policy that reads texts."""
-
-    def network(self, run: Run) -> dict[str, Any]:
-        """What the networks' structure takes from the data, once they are there."""
-
-    def settings(self, cfg: DictConfig) -> EvaluationSettings:
-        """How evaluations are made.
-
-        Raises:
-            ConfigError: on a setting that is out of range.
-        """
-
-    def suite(self, run: Run, settings: EvaluationSettings) -> Suite:
-        """The environments of all tasks."""
-
-    def identity(self, cfg: DictConfig) -> Any:
-        """What a training is a function of, of the family's own settings; JSON can hold it."""
-
-
-@dataclasses.dataclass
-class Run:
-    """What the stages hand on to each other.
-
-    Attributes:
-        cfg: the configuration.
-        family: of the environments.
-        output: folder of all artefacts.
-        split: the tasks.
-        dataset: of the training tasks.
-        text_table: ``[T, D]`` embeddings of the prompts, by task id.
-        text_encoder_identity: of the encoder that made them.
-        training_bank: trajectory prompts that the training draws from.
-        evaluation_bank: those that are shown in evaluations.
-        support_hash: of the data that demonstrations of held-out tasks come from.
-        fingerprint: of all that the training is a function of.
-        policy: trained.
-        trained: whether it was trained in this run.
-        failed: episodes that broke off.
-        seconds: by stage.
-
-    Examples:
-        >>> from llmdpd_torchrl.tasks.splits import make_split
-        >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
-        >>> run = Run(DictConfig({}), MetaWorld(), Path("outputs/mine"), make_split("ml10"))
-        >>> run.trained, len(run.split.held_out)
-        (False, 5)
-    """
-
-    cfg: DictConfig
-    family: Family
-    output: Path
-    split: TaskSplit
-    dataset: Any = None
-    text_table: Any = None
-    text_encoder_identity: dict[str, Any] | None = None
-    training_bank: Any = None
-    evaluation_bank: Any = None
-    support_hash: str | None = None
-    fingerprint: str = ""
-    policy: Any = None
-    trained: bool = False
-    failed: int = 0
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def run_experiment(cfg: DictConfig, family: Family) -> int:
@@ -290,9 +197,9 @@ def embed(run: Run) -> None:
 STAGES: dict[str, Callable[[Run], None]] = {
     "collect": collect,
     "embed": embed,
-    "train": training.train,
-    "evaluate": measuring.evaluate,
-    "film": filming.film,
+    "train": train,
+    "evaluate": evaluate,
+    "film": record,
     "report": report,
 }
 """In their order."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
-from llmdpd_torchrl.experiments import evaluate as measuring
-from llmdpd_torchrl.experiments import record as filming
 from llmdpd_torchrl.experiments.config import plain, read
+from llmdpd_torchrl.experiments.context import Run
+from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import NetworkConfig, Networks, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
@@ -29,9 +28,6 @@ from llmdpd_torchrl.trainers.loggers import make_logger
 from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater
 from llmdpd_torchrl.utils.processes import available_cores
-
-if TYPE_CHECKING:
-    from llmdpd_torchrl.experiments.run import Run
 
 __all__ = ["train"]
 
@@ -166,9 +162,9 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
 def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.ExitStack) -> None:
     """Let the training be evaluated now and then, until the stack is closed."""
     cfg, split = run.cfg, run.split
-    table, bank = measuring.shown(run)
+    table, bank = evaluation_prompts(run)
     interim = {"episodes_per_task": cfg.evaluation.every_episodes}
-    evaluator = measuring.make_evaluator(run, split.tasks, progress=False, **interim)
+    evaluator = make_evaluator(run, split.tasks, progress=False, **interim)
     IntervalEvaluation(
         stack.enter_context(evaluator),
         run.policy,
@@ -177,6 +173,6 @@ def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.Exi
         text_table=table,
         bank=bank,
         best=run.output / "best" / "checkpoint",
-        film=filming.interval_film(run),
+        film=video_renderer(run),
         fps=cfg.video.fps,
     ).register(trainer)

@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from llmdpd_torchrl.experiments.evaluate import shown
+from llmdpd_torchrl.experiments.evaluate import evaluation_prompts
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -83,10 +83,10 @@ def test_demonstrations_of_another_expert_lie_apart(folder):
 
 def test_only_the_beginning_of_a_demonstration_is_shown(folder):
     run = collected(folder)
-    _, whole = shown(run)
+    _, whole = evaluation_prompts(run)
     before = whole.prompts.clone()
     run.cfg.evaluation.demonstration_share = 0.5
-    _, half = shown(run)
+    _, half = evaluation_prompts(run)
     steps = [bank.prompts["mask"].sum(-1) for bank in (whole, half)]
     assert torch.equal(steps[1], (steps[0] / 2).ceil().long())
     kept = half.prompts["mask"]

@@ -1,0 +1,103 @@
+"""What the stages of a run hand on to each other, and what a family of environments provides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig
+
+from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
+from llmdpd_torchrl.prompts import TextPrompt
+from llmdpd_torchrl.tasks.splits import TaskSplit
+
+__all__ = ["Family", "Run"]
+
+
+class Family(Protocol):
+    """What a family of environments brings to a run: its tasks, data, prompts and simulators.
+
+    Examples:
+        >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
+        >>> family: Family = MetaWorld()
+    """
+
+    def check(self, cfg: DictConfig) -> TaskSplit:
+        """Check the family's own settings, before any work is done, and name the tasks.
+
+        Raises:
+            ConfigError: on a setting that is out of range.
+        """
+
+    def collect(self, run: Run) -> None:
+        """Fill in the run's data and trajectory prompts."""
+
+    def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
+        """The text prompts by task."""
+
+    def embed(self, run: Run) -> None:
+        """Fill in the run's text table and its encoder, for a policy that reads texts."""
+
+    def network(self, run: Run) -> dict[str, Any]:
+        """The entries of the network's configuration that follow from the data."""
+
+    def settings(self, cfg: DictConfig) -> EvaluationSettings:
+        """How evaluations are made.
+
+        Raises:
+            ConfigError: on a setting that is out of range.
+        """
+
+    def suite(self, run: Run, settings: EvaluationSettings) -> Suite:
+        """The environments of all tasks."""
+
+    def identity(self, cfg: DictConfig) -> Any:
+        """The family's own settings that a training depends on, as JSON has them."""
+
+
+@dataclasses.dataclass
+class Run:
+    """State of one run, filled in stage by stage.
+
+    Attributes:
+        cfg: the configuration.
+        family: the family of environments.
+        output: folder of all artefacts.
+        split: the tasks.
+        dataset: transitions of the training tasks.
+        text_table: ``[T, D]`` embeddings of the text prompts, by task id.
+        text_encoder_identity: which encoder made them.
+        training_bank: trajectory prompts that the training samples from.
+        evaluation_bank: trajectory prompts of the evaluations.
+        support_hash: hash of the demonstrations of held-out tasks.
+        fingerprint: hash of everything that the training depends on.
+        policy: the trained policy.
+        trained: whether it was trained in this run.
+        failed: number of episodes that crashed.
+        seconds: duration of each stage.
+
+    Examples:
+        >>> from llmdpd_torchrl.tasks.splits import make_split
+        >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
+        >>> run = Run(DictConfig({}), MetaWorld(), Path("outputs/mine"), make_split("ml10"))
+        >>> run.trained, len(run.split.held_out)
+        (False, 5)
+    """
+
+    cfg: DictConfig
+    family: Family
+    output: Path
+    split: TaskSplit
+    dataset: Any = None
+    text_table: Any = None
+    text_encoder_identity: dict[str, Any] | None = None
+    training_bank: Any = None
+    evaluation_bank: Any = None
+    support_hash: str | None = None
+    fingerprint: str = ""
+    policy: Any = None
+    trained: bool = False
+    failed: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
