@@ -79,7 +79,7 @@ def parse_speed_options(doc: str | None) -> argparse.Namespace:
 
 def write_speed(name: str, device: str, figures: Mapping[str, float], raw: Any) -> Path:
     """:func:`write_figures` for one device; returns where the plot belongs."""
-    command = f"python benchmarks/{name}.py --device {device}"
+    command = f"python -m benchmarks.speed.{name} --device {device}"
     name = name if device == "cpu" else f"{name}_{device}"
     write_figures(name, figures, raw, command)
     return RESULTS / f"{name}.png"
@@ -101,7 +101,7 @@ def plot_sides(
 
 def write_readme_table(benchmark: str, lines: Sequence[str]) -> None:
     """Put a table between the README's marks of this benchmark."""
-    start, end = f"<!-- written by benchmarks/{benchmark}.py -->", "<!-- end -->"
+    start, end = f"<!-- written by benchmarks.{benchmark} -->", "<!-- end -->"
     readme = RESULTS.parents[1] / "README.md"
     head, found, rest = readme.read_text().partition(start)
     _, closed, tail = rest.partition(end)

@@ -1,13 +1,8 @@
 """Short trainings, and what they leave behind."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import short_training
+from tests.reliability import short_training
 
 UPDATES = 90
 

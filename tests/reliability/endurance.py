@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import short_training
 
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
+from tests.reliability import short_training
 
 __all__ = ["Endurance", "endure"]
 

@@ -25,7 +25,6 @@ from unittest import mock
 
 import h5py
 import numpy as np
-import short_training
 
 from llmdpd_torchrl.collection import __main__ as data_main
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
@@ -40,6 +39,7 @@ from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.trainers import find_checkpoint, make_logger
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import UserError
+from tests.reliability import short_training
 
 __all__ = ["ENTRIES", "Outcome", "call", "damage"]
 

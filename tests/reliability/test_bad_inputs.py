@@ -1,8 +1,8 @@
 """Every wrong input ends in one line that says what is wrong."""
 
-import bad_inputs
-import entries
 import pytest
+
+from tests.reliability import bad_inputs, entries
 
 
 def label(case):

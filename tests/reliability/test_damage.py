@@ -4,14 +4,13 @@ import json
 import pickle
 import shutil
 
-import harness
-import planted
 import pytest
-from short_training import IDENTITY, build
 
 from llmdpd_torchrl.trainers import find_checkpoint, resume
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError
 from llmdpd_torchrl.utils.seal import SEAL_NAME, open_seal, seal_folder
+from tests.reliability import harness, planted
+from tests.reliability.short_training import IDENTITY, build
 
 UPDATES = 90
 

@@ -1,7 +1,8 @@
 """A long training needs no more memory and no more disk at its end than after its beginning."""
 
 import pytest
-from endurance import STATM, endure
+
+from tests.reliability.endurance import STATM, endure
 
 LONG = 20_000
 

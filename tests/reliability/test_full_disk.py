@@ -3,16 +3,16 @@
 import json
 import shutil
 
-import entries
 import numpy as np
 import pytest
-from harness import small_files
 
 from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.video import write_video
 from llmdpd_torchrl.experiments import metaworld
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.files import DISK_ERRORS
+from tests.reliability import entries
+from tests.reliability.harness import small_files
 
 SLOW = pytest.mark.slow  # it starts processes that import the simulator
 TINY = (

@@ -8,10 +8,8 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from entries import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from short_training import build
 
 from llmdpd_torchrl.data import Manifest, load_episodes
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
@@ -20,6 +18,8 @@ from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.trainers import find_checkpoint, resume
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.seal import SEAL_NAME, open_seal, seal_folder
+from tests.reliability.entries import call
+from tests.reliability.short_training import build
 
 FUZZ = settings(
     max_examples=60,

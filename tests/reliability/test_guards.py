@@ -5,15 +5,15 @@ import json
 
 import pytest
 import torch
-from harness import small_files
 from safetensors.torch import load_file
-from short_training import build, train
 from torchrl.record.loggers import Logger
 
 from llmdpd_torchrl.trainers import find_checkpoint
 from llmdpd_torchrl.trainers.guard import FiniteGuard
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 from llmdpd_torchrl.utils.errors import DataError, DivergenceError
+from tests.reliability.harness import small_files
+from tests.reliability.short_training import build, train
 
 UPDATES = 100
 

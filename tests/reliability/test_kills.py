@@ -1,8 +1,8 @@
 """Trainings that are killed at random moments end as those that are not."""
 
-import harness
 import pytest
-import short_training
+
+from tests.reliability import harness, short_training
 
 
 @pytest.mark.parametrize(

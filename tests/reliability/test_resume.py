@@ -5,12 +5,9 @@ import random
 import shutil
 import signal
 
-import harness
 import numpy as np
 import pytest
-import short_training
 import torch
-from short_training import IDENTITY, build, train
 from torchrl.checkpoint import Checkpoint
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
@@ -25,6 +22,8 @@ from llmdpd_torchrl.trainers import (
     resume,
 )
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from tests.reliability import harness, short_training
+from tests.reliability.short_training import IDENTITY, build, train
 
 UPDATES = 90  # of the training that nothing disturbed, see conftest.py
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from episodes import read_episodes, write_episodes
-from kept import play, read_settings
-
+from benchmarks.studies.episodes import read_episodes, write_episodes
+from benchmarks.studies.playing import play, read_settings
 from llmdpd_torchrl.evaluation.comparison import normalized_scores
 from llmdpd_torchrl.evaluation.statistics import Estimate, student_interval
 from llmdpd_torchrl.experiments.context import Run
@@ -18,7 +17,7 @@ from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.utils.files import write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: By what the policy is: what it is shown in an evaluation, and what the arm is called.
 ARMS: Mapping[str, Mapping[str, str]] = {
     "ours": {

@@ -19,9 +19,9 @@ over the prompt-free update, batch 1024, and ``prompt_overhead_two_per_task`` th
 prompts a task that training draws; ``share_of_gemm_peak`` relates the eager chain's matrix products
 to the fastest matrix product measured in the same run.
 
-    python benchmarks/update.py            # all figures and the plot, about half an hour
-    python benchmarks/update.py --quick    # a small grid, not compiled; prints, writes nothing
-    python benchmarks/update.py --check    # the base points alone, compared with the figures
+    python -m benchmarks.speed.update  # all figures and the plot, about half an hour
+    python -m benchmarks.speed.update --quick  # a small grid, not compiled; prints, writes nothing
+    python -m benchmarks.speed.update --check  # the base points alone, compared with the figures
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import check_figures, parse_speed_options, plot_sides, write_speed
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import CudaGraphModule
-from textbook import Batch, TextbookDiffusionQL
-from timing import (
+from torchrl.objectives import LossModule
+from tqdm.auto import tqdm
+
+from benchmarks.common import check_figures, parse_speed_options, plot_sides, write_speed
+from benchmarks.speed.textbook import Batch, TextbookDiffusionQL
+from benchmarks.speed.timing import (
     alternate,
     count_flops,
     gemm_peak,
@@ -46,9 +49,6 @@ from timing import (
     spread,
     threads,
 )
-from torchrl.objectives import LossModule
-from tqdm.auto import tqdm
-
 from llmdpd_torchrl.modules import (
     DiffusionActor,
     NetworkConfig,

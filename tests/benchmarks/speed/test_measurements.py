@@ -5,19 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import d4rl_reader
 import pytest
-import sampling
-import textbook
-import timing
 import torch
-import update
 from tensordict import TensorDict
 
+from benchmarks.speed import d4rl_reader, sampling, textbook, timing, update
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -31,7 +27,7 @@ def test_every_result_names_its_command_and_raw_file():
 
 
 def test_quick_figures_follow_from_the_kept_results():
-    command = [sys.executable, "benchmarks/quick.py", "--check"]
+    command = [sys.executable, "-m", "benchmarks.studies.quick", "--check"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
 

@@ -5,17 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import d4rl_levels
-import d4rl_velocity
-import locomotion
 import pytest
-from episodes import read_episodes, write_episodes
 
+from benchmarks.studies import d4rl_levels, d4rl_velocity, locomotion
+from benchmarks.studies.episodes import read_episodes, write_episodes
 from llmdpd_torchrl.collection.halfcheetah import collect_gait
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, Estimate
 from llmdpd_torchrl.utils.files import write_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def keep(folder, label, policy, seed, control, **scores):
@@ -103,6 +101,6 @@ def test_an_arm_is_trained_and_evaluated_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["d4rl_velocity", "d4rl_levels"])
 def test_committed_figures_follow_from_the_kept_episodes(name):
-    command = [sys.executable, f"benchmarks/{name}.py", "--check"]
+    command = [sys.executable, "-m", f"benchmarks.studies.{name}", "--check"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from definitions import Arm, Experiment, Test, Variant
-from store import Store
 
+from benchmarks.studies.registry import Arm, Experiment, Test, Variant
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.comparison import (
     Scores,
     crossed_difference,

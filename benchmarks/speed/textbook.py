@@ -3,9 +3,9 @@
 Written from the equations of Wang et al. (2023) in the way that such code is commonly written: a
 gather from a table per constant and step, noise also for the last step (and then masked out), one
 optimizer a network, target networks averaged in a loop over parameters. Nothing is slowed down on
-purpose and nothing is tuned; ``tests/benchmarks/test_measurements.py`` shows that it computes the
-same losses as :class:`~llmdpd_torchrl.objectives.DiffusionQLLoss`, given the same weights and
-random numbers.
+purpose and nothing is tuned; ``tests/benchmarks/speed/test_measurements.py`` shows that it
+computes the same losses as :class:`~llmdpd_torchrl.objectives.DiffusionQLLoss`, given the
+same weights and random numbers.
 """
 
 from __future__ import annotations

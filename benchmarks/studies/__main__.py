@@ -1,12 +1,12 @@
 """The comparison, and the page about it: ``docs/results.md``.
 
-    python benchmarks/results.py --list                    # what is done, what is missing, how long
-    python benchmarks/results.py experiment=comparison     # runs what is missing, writes the page
-    python benchmarks/results.py --plan experiment=steps   # what that would run, one line a policy
-    python benchmarks/results.py --page                    # writes the page from what is kept
-    python benchmarks/results.py --check                   # recompute the figures from what is kept
+    python -m benchmarks.studies --list  # what is done, what is missing, how long
+    python -m benchmarks.studies experiment=comparison     # runs what is missing, writes the page
+    python -m benchmarks.studies --plan experiment=steps   # what that would run, one line a policy
+    python -m benchmarks.studies --page  # writes the page from what is kept
+    python -m benchmarks.studies --check  # recompute the figures from what is kept
 
-An experiment is a file in ``configs/experiment/``; see ``benchmarks/definitions.py``. What is kept
+An experiment is a file in ``definitions/``; see ``registry.py``. What is kept
 (``benchmarks/results/runs/``: a CSV file an arm, a row an episode, and a JSON file a training) is
 not run again, and may be deleted to run it anew. A run that was stopped goes on by the same
 command; several share the work, by themselves or by ``variants`` and ``seeds``. Further settings:
@@ -31,15 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import RESULTS, check_figures, write_figures, write_readme_table
-from definitions import Claim, Experiment, read_claims, read_experiments
-from page import build_page, figures, summary
-from store import Store
 
+from benchmarks.common import RESULTS, check_figures, write_figures, write_readme_table
+from benchmarks.studies.page import build_page, figures, summary
+from benchmarks.studies.registry import Claim, Experiment, read_claims, read_experiments
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.files import write_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Options:
     data: str = ""
     workers: int | None = None
     output: str = str(ROOT / "outputs" / "results")
-    configs: str = str(ROOT / "configs" / "experiment")
+    configs: str = str(Path(__file__).parent / "definitions")
     keep: str = str(RESULTS)
     page: str = str(ROOT / "docs" / "results.md")
 
@@ -107,8 +107,8 @@ def run(experiment: Experiment, options: Options, store: Store, plan: bool) -> N
         _run_script(experiment, options, store, plan)
         return
     # Not above: the page and the list should not wait for torch.
-    from work import Place, check, jobs, seconds_left
-    from work import run as do
+    from benchmarks.studies.runner import Place, check, jobs, seconds_left
+    from benchmarks.studies.runner import run as do
 
     data = Path(options.data or ROOT / "data_cache" / "metaworld_ml45").resolve()
     place = Place(store, data, Path(options.output).resolve(), options.workers)
@@ -125,7 +125,7 @@ def run(experiment: Experiment, options: Options, store: Store, plan: bool) -> N
 
 def list_experiments(experiments: Mapping[str, Experiment], options: Options, store: Store) -> None:
     """A line an experiment: what is done, what is missing, and about how long that takes."""
-    from work import Place, jobs, seconds_left
+    from benchmarks.studies.runner import Place, jobs, seconds_left
 
     place = Place(store, Path(options.data), Path(options.output).resolve())
     for experiment in experiments.values():
@@ -138,7 +138,7 @@ def list_experiments(experiments: Mapping[str, Experiment], options: Options, st
         done = sum(store.episodes(experiment, *key) is not None for key in arms)
         line = f"{experiment.name}: {done} of {len(arms)} arms are there"
         if experiment.script:
-            line += f"; run by benchmarks/{experiment.script}.py"
+            line += f"; run by benchmarks.studies.{experiment.script}"
         elif done < len(arms):
             seconds = sum(seconds_left(job, place) for job in jobs(experiment, (), ()))
             line += f"; about {seconds / 3600:.1f} hours for the rest"
@@ -153,7 +153,7 @@ def _run_script(experiment: Experiment, options: Options, store: Store, plan: bo
     missing = [
         (v.name, s) for v in experiment.variants for s in seeds if store.missing(experiment, v, s)
     ]
-    command = [f"benchmarks/{experiment.script}.py"]
+    command = ["-m", f"benchmarks.studies.{experiment.script}"]
     command += ["--data", options.data] if options.data else []
     command += ["--seeds", *map(str, seeds)]
     if plan or not missing:
@@ -184,7 +184,7 @@ def _write_figures(found: Mapping[str, float], raw: Mapping[str, str]) -> None:
     """Beside the other benchmarks' figures; of the same ones, the file stays as it is."""
     path = RESULTS / "results.json"
     if not path.exists() or json.loads(path.read_text())["figures"] != found:
-        write_figures("results", found, raw, "python benchmarks/results.py --page")
+        write_figures("results", found, raw, "python -m benchmarks.studies --page")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_page(experiments, claims, options, store)
             if store.root == RESULTS:
                 table = summary(experiments["comparison"], store).markdown()
-                write_readme_table("results", table.splitlines())
+                write_readme_table("studies", table.splitlines())
                 _write_figures(*figures(experiments, store))
     except UserError as error:
         for line in str(error).splitlines():

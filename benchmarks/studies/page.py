@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from definitions import GROUPS, Arm, Claim, Experiment
-from judgement import NOT_RUN, Side, difference, judge, mean, scores, seed_means, side
-from store import Store
-
+from benchmarks.studies.judge import (
+    NOT_RUN,
+    Side,
+    difference,
+    judge,
+    mean,
+    scores,
+    seed_means,
+    side,
+)
+from benchmarks.studies.registry import GROUPS, Arm, Claim, Experiment
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.runs import Table
 from llmdpd_torchrl.evaluation.statistics import Estimate
 
 _HEAD = """\
 # Results
 
-Written by `python benchmarks/results.py --page` from the kept files and the definitions of the
+Written by `python -m benchmarks.studies --page` from the kept files and the definitions of the
 experiments; no number is typed by hand. Every episode is in the files that the tables link to.
 
 - *Means* are over tasks, every task weighing the same, of all seeds together. The interval of a
@@ -287,8 +295,8 @@ def _signed(found: Estimate | None, otherwise: str = NOT_RUN) -> str:
 
 def _command(experiment: Experiment) -> str:
     if experiment.script:
-        return f"python benchmarks/results.py experiment={experiment.name} data=DATA"
-    return f"python benchmarks/results.py experiment={experiment.name}"
+        return f"python -m benchmarks.studies experiment={experiment.name} data=DATA"
+    return f"python -m benchmarks.studies experiment={experiment.name}"
 
 
 def figures(

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from common import machine
-from definitions import Arm, Experiment, Variant
-from episodes import read_episodes, write_episodes
 from filelock import FileLock, Timeout
-from kept import play, read_settings
 from omegaconf import DictConfig, OmegaConf
-from store import Store
 
+from benchmarks.common import machine
+from benchmarks.studies.episodes import read_episodes, write_episodes
+from benchmarks.studies.playing import play, read_settings
+from benchmarks.studies.registry import Arm, Experiment, Variant
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.results import git_revision
@@ -90,7 +90,7 @@ class Job:
     def command(self) -> str:
         """What makes this policy and plays its arms."""
         return (
-            f"python benchmarks/results.py experiment={self.experiment.name} "
+            f"python -m benchmarks.studies experiment={self.experiment.name} "
             f"variants=[{self.variant.name}] seeds=[{self.seed}]"
         )
 

@@ -1,10 +1,10 @@
 """What a training survives: kills at random moments, damaged checkpoints, wrong inputs.
 
-``python benchmarks/reliability.py`` kills ``examples/train_metaworld.py preset=smoke``, a training
-alone and a collection of data 20 times each and compares what they leave, bit for bit, with what
-was never disturbed; flips bits in checkpoints and cuts them; gives wrong inputs to every entry;
-measures what saving costs at the default interval, and what a long training grows by. The parts are
-those of ``tests/reliability``.
+``python -m benchmarks.speed.reliability`` kills ``examples/train_metaworld.py preset=smoke``, a
+training alone and a collection of data 20 times each and compares what they leave, bit for bit,
+with what was never disturbed; flips bits in checkpoints and cuts them; gives wrong inputs to every
+entry; measures what saving costs at the default interval, and what a long training grows by. The
+parts are those of ``tests/reliability``.
 """
 
 from __future__ import annotations
@@ -25,24 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, write_figures
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reliability"))
-
-import bad_inputs
-import endurance
-import entries
-import harness
-import short_training
-
+from benchmarks.common import RESULTS, write_figures
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
 from llmdpd_torchrl.trainers import Checkpointing, OfflineTrainer, find_checkpoint
+from tests.reliability import bad_inputs, endurance, entries, harness, short_training
 
-COMMAND = "python benchmarks/reliability.py"
+COMMAND = "python -m benchmarks.speed.reliability"
 PARTS = ("runs", "trainings", "collections", "checkpoints", "inputs", "saving", "long")
 
 

@@ -5,9 +5,9 @@ one thread: ours as a TensorDict module, as a rollout calls it. ``actions_per_s_
 ratio at batch 256 and K = 5 with the same sampler (DDPM), ``..._batch_1`` the same for one
 observation at a time, and ``..._compiled`` with the inner module compiled.
 
-    python benchmarks/sampling.py            # all figures and the plot, about ten minutes
-    python benchmarks/sampling.py --quick    # the base points, all samplers; prints, writes nothing
-    python benchmarks/sampling.py --check    # the base points, compared with the figures
+    python -m benchmarks.speed.sampling  # all figures and the plot, about ten minutes
+    python -m benchmarks.speed.sampling --quick  # the base points, all samplers; writes nothing
+    python -m benchmarks.speed.sampling --check  # the base points, compared with the figures
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import check_figures, parse_speed_options, plot_sides, write_speed
 from tensordict import TensorDict
-from textbook import DiffusionPolicy
-from timing import alternate, keep_freed_memory, speedup, spread, threads
 from tqdm.auto import tqdm
 
+from benchmarks.common import check_figures, parse_speed_options, plot_sides, write_speed
+from benchmarks.speed.textbook import DiffusionPolicy
+from benchmarks.speed.timing import alternate, keep_freed_memory, speedup, spread, threads
 from llmdpd_torchrl.modules import SAMPLERS, DiffusionActor
 from llmdpd_torchrl.utils.files import write_atomic
 

@@ -4,8 +4,8 @@
 recording, files and manifest, over a bare loop of ``reset`` and ``step`` on the same episodes with
 the actions read from memory. ``episode_success`` is that of all 50 tasks x 30 episodes.
 
-    python benchmarks/collection.py            # the committed figures, about six minutes
-    python benchmarks/collection.py --check    # a short run, compared with them
+    python -m benchmarks.speed.collection  # the committed figures, about six minutes
+    python -m benchmarks.speed.collection --check  # a short run, compared with them
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import check_figures, write_figures
 from safetensors.numpy import load_file
 
+from benchmarks.common import check_figures, write_figures
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator
@@ -95,7 +95,7 @@ def main() -> int:
         "steps_per_s_per_core": statistics.median(rates),
         "collection_seconds": statistics.median(run["collection_seconds"] for run in runs),
     }
-    write_figures("collection", figures, runs, "python benchmarks/collection.py")
+    write_figures("collection", figures, runs, "python -m benchmarks.speed.collection")
     return 0
 
 

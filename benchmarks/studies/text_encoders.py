@@ -11,10 +11,10 @@ knows words only; SmolLM2 with random weights; and SmolLM2 on random strings as 
 With ``--policies``: the same similarity after the text head of each trained policy, for the pairs
 of its training tasks and for the others.
 
-    python benchmarks/text_encoders.py
-    python benchmarks/text_encoders.py --also minilm=minilm t5=FOLDER:layer=last
-    python benchmarks/text_encoders.py --policies outputs/ml45-pooled-seed*/checkpoint
-    python benchmarks/text_encoders.py --check    # SmolLM2 and TF-IDF anew, against the figures
+    python -m benchmarks.studies.text_encoders
+    python -m benchmarks.studies.text_encoders --also minilm=minilm t5=FOLDER:layer=last
+    python -m benchmarks.studies.text_encoders --policies outputs/ml45-pooled-seed*/checkpoint
+    python -m benchmarks.studies.text_encoders --check  # two rows against the figures
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from typing import Any
 
 import torch
 import yaml
-from common import RESULTS, check_figures, write_figures
 from torch import Tensor
 
+from benchmarks.common import RESULTS, check_figures, write_figures
 from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
@@ -245,7 +245,7 @@ def main() -> int:
     found = figures(raw)
     if options.check:
         return check_figures("text_encoders", found, tolerance=1e-3)
-    write_figures("text_encoders", found, raw, "python benchmarks/text_encoders.py")
+    write_figures("text_encoders", found, raw, "python -m benchmarks.studies.text_encoders")
     write_table(raw, found, RESULTS / "text_encoders.md")
     return 0
 

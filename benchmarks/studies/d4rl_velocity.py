@@ -11,8 +11,8 @@ Intervals are Student's over the seeds. Always the last checkpoint.
 What is trained (``outputs/``) or evaluated (``results/d4rl_velocity/*.csv``, a row an episode) is
 not done again: a run that was stopped goes on.
 
-    python benchmarks/d4rl_velocity.py --data halfcheetah_vel.hdf5
-    python benchmarks/d4rl_velocity.py --check     # recompute the figures from the kept files
+    python -m benchmarks.studies.d4rl_velocity --data halfcheetah_vel.hdf5
+    python -m benchmarks.studies.d4rl_velocity --check  # recompute the figures from the kept files
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import RESULTS, check_figures, write_figures, write_readme_table
-from locomotion import (
+from benchmarks.common import RESULTS, check_figures, write_figures, write_readme_table
+from benchmarks.studies.locomotion import (
     COLUMNS,
     Training,
     arm_estimates,
@@ -31,7 +31,6 @@ from locomotion import (
     task_estimates,
     train_minutes,
 )
-
 from llmdpd_torchrl.evaluation.runs import Table
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_text
@@ -102,10 +101,10 @@ def main() -> int:
     raw = {path.stem: f"{KEEP.name}/{path.name}" for path in sorted(KEEP.glob("*.csv"))}
     name = options.data.name if options.data else "halfcheetah_vel.hdf5"
     write_figures(
-        "d4rl_velocity", figures(), raw, f"python benchmarks/d4rl_velocity.py --data {name}"
+        "d4rl_velocity", figures(), raw, f"python -m benchmarks.studies.d4rl_velocity --data {name}"
     )
     write_text(RESULTS / "d4rl_velocity.md", table().markdown() + "\n")
-    write_readme_table("d4rl_velocity", table().markdown().splitlines())
+    write_readme_table("studies.d4rl_velocity", table().markdown().splitlines())
     return 0
 
 

@@ -10,8 +10,8 @@ it, samples batches from it and reports ``large_peak_anonymous_mb``, all that it
 included. ``large_memory_limit_mb`` is a limit on anonymous memory and page cache together that the
 kernel enforces meanwhile; without the right to set one, the figure is left out.
 
-    python benchmarks/d4rl_reader.py --data FILE    # the committed figures; makes one without
-    python benchmarks/d4rl_reader.py --check        # cold and warm, against the committed ones
+    python -m benchmarks.speed.d4rl_reader --data FILE  # the committed figures; makes one without
+    python -m benchmarks.speed.d4rl_reader --check  # cold and warm, against the committed ones
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from typing import Any
 
 import h5py
 import numpy as np
-from common import check_figures, write_figures
-from memory import AnonymousPeak, enter_group, memory_group
 from numpy.typing import NDArray
-from timing import alternate
 from tqdm.auto import tqdm
 
+from benchmarks.common import check_figures, write_figures
+from benchmarks.speed.memory import AnonymousPeak, enter_group, memory_group
+from benchmarks.speed.timing import alternate
 from llmdpd_torchrl.data import OfflineDataset, load_episodes
 
+ROOT = Path(__file__).parents[2]
 LIMIT = 1 << 30
 SHAPES = {
     "observations": (11,),
@@ -90,11 +91,11 @@ def forget(path: Path) -> None:
 def in_process(function: str, *arguments: Any) -> Any:
     """Call a function of this file in a process of its own; what it returns is JSON."""
     code = (
-        f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import d4rl_reader;"
+        "import json, sys; from benchmarks.speed import d4rl_reader;"
         f"print(json.dumps(d4rl_reader.{function}(*json.loads(sys.argv[1]))))"
     )
     command = [sys.executable, "-c", code, json.dumps([str(a) for a in arguments])]
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    process = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -232,7 +233,7 @@ def main() -> int:
         return check_figures("d4rl_reader", found, tolerance=1.0)
     raw["large"] = measure_large(options.large_gb)
     data = "" if options.data is None else f" --data {options.data.name}"
-    write_figures("d4rl_reader", figures(raw), raw, f"python benchmarks/d4rl_reader.py{data}")
+    write_figures("d4rl_reader", figures(raw), raw, f"python -m benchmarks.speed.d4rl_reader{data}")
     return 0
 
 

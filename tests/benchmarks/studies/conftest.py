@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from definitions import read_experiments
-from episodes import write_episodes
-from store import Store
 
+from benchmarks.studies.episodes import write_episodes
+from benchmarks.studies.registry import read_experiments
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
-from tests.benchmarks.tiny import HEAD, write
+from tests.benchmarks.studies.tiny import HEAD, write
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ options say otherwise. The files are regenerated, so that no score here is a D4R
 What is trained (``outputs/``) or evaluated (``results/d4rl_levels/*.csv``, a row an episode) is not
 done again: a run that was stopped goes on.
 
-    python benchmarks/d4rl_levels.py --data FOLDER       # with hopper_medium.hdf5, ...
-    python benchmarks/d4rl_levels.py --check             # recompute the figures from the kept files
+    python -m benchmarks.studies.d4rl_levels --data FOLDER  # with hopper_medium.hdf5, ...
+    python -m benchmarks.studies.d4rl_levels --check  # recompute the figures from the kept files
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import RESULTS, check_figures, write_figures
-from locomotion import COLUMNS, Training, arm_estimates, as_figures, budget
-
+from benchmarks.common import RESULTS, check_figures, write_figures
+from benchmarks.studies.locomotion import COLUMNS, Training, arm_estimates, as_figures, budget
 from llmdpd_torchrl.evaluation.runs import Table
 from llmdpd_torchrl.evaluation.statistics import Estimate
 from llmdpd_torchrl.utils.errors import UserError
@@ -129,7 +128,8 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
     raw = {path.stem: f"{KEEP.name}/{path.name}" for path in sorted(KEEP.glob("*.csv"))}
-    write_figures("d4rl_levels", figures(), raw, "python benchmarks/d4rl_levels.py --data FOLDER")
+    command = "python -m benchmarks.studies.d4rl_levels --data FOLDER"
+    write_figures("d4rl_levels", figures(), raw, command)
     text = "\n\n".join(table.markdown() for table in tables())
     write_text(RESULTS / "d4rl_levels.md", text + "\n")
     return 0

@@ -15,7 +15,7 @@ from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def read_settings(folder: str, name: str, overrides: Sequence[str]) -> DictConfig:

@@ -1,6 +1,6 @@
 """What the comparison consists of: experiments, variants, arms and claims, read from YAML files.
 
-An experiment (``configs/experiment/NAME.yaml``):
+An experiment (``definitions/NAME.yaml``):
 
     title, question: what it is called, what it asks
     of_the_paper: what of the paper it tests
@@ -19,7 +19,7 @@ An experiment (``configs/experiment/NAME.yaml``):
 An arm is what is shown on which tasks: ``both``, ``none/seen``, or a mapping of ``control``,
 ``group`` and some of :data:`SHOWN`. In ``overrides``, ``{data}`` is the folder of the data. A
 variant that ``needs`` something is run only if it is named. With ``script``, an experiment is of
-another benchmark's, whose kept files it reads: ``benchmarks/SCRIPT.py``, ``results/SCRIPT/``.
+another benchmark's, whose kept files it reads: ``SCRIPT.py``, ``results/SCRIPT/``.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ instead and writes its figures apart.
 What is trained (``outputs/``) or evaluated (``results/unseen/*.csv``, a row an episode) is not done
 again: a run that was stopped goes on.
 
-    python benchmarks/unseen.py                          # three seeds, hours
-    python benchmarks/unseen.py --variants retrieve_and_play
-    python benchmarks/unseen.py --summarise              # figures of what is kept so far
-    python benchmarks/unseen.py --check                  # recompute the figures from the kept files
+    python -m benchmarks.studies.unseen  # three seeds, hours
+    python -m benchmarks.studies.unseen --variants retrieve_and_play
+    python -m benchmarks.studies.unseen --summarise  # figures of what is kept so far
+    python -m benchmarks.studies.unseen --check  # recompute the figures from the kept files
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import RESULTS, check_figures, write_figures, write_readme_table
-from episodes import read_episodes, write_episodes
 
+from benchmarks.common import RESULTS, check_figures, write_figures, write_readme_table
+from benchmarks.studies.episodes import read_episodes, write_episodes
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
@@ -50,7 +50,7 @@ from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_atomic, write_json, write_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONTROLS = ("both", "text", "trajectory", "none", "wrong")
 NOISE = 0.2  # of the actions; with more, the expert fails at some tasks
 SEVERAL = ("demonstrations_2", "demonstrations_5")
@@ -318,10 +318,11 @@ def main() -> int:
     found = figures(options.keep)
     if options.keep == RESULTS / name:
         raw = {path.stem: f"{name}/{path.name}" for path in sorted(options.keep.glob("*.csv"))}
-        write_figures(name, found, raw, f"python benchmarks/unseen.py --split {options.split}")
+        command = f"python -m benchmarks.studies.unseen --split {options.split}"
+        write_figures(name, found, raw, command)
         lines = write_tables(options.keep, RESULTS / f"{name}.md")
         if options.split == "ml45":
-            write_readme_table("unseen", lines)
+            write_readme_table("studies.unseen", lines)
         plot(found, RESULTS / f"{name}.png")
     else:
         for figure, value in found.items():

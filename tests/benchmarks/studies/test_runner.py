@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-import results
-import work
-from episodes import read_episodes, write_episodes
 from filelock import FileLock
 
-from tests.benchmarks.tiny import HEAD, write
+from benchmarks.studies import __main__ as results
+from benchmarks.studies import runner as work
+from benchmarks.studies.episodes import read_episodes, write_episodes
+from tests.benchmarks.studies.tiny import HEAD, write
 
 SMOKE = HEAD.replace("[0, 1, 2]", "[3]").replace("episodes: 4", "episodes: 2") + (
     "preset: smoke\noverrides: [progress=false, data.workers=1, trainer.total_updates=20, "

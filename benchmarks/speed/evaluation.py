@@ -10,8 +10,8 @@ longer: processes start and simulators are built. Both give the same results, or
 ``speedup_vs_serial``: the same policy and episodes, one environment after another on one core, the
 policy called for each state alone, measured in the same run on every tenth goal.
 
-    python benchmarks/evaluation.py                # some minutes, on an idle machine
-    python benchmarks/evaluation.py --check        # a tenth of the goals against the figures
+    python -m benchmarks.speed.evaluation  # some minutes, on an idle machine
+    python -m benchmarks.speed.evaluation --check  # a tenth of the goals against the figures
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import time
 from typing import Any
 
 import torch
-from common import check_figures, write_figures
 from tqdm.auto import tqdm
 
+from benchmarks.common import check_figures, write_figures
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
@@ -146,7 +146,7 @@ def main() -> int:
     if options.check:
         kept = {name: found[name] for name in ("speedup_vs_serial",)}
         return check_figures("evaluation", kept, tolerance=0.5)
-    write_figures("evaluation", found, raw, "python benchmarks/evaluation.py")
+    write_figures("evaluation", found, raw, "python -m benchmarks.speed.evaluation")
     return 0
 
 

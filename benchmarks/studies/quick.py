@@ -3,8 +3,8 @@
 Runs ``examples/train_metaworld.py`` once an arm, one after another, keeps each arm's
 ``results.json`` in ``results/quick/``, and takes the figures from those files.
 
-    python benchmarks/quick.py                 # runs what is missing in outputs/ and rewrites
-    python benchmarks/quick.py --check         # compares the committed files with the figures
+    python -m benchmarks.studies.quick  # runs what is missing in outputs/ and rewrites
+    python -m benchmarks.studies.quick --check  # compares the committed files with the figures
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, check_figures, write_figures, write_readme_table
-
+from benchmarks.common import RESULTS, check_figures, write_figures, write_readme_table
 from llmdpd_torchrl.evaluation.plots import plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import ResultsSummary
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARMS: dict[str, tuple[str, ...]] = {
     "quick-both-seed0": (),
     "quick-none-seed0": ("prompt=none",),
@@ -76,7 +75,7 @@ def write_pages() -> None:
             f"{100 * m.success_rate:.0f} ({100 * m.low:.0f}-{100 * m.high:.0f})" for m in means
         ]
         lines.append(f"| {means[0].tasks} {group} tasks | {' | '.join(cells)} |")
-    write_readme_table("quick", lines)
+    write_readme_table("studies.quick", lines)
 
 
 def main() -> int:
@@ -89,7 +88,7 @@ def main() -> int:
     for name, overrides in ARMS.items():
         run_arm(name, overrides)
     raw = {name: f"quick/{name}-results.json" for name in ARMS}
-    write_figures("quick", figures(), raw, "python benchmarks/quick.py")
+    write_figures("quick", figures(), raw, "python -m benchmarks.studies.quick")
     write_pages()
     return 0
 

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
-import results
-import work
-from definitions import read_claims, read_experiments
-from store import Store
 
+from benchmarks.studies import __main__ as results
+from benchmarks.studies import runner as work
+from benchmarks.studies.registry import read_claims, read_experiments
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.utils.errors import ConfigError
-from tests.benchmarks.tiny import HEAD, write
+from tests.benchmarks.studies.tiny import HEAD, write
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs" / "experiment"
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "benchmarks" / "studies" / "definitions"
 
 
 def test_everything_that_is_defined_would_run(tmp_path):

@@ -3,26 +3,26 @@
 import dataclasses
 from pathlib import Path
 
-import judgement
-import page
 import pytest
-import results
-from definitions import read_claims, read_experiments
-from episodes import write_episodes
 from omegaconf import OmegaConf
-from store import Store
 
+from benchmarks.studies import __main__ as results
+from benchmarks.studies import judge as judgement
+from benchmarks.studies import page
+from benchmarks.studies.episodes import write_episodes
+from benchmarks.studies.registry import read_claims, read_experiments
+from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.utils.errors import ConfigError
-from tests.benchmarks.tiny import HEAD, write
+from tests.benchmarks.studies.tiny import HEAD, write
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs" / "experiment"
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "benchmarks" / "studies" / "definitions"
 
 
 def test_the_page_follows_from_the_kept_files_byte_for_byte(tmp_path):
     experiments = read_experiments(CONFIGS)
-    claims = read_claims(ROOT / "configs" / "claims.yaml", experiments)
+    claims = read_claims(ROOT / "benchmarks" / "studies" / "claims.yaml", experiments)
     store = Store(ROOT / "benchmarks" / "results")
     text = page.build_page(experiments, claims, store, "../benchmarks/results")
     assert text == (ROOT / "docs" / "results.md").read_text()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import unseen
-from episodes import read_episodes
 
+from benchmarks.studies import unseen
+from benchmarks.studies.episodes import read_episodes
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.tasks.splits import make_split
 

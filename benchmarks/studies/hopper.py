@@ -5,8 +5,8 @@ of updates and evaluates the last networks on the same 100 episodes; its raw res
 ``results/hopper/`` and not made again. ``wins`` counts the seeds whose score with guidance is above
 that without. A run that is killed goes on from its last state in ``outputs/hopper/``.
 
-    python benchmarks/hopper.py --data hopper_medium.hdf5
-    python benchmarks/hopper.py --check        # recompute from the kept files
+    python -m benchmarks.studies.hopper --data hopper_medium.hdf5
+    python -m benchmarks.studies.hopper --check  # recompute from the kept files
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from common import RESULTS, check_figures, write_figures
 from tensordict import TensorDict
 from tqdm.auto import tqdm
 
+from benchmarks.common import RESULTS, check_figures, write_figures
 from llmdpd_torchrl.data.d4rl import read_d4rl_file
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
@@ -38,7 +38,7 @@ from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_atomic, write_json
 
 KEEP = RESULTS / "hopper"
-STATES = Path(__file__).parents[1] / "outputs" / "hopper"
+STATES = Path(__file__).parents[2] / "outputs" / "hopper"
 EPISODES = 100
 SELECTIONS = ("drawn", "deterministic", "ranked")
 CANDIDATES = 50
@@ -275,7 +275,7 @@ def main() -> int:
         return 2
     if options.keep == KEEP:
         raw = {path.stem: f"hopper/{path.name}" for path in paths}
-        command = "python benchmarks/hopper.py --data " + options.data.name
+        command = "python -m benchmarks.studies.hopper --data " + options.data.name
         write_figures("hopper", figures(paths), raw, command)
     return 0
 

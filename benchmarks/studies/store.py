@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from definitions import Arm, Experiment, Variant
-from episodes import read_episodes
-
+from benchmarks.studies.episodes import read_episodes
+from benchmarks.studies.registry import Arm, Experiment, Variant
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 
 

@@ -1,0 +1,1 @@
+"""What the repository measures: speed, and studies of trained policies."""

@@ -1,0 +1,1 @@
+"""Benchmarks of speed, memory and reliability: ``python -m benchmarks.speed.NAME``."""

@@ -1,0 +1,1 @@
+"""Studies of trained policies: ``python -m benchmarks.studies``."""
