@@ -46,8 +46,8 @@ def test_the_evaluation_runs(dataset):
         "policy": LLMDPDPolicy.from_networks(
             config, make_networks(config), {"trained_task_ids": []}
         ),
-        "text_table": text_embedding_table(METAWORLD_TASKS.names),
-        "demonstrations": TrajectoryPromptBank.from_dataset(dataset, 16),
+        "table": text_embedding_table(METAWORLD_TASKS.names),
+        "bank": TrajectoryPromptBank.from_dataset(dataset, 16),
     }
     (block,) = [block for block in BLOCKS if "Evaluator(" in block]
     block = block.replace("episodes_per_task=50", "episodes_per_task=1, max_steps=3")

@@ -33,6 +33,7 @@ from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import make_split
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
@@ -41,7 +42,7 @@ from llmdpd_torchrl.utils.processes import available_cores
 TASKS = make_split("ml45").held_out
 
 
-def make_policy() -> tuple[LLMDPDPolicy, dict[str, Any]]:
+def make_policy() -> tuple[LLMDPDPolicy, PromptTables]:
     """The policy, and what it is shown: texts, and one demonstration of each task."""
     torch.manual_seed(0)
     config = NetworkConfig(text_dropout=0.2, trajectory_dropout=0.2)
@@ -53,18 +54,18 @@ def make_policy() -> tuple[LLMDPDPolicy, dict[str, Any]]:
         bank = TrajectoryPromptBank.from_dataset(
             dataset, config.trajectory_length, trained_on=False
         )
-    return policy, {"text_table": text_embedding_table(METAWORLD_TASKS.names), "bank": bank}
+    return policy, PromptTables(text_embedding_table(METAWORLD_TASKS.names), bank)
 
 
 def run_lanes(
-    policy: LLMDPDPolicy, shown: dict[str, Any], settings: EvaluationSettings, workers: int
+    policy: LLMDPDPolicy, tables: PromptTables, settings: EvaluationSettings, workers: int
 ) -> dict[str, Any]:
     """Evaluate twice with the same workers, and profile the second time."""
     with Evaluator(TASKS, settings, workers=workers) as evaluator:
         walls, results = [], []
         for _ in range(2):
             started = time.perf_counter()
-            results.append(evaluator(policy, **shown))
+            results.append(evaluator(policy, tables))
             walls.append(time.perf_counter() - started)
         timings = [timing._asdict() for timing in evaluator.timings]
     episodes = results[0]
@@ -81,7 +82,7 @@ def run_lanes(
 
 
 def run_serial(
-    policy: LLMDPDPolicy, shown: dict[str, Any], settings: EvaluationSettings, every: int
+    policy: LLMDPDPolicy, tables: PromptTables, settings: EvaluationSettings, every: int
 ) -> dict[str, Any]:
     """One environment after another, one state at a time, on every ``every``-th goal."""
     suite = settings.suite(TASKS)
@@ -92,7 +93,7 @@ def run_serial(
     bar = tqdm(total=len(TASKS) * len(goals), desc="serial", unit="episode")
     with bar, torch.no_grad():
         for task in TASKS:
-            env = make_policy_env(policy, suite.make(task), **shown)
+            env = make_policy_env(policy, suite.make(task), tables)
             for goal in goals:
                 env.base_env.choose_episode(goal)
                 state = env.reset()
@@ -133,14 +134,14 @@ def main() -> int:
     parser.add_argument("--group-size", type=int, default=EvaluationSettings.group_size)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    policy, shown = make_policy()
+    policy, tables = make_policy()
     goals = 5 if options.check else 50
     settings = EvaluationSettings(
         episodes_per_task=goals, lanes=options.lanes, group_size=options.group_size
     )
     raw = {
-        "lanes": run_lanes(policy, shown, settings, available_cores()),
-        "serial": run_serial(policy, shown, settings, every=5 if options.check else 10),
+        "lanes": run_lanes(policy, tables, settings, available_cores()),
+        "serial": run_serial(policy, tables, settings, every=5 if options.check else 10),
     }
     found = figures(raw)
     if options.check:

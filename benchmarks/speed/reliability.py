@@ -32,6 +32,7 @@ from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers import Checkpointing, OfflineTrainer, find_checkpoint
 from tests.reliability import bad_inputs, endurance, entries, harness, short_training
 
@@ -162,14 +163,15 @@ def time_saving(folder: Path, updates: int) -> dict[str, Any]:
     data = short_training.make_data()
     networks = make_networks(config, observations=data["observation"], text_embeddings=table)
     policy = LLMDPDPolicy.from_networks(config, networks)
+    tables = PromptTables(table)
     loss = LLMDPDLoss(
-        policy.prompt_network(table, None),
+        policy.prompt_network(tables),
         networks.actor,
         networks.qvalues,
         guidance="one_step",
         deactivate_vmap=True,
     )
-    transforms = training_transforms(policy, text_table=table, bank=None)
+    transforms = training_transforms(policy, tables)
     buffer = short_training.make_buffer(data, 256, transforms)
     trainer = OfflineTrainer(loss, buffer, total_updates=updates)
     checkpointing = Checkpointing(folder / "timed")

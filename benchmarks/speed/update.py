@@ -57,6 +57,7 @@ from llmdpd_torchrl.modules import (
     make_qvalue_networks,
 )
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.trainers import TargetUpdater
 from llmdpd_torchrl.utils.files import write_atomic
@@ -231,9 +232,8 @@ def prompt_side(point: PromptPoint, *, prompted: bool) -> Callable[[], Any]:
     network = None
     if networks.encoder is not None:
         bank, size = random_bank(point.prompts, point.length), point.prompts
-        network = PromptNetwork(
-            networks.encoder, text_table=torch.randn(size, config.text_dim), bank=bank
-        ).to(point.device)
+        tables = PromptTables(torch.randn(size, config.text_dim), bank)
+        network = PromptNetwork(networks.encoder, tables).to(point.device)
         rows = torch.arange(point.batch).remainder(size).unsqueeze(-1)
         data["prompt"] = TensorDict(
             {"text_index": rows, "trajectory_index": rows}, batch_size=[point.batch]

@@ -57,10 +57,10 @@ def play(
     Raises:
         DataError: if an episode broke off: it says nothing about the policy.
     """
-    table, bank = evaluation_prompts(run, among)
+    tables = evaluation_prompts(run, among)
     evaluator = make_evaluator(run, tasks, run.cfg.progress, backend=backend)
     try:
-        episodes = evaluator(run.policy, text_table=table, bank=bank)
+        episodes = evaluator(run.policy, tables)
     finally:
         if backend is None:
             evaluator.close()

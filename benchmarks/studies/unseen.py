@@ -44,6 +44,7 @@ from llmdpd_torchrl.evaluation.controls import apply_control
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
@@ -142,7 +143,7 @@ def make_bank(
         bank = bank.only((noise[bank.trajectory_id] == NOISE).nonzero().squeeze(-1))
     if arm.control not in SEVERAL:
         return bank.first(1)
-    return bank.first(int(arm.control.rpartition("_")[2])).joined()
+    return bank.first(int(arm.control.rpartition("_")[2])).concatenated()
 
 
 def run(
@@ -168,11 +169,10 @@ def run(
     bank = make_bank(arm, tasks, policy.config.trajectory_length, options)
     # Other demonstrations of the task are made above; the rest of the controls are the library's.
     control = "both" if arm.control in ("noisy", *SEVERAL) else arm.control
-    table, shown = apply_control(control, tasks, text_embedding_table(METAWORLD_TASKS.names), bank)
+    tables = PromptTables(text_embedding_table(METAWORLD_TASKS.names), bank)
+    tables = apply_control(control, tasks, tables)
     print(path.stem, flush=True)
-    episodes = evaluate(
-        policy, tasks, text_table=table, bank=shown, settings=settings, workers=options.workers
-    )
+    episodes = evaluate(policy, tasks, tables, settings=settings, workers=options.workers)
     write_episodes(path, episodes)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
@@ -20,6 +19,7 @@ from llmdpd_torchrl.prompts import (
     load_text_prompts,
     text_embedding_table,
 )
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -55,50 +55,50 @@ _WITHOUT_TRAJECTORY = ("text", "none", "paraphrase", "random_text")
 def apply_control(
     control: str,
     tasks: Sequence[str],
-    text_table: Tensor | None,
-    bank: TrajectoryPromptBank | None,
+    tables: PromptTables,
     *,
     encoder: str | Mapping[str, Any] = "smollm2",
     table: TaskTable = METAWORLD_TASKS,
     prompts: Mapping[str, TextPrompt] | None = None,
-) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
+) -> PromptTables:
     """The tables of prompts that a policy is evaluated with under a control.
 
     Args:
         control: one of :data:`CONTROLS`.
         tasks: that are evaluated.
-        text_table: ``[T, D]`` text embeddings by task id.
-        bank: trajectory prompts.
+        tables: the tasks' own prompts.
         encoder: of the texts, for ``"paraphrase"`` and ``"random_text"``, which need others. The
             language model runs for texts whose embeddings are not stored.
         table: of the tasks' ids.
         prompts: the texts, by name of the task; default: Meta-World's.
 
     Returns:
-        text table and bank, ``None`` for what is not shown.
+        tables without what the control leaves out.
 
     Raises:
         ConfigError: if the control is unknown, or ``"wrong"`` is asked for a single task.
         PromptError: if the language model is needed and can not be had.
 
     Examples:
-        >>> apply_control("none", ["reach-v3"], torch.zeros(50, 6), None)
-        (None, None)
+        >>> tables = PromptTables(text=torch.zeros(50, 6))
+        >>> apply_control("none", ["reach-v3"], tables).text is None
+        True
     """
     if control not in CONTROLS:
         raise ConfigError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
     if control == "wrong":
-        return swap_prompts(tasks, text_table, bank, table=table)
+        return swap_prompts(tasks, tables, table=table)
+    text, bank = tables.text, tables.trajectories
     if control == "shuffled":
-        return text_table, None if bank is None else shuffle_steps(bank)
+        return PromptTables(text, None if bank is None else shuffle_steps(bank))
     if control == "paraphrase":
-        return text_embedding_table(table.names, encoder, prompts, variant=0), None
+        return PromptTables(text_embedding_table(table.names, encoder, prompts, variant=0))
     if control == "random_text":
         prompts = load_text_prompts() if prompts is None else prompts
         texts = [prompts[name].render() for name in table.names]
-        return embed_texts(random_strings(texts), encoder), None
+        return PromptTables(embed_texts(random_strings(texts), encoder))
     shows_text, shows_trajectory = control in ("both", "text"), control in ("both", "trajectory")
-    return (text_table if shows_text else None), (bank if shows_trajectory else None)
+    return PromptTables(text if shows_text else None, bank if shows_trajectory else None)
 
 
 def check_control(
@@ -132,18 +132,16 @@ def check_control(
 
 def swap_prompts(
     tasks: Sequence[str],
-    text_table: Tensor | None,
-    bank: TrajectoryPromptBank | None,
+    tables: PromptTables,
     offset: int | None = None,
     *,
     table: TaskTable = METAWORLD_TASKS,
-) -> tuple[Tensor | None, TrajectoryPromptBank | None]:
+) -> PromptTables:
     """Show every task the prompts, text and trajectory, of a task further on in the list.
 
     Args:
         tasks: the list, which begins again at its end.
-        text_table: ``[T, D]`` text embeddings by task id.
-        bank: trajectory prompts.
+        tables: the tasks' own prompts.
         offset: how far on. Default: half the list, because neighbours in it are often relatives
             (door-lock, door-unlock).
         table: of the tasks' ids.
@@ -155,10 +153,11 @@ def swap_prompts(
         raise ConfigError("wrong prompts need at least two tasks: evaluate more")
     ids = torch.tensor([table.index(name) for name in table.check(tasks)])
     other = ids.roll(-(len(ids) // 2 if offset is None else offset))
-    if text_table is not None:
-        swapped = text_table.clone()
-        swapped[ids] = text_table[other]
-        text_table = swapped
+    text, bank = tables.text, tables.trajectories
+    if text is not None:
+        swapped = text.clone()
+        swapped[ids] = text[other]
+        text = swapped
     if bank is not None:
         renamed = torch.arange(len(table))
         renamed[other] = ids  # what was the prompt of ``other`` is shown to ``ids``
@@ -166,15 +165,14 @@ def swap_prompts(
         bank = TrajectoryPromptBank(
             bank.prompts, renamed[bank.task_id], torch.full_like(bank.trajectory_id, -1)
         )
-    return text_table, bank
+    return PromptTables(text, bank)
 
 
 def confusion(
     evaluator: Evaluator,
     policy: LLMDPDPolicy,
+    tables: PromptTables,
     *,
-    text_table: Tensor | None = None,
-    bank: TrajectoryPromptBank | None = None,
     table: TaskTable = METAWORLD_TASKS,
 ) -> dict[str, dict[str, float]]:
     """Success, or score, of every task under every task's prompts, as fractions.
@@ -184,8 +182,7 @@ def confusion(
     Args:
         evaluator: of at least two tasks; called as many times.
         policy: to be evaluated.
-        text_table: see :class:`~llmdpd_torchrl.evaluation.Evaluator`.
-        bank: see there.
+        tables: the tasks' own prompts.
         table: of the tasks' ids.
 
     Raises:
@@ -194,8 +191,8 @@ def confusion(
     tasks = evaluator.tasks
     rates: dict[str, dict[str, float]] = {task: {} for task in tasks}
     for offset in range(len(tasks)):
-        texts, shown = swap_prompts(tasks, text_table, bank, offset, table=table)
-        summary = summarise(evaluator(policy, text_table=texts, bank=shown), tasks, [])
+        swapped = swap_prompts(tasks, tables, offset, table=table)
+        summary = summarise(evaluator(policy, swapped), tasks, [])
         for position, task in enumerate(summary.tasks):
             other = tasks[(position + offset) % len(tasks)]
             rates[task.task][other] = task.percent.value / 100
@@ -206,10 +203,12 @@ def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPrompt
     """The same prompts with the steps of each in random order; padding stays at the end.
 
     Raises:
-        ConfigError: if the prompts hold several demonstrations: shuffle first, then join.
+        ConfigError: if the prompts hold several demonstrations: shuffle before.
     """
-    if "start" in bank.prompts.keys():  # noqa: SIM118 (no dictionary)
-        raise ConfigError("joined demonstrations can not be shuffled: shuffle them, then join")
+    if bank.is_concatenated:
+        raise ConfigError(
+            "concatenated demonstrations cannot be shuffled: shuffle, then concatenate"
+        )
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(bank.prompts["mask"].shape, generator=generator)
     order = order.masked_fill(~bank.prompts["mask"], 2.0).argsort(dim=-1)

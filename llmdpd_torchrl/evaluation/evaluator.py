@@ -18,7 +18,7 @@ from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, GroupTiming, r
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 __all__ = ["Evaluator", "evaluate"]
@@ -85,30 +85,27 @@ class Evaluator:
         self.timings: list[GroupTiming] = []
 
     def __call__(
-        self,
-        policy: LLMDPDPolicy,
-        *,
-        text_table: torch.Tensor | None = None,
-        bank: TrajectoryPromptBank | None = None,
+        self, policy: LLMDPDPolicy, tables: PromptTables | None = None
     ) -> list[EpisodeResult]:
         """Run every episode of every task; none is dropped and none is run twice.
 
         Args:
             policy: to be evaluated.
-            text_table: ``[T, D]`` text embeddings by task id, for a policy that reads them.
-            bank: trajectory prompts; each task is shown its first one, in all episodes.
+            tables: prompts of the tasks, for a policy that reads them. Each task uses its first
+                trajectory prompt in all episodes.
 
         Returns:
             one result an episode, by task and goal.
 
         Raises:
-            ConfigError: if a table that the policy needs is missing.
+            ConfigError: if prompts that the policy needs are missing.
             PromptError: if a task has no trajectory prompt.
         """
-        policy.check_tables(text_table, bank)
-        self._check_bank(policy, bank)
+        tables = PromptTables() if tables is None else tables
+        policy.check_tables(tables)
+        self._check_tables(policy, tables)
         self.timings = []
-        shown = {"text_table": text_table, "bank": bank, "settings": self.settings}
+        shown = {"tables": tables, "settings": self.settings}
         groups = dict(enumerate(self.settings.groups(self.tasks)))
         found: dict[EpisodeSpec, EpisodeResult] = {}
         total = len(self.tasks) * self.settings.episodes_per_task
@@ -160,10 +157,10 @@ class Evaluator:
             bar.update(len(results))
         return left
 
-    def _check_bank(self, policy: LLMDPDPolicy, bank: TrajectoryPromptBank | None) -> None:
-        if bank is None or not policy.config.uses_trajectory:
+    def _check_tables(self, policy: LLMDPDPolicy, tables: PromptTables) -> None:
+        if tables.trajectories is None or not policy.config.uses_trajectory:
             return
-        known = set(bank.task_id.tolist())
+        known = tables.task_ids
         missing = [task for task in self.tasks if self.suite.task_id(task) not in known]
         if missing:
             raise PromptError(
@@ -184,9 +181,7 @@ class Evaluator:
 def evaluate(
     policy: LLMDPDPolicy,
     tasks: Sequence[str],
-    *,
-    text_table: torch.Tensor | None = None,
-    bank: TrajectoryPromptBank | None = None,
+    tables: PromptTables | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
     """Evaluate once: an :class:`Evaluator` that is made, called and closed.
@@ -194,12 +189,11 @@ def evaluate(
     Args:
         policy: to be evaluated.
         tasks: see :class:`Evaluator`.
-        text_table: see there.
-        bank: see there.
+        tables: see there.
         **options: of :class:`Evaluator`.
     """
     with Evaluator(tasks, **options) as evaluator:
-        return evaluator(policy, text_table=text_table, bank=bank)
+        return evaluator(policy, tables)
 
 
 def _run_group(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_en
 from llmdpd_torchrl.evaluation.suites import Suite
 from llmdpd_torchrl.evaluation.video import Frame, add_caption, render_frame, write_video
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["film_grid", "record_episode"]
@@ -25,10 +24,9 @@ def record_episode(
     policy: LLMDPDPolicy,
     task: str,
     path: str | os.PathLike[str],
+    tables: PromptTables | None = None,
     *,
     caption: str,
-    text_table: torch.Tensor | None = None,
-    bank: TrajectoryPromptBank | None = None,
     settings: EvaluationSettings | None = None,
     fps: float = 30,
     every: int = 2,
@@ -45,8 +43,7 @@ def record_episode(
         task: a Meta-World task.
         path: of the video, ``.mp4`` or ``.gif``.
         caption: burnt into a strip under the picture; whether it succeeded is added.
-        text_table: as for ``evaluate``.
-        bank: as for ``evaluate``.
+        tables: as for ``evaluate``.
         settings: as for ``evaluate``; the film shows one of its goals.
         fps: frames a second of the video.
         every: one frame in so many steps.
@@ -57,11 +54,10 @@ def record_episode(
     Raises:
         ConfigError: if nothing on this machine can render.
     """
-    shown = {"text_table": text_table, "bank": bank}
     settings = settings or EvaluationSettings()
     suite = settings.suite([task])
     frames, success, outcome = _film(
-        policy, suite, task, goal_index, shown, settings, every, size, progress
+        policy, suite, task, goal_index, tables, settings, every, size, progress
     )
     write_video(frames, path, fps, caption=f"{caption} [{outcome}]")
     return success
@@ -70,9 +66,8 @@ def record_episode(
 def film_grid(
     policy: LLMDPDPolicy,
     captions: Mapping[str, str],
+    tables: PromptTables | None = None,
     *,
-    text_table: torch.Tensor | None = None,
-    bank: TrajectoryPromptBank | None = None,
     settings: EvaluationSettings | None = None,
     suite: Suite | None = None,
     every: int = 4,
@@ -88,8 +83,7 @@ def film_grid(
         policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
         captions: by task, the text burnt into its tile; whether it succeeded, or its score, is
             added.
-        text_table: as for ``evaluate``.
-        bank: as for ``evaluate``.
+        tables: as for ``evaluate``.
         settings: as for ``evaluate``.
         suite: as for ``evaluate``.
         every: one frame in so many steps.
@@ -106,13 +100,12 @@ def film_grid(
     """
     if not captions:
         raise ConfigError("a grid of episodes needs at least one task")
-    shown = {"text_table": text_table, "bank": bank}
     settings = settings or EvaluationSettings()
     suite = settings.suite(list(captions)) if suite is None else suite
     films, outcomes = [], {}
     for task, caption in captions.items():
         frames, success, outcome = _film(
-            policy, suite, task, 0, shown, settings, every, size, progress
+            policy, suite, task, 0, tables, settings, every, size, progress
         )
         films.append(list(add_caption(frames, f"{caption} [{outcome}]")))
         outcomes[task] = success
@@ -140,7 +133,7 @@ def _film(
     suite: Suite,
     task: str,
     goal_index: int,
-    shown: dict[str, Any],
+    tables: PromptTables | None,
     settings: EvaluationSettings,
     every: int,
     size: tuple[int, int],
@@ -148,7 +141,7 @@ def _film(
 ) -> tuple[list[Frame], bool, str]:
     """The pictures of one episode, whether it succeeded, and what to say of that."""
     simulator = suite.make(task, render=size)
-    env = make_policy_env(policy, simulator, **shown)
+    env = make_policy_env(policy, simulator, tables or PromptTables())
     generator = settings.generator(goal_index)
     frames = []
     bar = tqdm(desc=f"film {task}", unit="step", disable=not progress)

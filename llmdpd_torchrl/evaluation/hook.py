@@ -15,7 +15,7 @@ from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
 from llmdpd_torchrl.evaluation.video import Frame
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
 
 __all__ = ["IntervalEvaluation"]
@@ -34,8 +34,7 @@ class IntervalEvaluation(TrainerHookBase):
         policy: shares its parameters with what is trained.
         every: updates between evaluations, a multiple of the trainer's ``log_every``.
         trained_tasks: which of the evaluator's tasks are trained on.
-        text_table: see :class:`Evaluator`.
-        bank: see there.
+        tables: prompts, see :class:`Evaluator`.
         best: where the policy that was best on the *trained* tasks is kept, if anywhere. It is
             chosen by evaluations during the training, and a figure of it is of such a selection.
         film: makes the pictures of a video, if there is to be one.
@@ -67,8 +66,7 @@ class IntervalEvaluation(TrainerHookBase):
         *,
         every: int,
         trained_tasks: list[str] | tuple[str, ...],
-        text_table: torch.Tensor | None = None,
-        bank: TrajectoryPromptBank | None = None,
+        tables: PromptTables | None = None,
         best: Path | None = None,
         film: Callable[[], list[Frame]] | None = None,
         fps: float = 30,
@@ -80,7 +78,7 @@ class IntervalEvaluation(TrainerHookBase):
         self.every = every
         self.seen = [task for task in evaluator.tasks if task in trained_tasks]
         self.unseen = [task for task in evaluator.tasks if task not in trained_tasks]
-        self.shown: dict[str, Any] = {"text_table": text_table, "bank": bank}
+        self.tables = tables
         self.best = best
         self.film = film
         self.fps = fps
@@ -107,7 +105,7 @@ class IntervalEvaluation(TrainerHookBase):
         """Evaluate, if it is time to."""
         if updates % self.every:
             return None
-        episodes = self.evaluator(self.policy, **self.shown)
+        episodes = self.evaluator(self.policy, self.tables)
         summary = summarise(episodes, self.seen, self.unseen)
         is_score = summary.measure == "score"
         name = "eval/score_" if is_score else "eval/success_"

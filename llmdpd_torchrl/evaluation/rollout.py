@@ -21,7 +21,7 @@ from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import environment_transforms
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["EvaluationSettings", "GroupTiming", "make_policy_env", "run_group"]
@@ -148,15 +148,10 @@ class GroupTiming(NamedTuple):
 
 
 def make_policy_env(
-    policy: LLMDPDPolicy,
-    env: SimulatorEnv | LanesEnv,
-    *,
-    text_table: torch.Tensor | None,
-    bank: TrajectoryPromptBank | None,
+    policy: LLMDPDPolicy, env: SimulatorEnv | LanesEnv, tables: PromptTables
 ) -> TransformedEnv:
-    """An environment that shows ``policy`` its prompts, encoded once per episode."""
-    transforms = environment_transforms(policy, text_table=text_table, bank=bank)
-    return TransformedEnv(env, Compose(*transforms))
+    """An environment that gives ``policy`` its prompts, encoded once per episode."""
+    return TransformedEnv(env, Compose(*environment_transforms(policy, tables)))
 
 
 def run_group(
@@ -165,8 +160,7 @@ def run_group(
     episodes: Sequence[EpisodeSpec],
     number: int,
     *,
-    text_table: torch.Tensor | None,
-    bank: TrajectoryPromptBank | None,
+    tables: PromptTables,
     settings: EvaluationSettings,
     pool: Pool | None = None,
 ) -> Iterator[EpisodeSpec | EpisodeResult | GroupTiming]:
@@ -177,8 +171,7 @@ def run_group(
         suite: makes the environments.
         episodes: of the group.
         number: of the group; seeds the actions' noise.
-        text_table: ``[T, D]`` text embeddings by task id, for a policy that reads them.
-        bank: trajectory prompts.
+        tables: prompts of the tasks.
         settings: see :class:`EvaluationSettings`.
         pool: of the suite's simulators, see :class:`~llmdpd_torchrl.envs.LanesEnv`.
 
@@ -190,7 +183,7 @@ def run_group(
     waiting = deque(episodes)
     current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
     lanes = LanesEnv(suite.make, [episode.task for episode in current], pool=pool)
-    env = make_policy_env(policy, lanes, text_table=text_table, bank=bank)
+    env = make_policy_env(policy, lanes, tables)
     try:
         for lane, episode in enumerate(current):
             lanes.assign(lane, *episode)

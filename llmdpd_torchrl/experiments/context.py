@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.prompts import TextPrompt
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.tasks.splits import TaskSplit
 
 __all__ = ["Family", "Run"]
@@ -67,10 +68,9 @@ class Run:
         output: folder of all artefacts.
         split: the tasks.
         dataset: transitions of the training tasks.
-        text_table: ``[T, D]`` embeddings of the text prompts, by task id.
-        text_encoder_identity: which encoder made them.
-        training_bank: trajectory prompts that the training samples from.
-        evaluation_bank: trajectory prompts of the evaluations.
+        training_prompts: texts and trajectories that the training samples from.
+        evaluation_prompts: those of the evaluations, also of held-out tasks.
+        text_encoder_identity: which encoder embedded the texts.
         support_hash: hash of the demonstrations of held-out tasks.
         fingerprint: hash of everything that the training depends on.
         policy: the trained policy.
@@ -91,10 +91,9 @@ class Run:
     output: Path
     split: TaskSplit
     dataset: Any = None
-    text_table: Any = None
+    training_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
+    evaluation_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
     text_encoder_identity: dict[str, Any] | None = None
-    training_bank: Any = None
-    evaluation_bank: Any = None
     support_hash: str | None = None
     fingerprint: str = ""
     policy: Any = None

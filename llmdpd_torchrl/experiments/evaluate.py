@@ -21,6 +21,7 @@ from llmdpd_torchrl.evaluation.video import Frame, rendering_backend, write_vide
 from llmdpd_torchrl.experiments.config import plain
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.files import write_json
 
 __all__ = [
@@ -58,26 +59,25 @@ def make_evaluator(
     return Evaluator(tasks, settings, suite=suite, backend=backend, progress=progress)
 
 
-def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> tuple[Any, Any]:
+def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTables:
     """The prompts of an evaluation on some tasks, default all, under the configured control."""
     cfg = run.cfg
     # In the table's order: where neighbours are alike, half the list away is not.
     tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
-    bank = run.evaluation_bank
+    tables = run.evaluation_prompts
     if cfg.evaluation.demonstration_share < 1:
-        bank = bank.beginnings(cfg.evaluation.demonstration_share)
-    table, bank = apply_control(
+        tables = tables.truncate(cfg.evaluation.demonstration_share)
+    tables = apply_control(
         cfg.evaluation.control,
         tasks,
-        run.text_table,
-        bank,
+        tables,
         encoder=plain(cfg.text_encoder),
         table=run.split.table,
         prompts=run.family.prompts(run),
     )
-    if bank is not None and cfg.evaluation.demonstrations > 1:
-        bank = bank.first(cfg.evaluation.demonstrations).joined()
-    return table, bank
+    if cfg.evaluation.demonstrations > 1:
+        tables = tables.first(cfg.evaluation.demonstrations).concatenated()
+    return tables
 
 
 def evaluate(run: Run) -> None:
@@ -113,9 +113,9 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
             return
     for stale in ("confusion.json", "episodes.mp4"):
         (output / stale).unlink(missing_ok=True)
-    table, bank = evaluation_prompts(run)
+    tables = evaluation_prompts(run)
     with make_evaluator(run, split.tasks, cfg.progress) as evaluator:
-        episodes = evaluator(policy, text_table=table, bank=bank)
+        episodes = evaluator(policy, tables)
     run.failed += sum(episode.error is not None for episode in episodes)
     summary = summarise(episodes, split.train, split.held_out)
     extra = {
@@ -149,9 +149,9 @@ def _evaluate_confusion(run: Run, policy: LLMDPDPolicy, output: Path) -> None:
         return
     if path.exists() and json.loads(path.read_text()).get("episodes") == count:
         return
-    table, bank = evaluation_prompts(run)
+    tables = evaluation_prompts(run)
     with make_evaluator(run, tasks, run.cfg.progress, episodes_per_task=count) as evaluator:
-        rates = confusion(evaluator, policy, text_table=table, bank=bank, table=run.split.table)
+        rates = confusion(evaluator, policy, tables, table=run.split.table)
     write_json(path, {"rates": rates, "episodes": count})
 
 
@@ -191,13 +191,12 @@ def _captions(run: Run) -> dict[str, str]:
 
 def _render(run: Run, progress: bool) -> list[Frame]:
     cfg = run.cfg
-    table, bank = evaluation_prompts(run)
+    tables = evaluation_prompts(run)
     settings = evaluation_settings(run)
     frames, _ = film_grid(
         run.policy,
         _captions(run),
-        text_table=table,
-        bank=bank,
+        tables,
         settings=settings,
         suite=run.family.suite(run, settings),
         every=cfg.video.every,

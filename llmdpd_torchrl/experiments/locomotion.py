@@ -31,6 +31,7 @@ from llmdpd_torchrl.experiments.protocols import (
 )
 from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
 from llmdpd_torchrl.prompts.relative_frame import FrameSpec
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -104,13 +105,14 @@ class Locomotion:
         dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.best_share))
         run.dataset = _of_tasks(dataset, split.train, split)
         length = cfg.trajectory_prompt.length
-        run.training_bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
-        run.evaluation_bank = run.training_bank
+        bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
+        run.training_prompts = run.evaluation_prompts = PromptTables(trajectories=bank)
         if split.held_out:
             support = _of_tasks(dataset, split.held_out, split)
             run.support_hash = support.manifest.data_hash
-            bank = TrajectoryPromptBank.from_dataset(support, length, trained_on=False)
-            run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
+            others = TrajectoryPromptBank.from_dataset(support, length, trained_on=False)
+            both = TrajectoryPromptBank.concatenate([bank, others])
+            run.evaluation_prompts = PromptTables(trajectories=both)
 
     def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
@@ -120,11 +122,12 @@ class Locomotion:
         """Look up the texts' embeddings, or the oracle's numbers."""
         names = run.split.table.names
         if run.cfg.text_encoder == ORACLE:
-            run.text_table = torch.tensor([[self._codes[name]] for name in names])
+            table = torch.tensor([[self._codes[name]] for name in names])
         else:
             encoder = make_text_encoder(plain(run.cfg.text_encoder))
-            run.text_table = text_embedding_table(names, encoder, self.protocol.prompts)
+            table = text_embedding_table(names, encoder, self.protocol.prompts)
             run.text_encoder_identity = encoder.identity
+        run.training_prompts.text = run.evaluation_prompts.text = table
 
     def network(self, run: Run) -> dict[str, Any]:
         """All of the state is seen, and compared as it is: there are no objects to relate to."""

@@ -30,6 +30,7 @@ from llmdpd_torchrl.prompts import (
     make_text_encoder,
     text_embedding_table,
 )
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -81,14 +82,15 @@ class MetaWorld:
         )
         run.dataset = _used(dataset, cfg)
         length = cfg.trajectory_prompt.length
-        run.training_bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
+        bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
+        run.training_prompts = PromptTables(trajectories=bank)
         self.demonstrate(run)
 
     def demonstrate(self, run: Run) -> None:
         """Collect the demonstrations of held-out tasks, and cut the prompts of evaluations."""
         cfg, split = run.cfg, run.split
         length = cfg.trajectory_prompt.length
-        run.evaluation_bank = run.training_bank
+        run.evaluation_prompts = run.training_prompts
         if not split.held_out:
             return
         folder = Path(cfg.data.folder) / _support_name(cfg)
@@ -99,7 +101,8 @@ class MetaWorld:
         )
         run.support_hash = demonstrations.manifest.data_hash
         bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
-        run.evaluation_bank = TrajectoryPromptBank.concatenate([run.training_bank, bank])
+        both = TrajectoryPromptBank.concatenate([run.training_prompts.trajectories, bank])
+        run.evaluation_prompts = PromptTables(run.training_prompts.text, both)
 
     def prompts(self, run: Run | None) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""
@@ -111,9 +114,10 @@ class MetaWorld:
         run.text_encoder_identity = encoder.identity
         if run.cfg.texts == "random":
             texts = [self.prompts(run)[name].render() for name in names]
-            run.text_table = embed_texts(random_strings(texts), encoder)
+            table = embed_texts(random_strings(texts), encoder)
         else:
-            run.text_table = text_embedding_table(names, encoder)
+            table = text_embedding_table(names, encoder)
+        run.training_prompts.text = run.evaluation_prompts.text = table
 
     def network(self, run: Run) -> dict[str, Any]:
         """Nothing: the networks' defaults are Meta-World's."""

@@ -85,7 +85,7 @@ def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraini
 
 def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
     """The policy, untrained, and its networks with the critics."""
-    cfg, dataset, table = run.cfg, run.dataset, run.text_table
+    cfg, dataset, table = run.cfg, run.dataset, run.training_prompts.text
     trained = dataset.trajectory_task.unique()
     config = read(
         NetworkConfig,
@@ -124,15 +124,14 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     scale = settings.pop("reward_scale", 1.0)
     transforms = training_transforms(
         policy,
-        text_table=run.text_table,
-        bank=run.training_bank,
+        run.training_prompts,
         prompts_per_task=cfg.trajectory_prompt.per_task,
         open_probability=cfg.trajectory_prompt.open_probability,
         augment=cfg.trajectory_prompt.augment,
         dataset=run.dataset,
     )
     transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
-    prompt_network = policy.prompt_network(run.text_table, run.training_bank)
+    prompt_network = policy.prompt_network(run.training_prompts)
     loss = algorithm.make_loss(networks, prompt_network, **settings)
     logger = make_logger(
         directory=run.output,
@@ -162,7 +161,6 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
 def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.ExitStack) -> None:
     """Let the training be evaluated now and then, until the stack is closed."""
     cfg, split = run.cfg, run.split
-    table, bank = evaluation_prompts(run)
     interim = {"episodes_per_task": cfg.evaluation.every_episodes}
     evaluator = make_evaluator(run, split.tasks, progress=False, **interim)
     IntervalEvaluation(
@@ -170,8 +168,7 @@ def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.Exi
         run.policy,
         every=cfg.evaluation.every,
         trained_tasks=split.train,
-        text_table=table,
-        bank=bank,
+        tables=evaluation_prompts(run),
         best=run.output / "best" / "checkpoint",
         film=video_renderer(run),
         fps=cfg.video.fps,

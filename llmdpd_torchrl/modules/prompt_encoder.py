@@ -12,7 +12,7 @@ from tensordict.utils import NestedKey
 from torch import nn
 
 from llmdpd_torchrl.modules.activations import make_activation
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 
 __all__ = ["PromptEncoder", "PromptNetwork", "TextHead", "TrajectoryEncoder"]
 
@@ -211,8 +211,7 @@ class PromptNetwork(TensorDictModuleBase):
 
     Args:
         encoder: the trainable part.
-        text_table: ``[T, D]`` frozen text embeddings (mode ``index``).
-        bank: trajectory prompts (mode ``index``).
+        tables: the prompts that rows point into (mode ``index``).
         out_key: where z is written, ``"prompt_embedding"`` [*, d_z].
 
     ``in_keys`` are ``("prompt", "text_index")`` and ``("prompt", "trajectory_index")`` [*, 1], or
@@ -226,7 +225,7 @@ class PromptNetwork(TensorDictModuleBase):
         >>> from tensordict import TensorDict
         >>> table = torch.randn(10, 576)
         >>> encoder = PromptEncoder(TextHead(table, features=32), None)
-        >>> network = PromptNetwork(encoder, text_table=table)
+        >>> network = PromptNetwork(encoder, PromptTables(text=table))
         >>> rows = torch.tensor([[3], [7], [3]])
         >>> batch = TensorDict({"prompt": {"text_index": rows}}, [3])
         >>> network(batch)["prompt_embedding"].shape
@@ -236,18 +235,19 @@ class PromptNetwork(TensorDictModuleBase):
     def __init__(
         self,
         encoder: PromptEncoder,
+        tables: PromptTables | None = None,
         *,
-        text_table: torch.Tensor | None = None,
-        bank: TrajectoryPromptBank | None = None,
         out_key: NestedKey = "prompt_embedding",
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.indexed = text_table is not None or bank is not None
-        if self.indexed and (encoder.text is None) != (text_table is None):
-            raise ValueError("give a text_table exactly if the encoder has a text head")
-        if self.indexed and (encoder.trajectory is None) != (bank is None):
-            raise ValueError("give a bank exactly if the encoder has a trajectory encoder")
+        self.indexed = tables is not None
+        text_table = None if tables is None else tables.text
+        bank = None if tables is None else tables.trajectories
+        if self.indexed and encoder.text is not None and text_table is None:
+            raise ValueError("the encoder has a text head: give PromptTables with texts")
+        if self.indexed and encoder.trajectory is not None and bank is None:
+            raise ValueError("the encoder reads trajectories: give PromptTables with trajectories")
         # Plain attributes: the tables are data, and must not enter a state_dict or a target copy.
         self._text_table = text_table
         self._bank = None if bank is None else bank.prompts

@@ -23,7 +23,7 @@ from llmdpd_torchrl.policies.card import write_card
 from llmdpd_torchrl.policies.hub import download_policy, looks_like_hub_id, upload_policy
 from llmdpd_torchrl.policies.prompted import PromptedPolicy
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, first_line
 from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json, write_tensors
 from llmdpd_torchrl.utils.seal import check_kinds
@@ -104,64 +104,50 @@ class LLMDPDPolicy:
         """
         return PromptedPolicy(self, text=text, trajectories=trajectories, trained_task=trained_task)
 
-    def prompt_network(
-        self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
-    ) -> PromptNetwork | None:
-        """The encoder on tables of prompts; those that the policy does not read are left out."""
-        text_table, bank = self.tables(text_table, bank)
-        if self.encoder is None:
-            return None
-        return PromptNetwork(
-            self.encoder,
-            text_table=None if self.encoder.text is None else text_table,
-            bank=None if self.encoder.trajectory is None else bank,
+    def prompt_network(self, tables: PromptTables) -> PromptNetwork | None:
+        """The encoder on tables of prompts; ``None`` for a policy without encoder."""
+        tables = self.filled(tables)
+        return None if self.encoder is None else PromptNetwork(self.encoder, tables)
+
+    def filled(self, tables: PromptTables) -> PromptTables:
+        """The tables, checked, with an empty one in place of each that is missing."""
+        self.check_tables(tables)
+        config = self.config
+        return tables.filled(
+            config.text_dim, config.trajectory_length, config.observation_dim, config.action_dim
         )
 
-    def tables(
-        self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
-    ) -> tuple[torch.Tensor, TrajectoryPromptBank]:
-        """The tables, checked, and empty ones in the place of those that are not given."""
-        self.check_tables(text_table, bank)
-        config = self.config
-        if text_table is None:
-            text_table = torch.zeros(1, config.text_dim)
-        if bank is None:
-            bank = TrajectoryPromptBank.empty(
-                config.trajectory_length, config.observation_dim, config.action_dim
-            )
-        return text_table, bank
-
-    def retrieval(self, bank: TrajectoryPromptBank) -> PromptRetrieval:
-        """What a policy that retrieves reads the prompts in ``bank`` with."""
-        config = self.config
+    def retrieval(self, tables: PromptTables) -> PromptRetrieval:
+        """What a policy that retrieves reads trajectory prompts with."""
+        config, bank = self.config, self.filled(tables).trajectories
+        assert bank is not None
         return PromptRetrieval(
             bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
         )
 
-    def check_tables(
-        self, text_table: torch.Tensor | None, bank: TrajectoryPromptBank | None
-    ) -> None:
-        """Check that the tables of all prompts are there that the policy can not do without.
+    def check_tables(self, tables: PromptTables) -> None:
+        """Check that all prompts are there that the policy cannot do without.
 
         Raises:
-            ConfigError: if one is missing, or the prompts have another length.
+            ConfigError: if prompts are missing, or have another length.
         """
-        config = self.config
-        if config.uses_text and text_table is None and not config.text_dropout:
-            raise ConfigError("this policy reads text prompts: give a text_table")
+        config, bank = self.config, tables.trajectories
+        if config.uses_text and tables.text is None and not config.text_dropout:
+            raise ConfigError("this policy reads text prompts: give PromptTables(text=...)")
         if config.uses_trajectory and bank is None and not config.trajectory_dropout:
-            raise ConfigError("this policy reads trajectory prompts: give a bank")
+            raise ConfigError(
+                "this policy reads trajectory prompts: give PromptTables(trajectories=...)"
+            )
         if bank is None or not config.uses_trajectory:
             return
-        # Several demonstrations may be joined where they are only retrieved from.
-        is_joined = "start" in bank.prompts.keys()  # noqa: SIM118 (no dictionary)
-        if is_joined and not config.retrieves:
+        # Concatenated demonstrations can only be retrieved from.
+        if bank.is_concatenated and not config.retrieves:
             raise ConfigError(
-                "this policy pools its trajectory prompt and can not read joined demonstrations: "
-                "show one (evaluation.demonstrations=1)"
+                "this policy pools its trajectory prompt and cannot read concatenated "
+                "demonstrations: give one per task (evaluation.demonstrations=1)"
             )
         rest = bank.length % config.trajectory_length
-        if rest or (bank.length > config.trajectory_length and not is_joined):
+        if rest or (bank.length > config.trajectory_length and not bank.is_concatenated):
             raise ConfigError(
                 f"the prompts have {bank.length} steps, this policy was trained with "
                 f"{config.trajectory_length}: cut them to that length"

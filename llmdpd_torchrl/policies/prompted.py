@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank, cut_trajectory
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
@@ -85,14 +86,11 @@ class PromptedPolicy(TensorDictModuleBase):
         self.out_keys = list(policy.actor.out_keys)
         table = None if text is None else _embedding(text, policy)
         bank = _bank(trajectories, policy) if trajectories else None
-        has_text, has_trajectory = table is not None, bank is not None
-        table, bank = policy.tables(table, bank)
-        self.retrieval = policy.retrieval(bank) if config.retrieves else None
-        self.row = 0 if has_trajectory else -1
-        self.is_open = trained_task or not has_trajectory
-        self.register_buffer(
-            "embedding", _embed(policy, table, bank, has_text, has_trajectory), persistent=False
-        )
+        tables = PromptTables(table, bank)
+        self.retrieval = policy.retrieval(tables) if config.retrieves else None
+        self.row = -1 if bank is None else 0
+        self.is_open = trained_task or bank is None
+        self.register_buffer("embedding", _embed(policy, tables), persistent=False)
 
     @dispatch(auto_batch_size=False)
     def forward(
@@ -168,20 +166,19 @@ def _bank(trajectories: Sequence[TensorDictBase], policy: LLMDPDPolicy) -> Traje
     prompts = torch.stack([cut_trajectory(t, config.trajectory_length) for t in trajectories])
     nobody = torch.full((len(trajectories),), -1)
     bank = TrajectoryPromptBank(prompts, nobody, nobody.clone())
-    return bank.joined() if config.retrieves and len(trajectories) > 1 else bank
+    return bank.concatenated() if config.retrieves and len(trajectories) > 1 else bank
 
 
 @torch.no_grad()
-def _embed(
-    policy: LLMDPDPolicy,
-    table: Tensor,
-    bank: TrajectoryPromptBank,
-    has_text: bool,
-    has_trajectory: bool,
-) -> Tensor | None:
+def _embed(policy: LLMDPDPolicy, tables: PromptTables) -> Tensor | None:
     """z ``[d_z]``, the mean over the demonstrations; ``None`` if nothing is embedded."""
+    filled = policy.filled(tables)
     if policy.encoder is None:
         return None
+    table, bank = filled.text, filled.trajectories
+    assert table is not None
+    assert bank is not None
+    has_text, has_trajectory = tables.text is not None, tables.trajectories is not None
     count = len(bank)
     device = next(policy.encoder.parameters()).device
     z = policy.encoder(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
@@ -24,9 +23,8 @@ __all__ = ["environment_transforms", "training_transforms"]
 
 def training_transforms(
     policy: LLMDPDPolicy,
+    tables: PromptTables,
     *,
-    text_table: torch.Tensor | None,
-    bank: TrajectoryPromptBank | None,
     prompts_per_task: int = 2,
     open_probability: float = 0.5,
     augment: bool = True,
@@ -36,8 +34,7 @@ def training_transforms(
 
     Args:
         policy: what it reads decides what is written.
-        text_table: ``[T, D]``, see :class:`TextPromptTransform`.
-        bank: prompts cut from the training data.
+        tables: prompts of the training tasks, the trajectories cut from the training data.
         prompts_per_task: see :class:`TrajectoryPromptTransform`.
         open_probability: see :class:`ObservationGateTransform`.
         augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
@@ -45,8 +42,7 @@ def training_transforms(
     """
     transforms = _transforms(
         policy,
-        text_table,
-        bank,
+        tables,
         prompts_per_task=prompts_per_task,
         open_probability=open_probability,
         dataset=dataset,
@@ -57,22 +53,20 @@ def training_transforms(
 
 def environment_transforms(
     policy: LLMDPDPolicy,
+    tables: PromptTables,
     *,
-    text_table: torch.Tensor | None,
-    bank: TrajectoryPromptBank | None,
     choice: str = "first",
 ) -> list[Transform]:
     """Transforms of an environment: the same, and the prompt embedding, once per episode.
 
     Args:
         policy: what it reads decides what is written.
-        text_table: ``[T, D]``, see :class:`TextPromptTransform`; ``None`` shows no text to a policy
-            that can do without.
-        bank: prompts of every task that is going to be met; likewise.
+        tables: prompts of every task of the environment; a policy that was trained with prompt
+            dropout can do without.
         choice: see :class:`TrajectoryPromptTransform`.
     """
-    transforms = _transforms(policy, text_table, bank, choice=choice)
-    network = policy.prompt_network(text_table, bank)
+    transforms = _transforms(policy, tables, choice=choice)
+    network = policy.prompt_network(tables)
     if network is not None and policy.encoder is not None:
         transforms.append(PromptEmbeddingTransform(network, policy.encoder.embedding_dim))
     return transforms
@@ -80,8 +74,7 @@ def environment_transforms(
 
 def _transforms(
     policy: LLMDPDPolicy,
-    text_table: torch.Tensor | None,
-    bank: TrajectoryPromptBank | None,
+    tables: PromptTables,
     *,
     prompts_per_task: int = 2,
     open_probability: float = 0.5,
@@ -90,19 +83,19 @@ def _transforms(
 ) -> list[Transform]:
     config = policy.config
     transforms: list[Transform] = []
-    policy.check_tables(text_table, bank)
+    policy.check_tables(tables)
     if config.uses_text:
         transforms.append(
             AbsentPromptTransform([("prompt", "text_index")])
-            if text_table is None
-            else TextPromptTransform(text_table, mode="index", dropout=config.text_dropout)
+            if tables.text is None
+            else TextPromptTransform(tables.text, mode="index", dropout=config.text_dropout)
         )
     if config.uses_trajectory:
         transforms.append(
             AbsentPromptTransform([("prompt", "trajectory_index")])
-            if bank is None
+            if tables.trajectories is None
             else TrajectoryPromptTransform(
-                bank,
+                tables.trajectories,
                 mode="tensor" if config.reads_sequences else "index",
                 prompts_per_task=prompts_per_task,
                 choice=choice,
@@ -123,7 +116,6 @@ def _transforms(
         )
     if config.retrieves:
         trained: Sequence[int] = policy.info["trained_task_ids"]
-        _, prompts = policy.tables(text_table, bank)
-        transforms.append(PromptContextTransform(policy.retrieval(prompts)))
+        transforms.append(PromptContextTransform(policy.retrieval(tables)))
         transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
     return transforms

@@ -18,6 +18,7 @@ from llmdpd_torchrl.prompts.encoders import (
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS, HuggingFaceEncoder
 from llmdpd_torchrl.prompts.similarity import centred_similarity, nearest_tasks
 from llmdpd_torchrl.prompts.storage import cache_root
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.text import PROMPT_SUITES, TextPrompt, load_text_prompts
 from llmdpd_torchrl.prompts.velocity import velocity_prompt, velocity_task
 
@@ -28,6 +29,7 @@ __all__ = [
     "QUANTIZATIONS",
     "HuggingFaceEncoder",
     "MiniLMEncoder",
+    "PromptTables",
     "SmolLM2Encoder",
     "TextEncoder",
     "TextPrompt",

@@ -40,8 +40,8 @@ class PromptRetrieval:
       know it on tasks it was trained on: these columns are for those.
 
     Nothing of it is trained, so that transforms compute it and no gradient is lost. Of a task's
-    several demonstrations, joined by :meth:`~llmdpd_torchrl.prompts.trajectory.\
-TrajectoryPromptBank.joined`, the nearest step of all is read.
+    several demonstrations, concatenated by :meth:`~llmdpd_torchrl.prompts.trajectory.\
+TrajectoryPromptBank.concatenated`, the nearest step of all is read.
 
     Args:
         bank: the prompts.

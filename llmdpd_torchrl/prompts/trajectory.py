@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import nn
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
 from llmdpd_torchrl.utils.errors import PromptError
@@ -46,11 +46,11 @@ def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
     return torch.cat([cut, padding])
 
 
-@dataclass
-class TrajectoryPromptBank:
-    """All trajectories that may be shown as prompts, cut to one length.
+class TrajectoryPromptBank(nn.Module):
+    """All trajectories that a policy may be prompted with, cut to one length.
 
-    A transition never carries a prompt, only the prompt's row in this bank.
+    A transition never carries a prompt, only the prompt's row in this bank. The tensors are
+    non-persistent buffers: they follow ``.to()`` and stay out of a ``state_dict``.
 
     Args:
         prompts: TensorDict ``[P, L]``, rows as :func:`cut_trajectory` makes them.
@@ -67,17 +67,37 @@ class TrajectoryPromptBank:
         ([0, 1], 3)
     """
 
-    prompts: TensorDictBase
     task_id: torch.Tensor
     trajectory_id: torch.Tensor
+
+    def __init__(
+        self, prompts: TensorDictBase, task_id: torch.Tensor, trajectory_id: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.entries = tuple(prompts.keys())
+        for name in self.entries:
+            self.register_buffer(f"prompt_{name}", prompts.get(name), persistent=False)
+        self.register_buffer("task_id", task_id, persistent=False)
+        self.register_buffer("trajectory_id", trajectory_id, persistent=False)
 
     def __len__(self) -> int:
         return len(self.task_id)
 
     @property
+    def prompts(self) -> TensorDictBase:
+        """TensorDict ``[P, L]`` of the buffers, which it shares."""
+        columns = {name: self.get_buffer(f"prompt_{name}") for name in self.entries}
+        return TensorDict(columns, [len(self), self.length])
+
+    @property
     def length(self) -> int:
         """L, the number of steps of a prompt."""
-        return self.prompts.shape[1]
+        return self.get_buffer(f"prompt_{self.entries[0]}").shape[1]
+
+    @property
+    def is_concatenated(self) -> bool:
+        """Whether a prompt holds several demonstrations, see :meth:`concatenated`."""
+        return "start" in self.entries
 
     def rows_of(self, task_id: int) -> torch.Tensor:
         """Rows of the prompts of one task, ``[n]`` int64."""
@@ -165,38 +185,40 @@ class TrajectoryPromptBank:
             self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
         )
 
-    def beginnings(self, share: float) -> TrajectoryPromptBank:
-        """The same prompts, of each only the first steps: as if it had been cut short.
+    def truncate(self, fraction: float) -> TrajectoryPromptBank:
+        """The same prompts with only the first steps of each, the others padded.
 
         Args:
-            share: of the steps of each prompt, above 0 and at most 1; two are always left.
+            fraction: of the steps of each prompt, above 0 and at most 1; two steps always remain.
 
         Raises:
-            PromptError: if the prompts hold several demonstrations: cut first, then join.
+            PromptError: if the prompts hold several demonstrations: truncate before.
 
         Examples:
             >>> mask = torch.tensor([[True, True, True, True, False]])
             >>> bank = TrajectoryPromptBank(
             ...     TensorDict({"mask": mask}, [1, 5]), torch.tensor([7]), torch.tensor([0])
             ... )
-            >>> bank.beginnings(0.5).prompts["mask"].tolist()
+            >>> bank.truncate(0.5).prompts["mask"].tolist()
             [[True, True, False, False, False]]
         """
-        if "start" in self.prompts.keys():  # noqa: SIM118 (no dictionary)
-            raise PromptError("joined demonstrations can not be cut short: cut them, then join")
-        mask = self.prompts["mask"]
-        steps = mask.sum(-1, keepdim=True)
-        kept = (share * steps).ceil().long().clamp(min=2).minimum(steps)
-        is_left = torch.arange(self.length) < kept
+        if self.is_concatenated:
+            raise PromptError(
+                "concatenated demonstrations cannot be truncated: truncate, then concatenate"
+            )
         prompts = self.prompts.clone()
+        steps = prompts["mask"].sum(-1, keepdim=True)
+        remaining = (fraction * steps).ceil().long().clamp(min=2).minimum(steps)
+        is_padding = torch.arange(self.length, device=steps.device) >= remaining
         for value in prompts.values():
-            value[~is_left] = 0  # as the padding of shorter trajectories; in the mask: False
+            value[is_padding] = 0  # as the padding of shorter trajectories; in the mask: False
         return TrajectoryPromptBank(prompts, self.task_id, self.trajectory_id)
 
-    def joined(self) -> TrajectoryPromptBank:
-        """One prompt a task, of all its demonstrations one after the other, to be retrieved from.
+    def concatenated(self) -> TrajectoryPromptBank:
+        """One prompt per task with all its demonstrations one after the other, for retrieval.
 
-        ``start`` and ``end`` [L'] say of every step where its own demonstration starts and ends.
+        The entries ``start`` and ``end`` [L'] give, for every step, the first and the last step of
+        its own demonstration.
 
         Returns:
             a bank of ``[T, n · L]``, n being the largest number of demonstrations of a task.
@@ -205,11 +227,11 @@ class TrajectoryPromptBank:
             >>> mask = torch.tensor([[True, True, False], [True, True, True]])
             >>> prompts = TensorDict({"mask": mask}, batch_size=[2, 3])
             >>> bank = TrajectoryPromptBank(prompts, torch.tensor([7, 7]), torch.tensor([0, 1]))
-            >>> bank.joined().prompts["end"].tolist()
+            >>> bank.concatenated().prompts["end"].tolist()
             [[1, 1, 1, 5, 5, 5]]
         """
         if not len(self):
-            raise PromptError("there is no trajectory prompt to join: the bank is empty")
+            raise PromptError("there is no trajectory prompt to concatenate: the bank is empty")
         tasks = self.task_id.unique()
         rows = [self.rows_of(int(task)) for task in tasks]
         count = max(len(of_task) for of_task in rows)

@@ -204,8 +204,9 @@ def test_cloning_reads_a_prompt():
     torch.manual_seed(0)
     networks = make_networks(config)
     from llmdpd_torchrl.modules import PromptNetwork
+    from llmdpd_torchrl.prompts import PromptTables
 
-    prompt = PromptNetwork(networks.encoder, text_table=torch.randn(3, 6), bank=None)
+    prompt = PromptNetwork(networks.encoder, PromptTables(torch.randn(3, 6)))
     loss = ALGORITHMS["bc"].make_loss(networks, prompt, gamma=0.9)
     data = bandit(4)
     data["prompt", "text_index"] = torch.tensor([[0], [1], [2], [0]])

@@ -5,27 +5,28 @@ from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.modules import NetworkConfig
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def test_one_demonstration_opens_a_window(dataset):
     """No training, other placements than the demonstration's."""
-    bank = TrajectoryPromptBank.from_dataset(dataset, 128)
+    tables = PromptTables(trajectories=TrajectoryPromptBank.from_dataset(dataset, 128))
     settings = EvaluationSettings(episodes_per_task=3, max_steps=200)
     episodes = evaluate(
-        retrieve_and_play_policy(), ["window-open-v3"], bank=bank, settings=settings,
+        retrieve_and_play_policy(), ["window-open-v3"], tables, settings=settings,
         workers=1, progress=False,
     )  # fmt: skip
     assert all(episode.success for episode in episodes)
 
 
 def test_it_acts_in_a_rollout(dataset):
-    bank = TrajectoryPromptBank.from_dataset(dataset, 128)
+    tables = PromptTables(trajectories=TrajectoryPromptBank.from_dataset(dataset, 128))
     policy = retrieve_and_play_policy()
     settings = EvaluationSettings(episodes_per_task=1, max_steps=5)
     simulator = settings.suite(["reach-v3"]).make("reach-v3")
-    env = make_policy_env(policy, simulator, text_table=None, bank=bank)
+    env = make_policy_env(policy, simulator, tables)
     rollout = env.rollout(5, policy.actor)
     assert rollout["action"].shape == (5, 4)
     assert env.action_spec.is_in(rollout["action"][0])

@@ -14,6 +14,7 @@ from llmdpd_torchrl.evaluation.controls import (
 )
 from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -33,9 +34,10 @@ TASKS = ("reach-v3", "window-open-v3")
     ],
 )
 def test_what_is_shown(bank, control, text, trajectory):
-    shown = apply_control(control, TASKS, TABLE, bank)
-    assert (shown[0] is TABLE, shown[1] is bank) == (text, trajectory)
-    assert [value is None for value in shown] == [not text, not trajectory]
+    tables = apply_control(control, TASKS, PromptTables(TABLE, bank))
+    assert (tables.text is TABLE, tables.trajectories is bank) == (text, trajectory)
+    missing = [value is None for value in (tables.text, tables.trajectories)]
+    assert missing == [not text, not trajectory]
 
 
 def test_texts_in_other_words_and_no_words_at_all(bank, monkeypatch):
@@ -46,22 +48,23 @@ def test_texts_in_other_words_and_no_words_at_all(bank, monkeypatch):
         return torch.zeros(len(texts), 1)
 
     monkeypatch.setattr("llmdpd_torchrl.evaluation.controls.embed_texts", embed)
-    table, shown = apply_control("random_text", TASKS, TABLE, bank)
-    assert shown is None
-    assert table.shape == (50, 1)
+    tables = apply_control("random_text", TASKS, PromptTables(TABLE, bank))
+    assert tables.trajectories is None
+    assert tables.text.shape == (50, 1)
     prompts = load_text_prompts()
     expected = [prompts[name].render() for name in METAWORLD_TASKS.names]
     assert [len(text) for text in asked] == [len(text) for text in expected]
     assert not set(asked) & set(expected)
     assert random_strings(expected) == asked  # the same in every run
-    table, shown = apply_control("paraphrase", TASKS, TABLE, bank)
-    assert shown is None
+    tables = apply_control("paraphrase", TASKS, PromptTables(TABLE, bank))
+    assert tables.trajectories is None
     paraphrase = embed_texts([prompts["reach-v3"].paraphrases[0]])[0]
-    assert torch.equal(table[REACH], paraphrase)
+    assert torch.equal(tables.text[REACH], paraphrase)
 
 
 def test_every_task_is_shown_anothers_prompts(bank):
-    table, swapped = swap_prompts(TASKS, TABLE, bank)
+    tables = swap_prompts(TASKS, PromptTables(TABLE, bank))
+    table, swapped = tables.text, tables.trajectories
     assert (table[REACH].item(), table[WINDOW].item()) == (WINDOW, REACH)
     others = [task for task in range(50) if task not in (REACH, WINDOW)]
     assert torch.equal(table[others], TABLE[others])
@@ -72,7 +75,7 @@ def test_every_task_is_shown_anothers_prompts(bank):
 
 def test_no_task_keeps_its_own_and_none_gets_anothers_twice():
     tasks = METAWORLD_TASKS.names[:7]
-    table, _ = swap_prompts(tasks, TABLE, None)
+    table = swap_prompts(tasks, PromptTables(TABLE)).text
     ids = [METAWORLD_TASKS.index(name) for name in tasks]
     shown = table[ids].squeeze(-1).tolist()
     assert sorted(shown) == sorted(ids)
@@ -91,9 +94,9 @@ def test_shuffling_keeps_the_steps_and_the_padding(bank):
 
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match=f"use one of {', '.join(CONTROLS)}"):
-        apply_control("nothing", TASKS, TABLE, None)
+        apply_control("nothing", TASKS, PromptTables(TABLE))
     with pytest.raises(ConfigError, match="at least two tasks"):
-        apply_control("wrong", TASKS[:1], TABLE, None)
+        apply_control("wrong", TASKS[:1], PromptTables(TABLE))
 
 
 @pytest.mark.parametrize(
@@ -122,22 +125,22 @@ def test_what_can_be_shown_passes():
         check_control("wrong", 1, NetworkConfig(), TASKS[:1])
 
 
-def test_joined_demonstrations_are_not_shuffled(bank):
-    with pytest.raises(ConfigError, match="shuffle them, then join"):
-        shuffle_steps(bank.joined())
-    assert shuffle_steps(bank).joined().prompts["mask"].any()
+def test_concatenated_demonstrations_are_not_shuffled(bank):
+    with pytest.raises(ConfigError, match="shuffle, then concatenate"):
+        shuffle_steps(bank.concatenated())
+    assert shuffle_steps(bank).concatenated().prompts["mask"].any()
 
 
 def test_confusion_shows_every_task_every_tasks_prompts(dataset):
     """Retrieve-and-play opens a window by the window's demonstration only."""
     policy = retrieve_and_play_policy()
-    bank = TrajectoryPromptBank.from_dataset(dataset, 128)
+    tables = PromptTables(trajectories=TrajectoryPromptBank.from_dataset(dataset, 128))
     tasks = ("window-open-v3", "reach-v3")
     settings = EvaluationSettings(episodes_per_task=2, max_steps=150)
     with Evaluator(tasks, settings, workers=1, progress=False) as evaluator:
-        rates = confusion(evaluator, policy, bank=bank)
+        rates = confusion(evaluator, policy, tables)
     assert rates["window-open-v3"]["window-open-v3"] == 1.0
     assert rates["window-open-v3"]["reach-v3"] == 0.0
     assert set(rates["reach-v3"]) == set(tasks)
     with pytest.raises(ConfigError, match="at least two tasks"):
-        confusion(Evaluator(tasks[:1], settings), policy, bank=bank)
+        confusion(Evaluator(tasks[:1], settings), policy, tables)

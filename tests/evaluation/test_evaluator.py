@@ -14,6 +14,7 @@ from llmdpd_torchrl.evaluation import (
 )
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
@@ -175,6 +176,6 @@ def test_prompts_must_be_there_for_every_environment():
                          observation_keep=["state"], trajectory_length=4, conditioning="pooled",
                          frame={"values": ["state"], "weights": [None]})  # fmt: skip
     settings = EvaluationSettings(episodes_per_task=1)
-    bank = TrajectoryPromptBank.empty(4, 11, 3)
+    tables = PromptTables(trajectories=TrajectoryPromptBank.empty(4, 11, 3))
     with pytest.raises(PromptError, match="no trajectory prompt for hopper"):
-        evaluate(policy, ["hopper"], bank=bank, settings=settings, suite=suite, workers=1)
+        evaluate(policy, ["hopper"], tables, settings=settings, suite=suite, workers=1)

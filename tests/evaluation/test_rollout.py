@@ -12,6 +12,7 @@ from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.evaluation.video import rendering_backend
 from llmdpd_torchrl.modules.build import NetworkConfig, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")
@@ -34,13 +35,13 @@ def make_policy(**changes):
     return LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [40]})
 
 
-def run(policy, episodes, settings, text_table=TABLE, bank=None, number=0):
+def run(policy, episodes, settings, bank=None, number=0):
     """One group's results, by episode, and everything that it yielded."""
     tasks = list(dict.fromkeys(task for task, _ in episodes))
     events = list(
         run_group(
             policy, settings.suite(tasks), [EpisodeSpec(*e) for e in episodes], number,
-            text_table=text_table, bank=bank, settings=settings,
+            tables=PromptTables(TABLE, bank), settings=settings,
         )
     )  # fmt: skip
     results = [event for event in events if isinstance(event, EpisodeResult)]
@@ -173,7 +174,7 @@ def test_every_group_has_all_tasks():
 def test_the_environment_shows_what_the_policy_reads(bank):
     policy = make_policy()
     simulator = SETTINGS.suite(["reach-v3"]).make("reach-v3")
-    env = make_policy_env(policy, simulator, text_table=TABLE, bank=bank)
+    env = make_policy_env(policy, simulator, PromptTables(TABLE, bank))
     assert isinstance(env.base_env, MetaWorldEnv)
     env.base_env.choose_episode(1)
     state = env.reset()
@@ -185,12 +186,13 @@ def test_the_environment_shows_what_the_policy_reads(bank):
 
 
 def test_wrong_requests(bank):
+    tables = PromptTables(TABLE, bank)
     with pytest.raises(ConfigError, match="unknown task"):
-        evaluate(make_policy(), ["nothing-v3"], text_table=TABLE, bank=bank, progress=False)
-    with pytest.raises(ConfigError, match="give a bank"):
-        evaluate(make_policy(), TASKS, text_table=TABLE, progress=False)
+        evaluate(make_policy(), ["nothing-v3"], tables, progress=False)
+    with pytest.raises(ConfigError, match=r"trajectories=\.\.\."):
+        evaluate(make_policy(), TASKS, PromptTables(TABLE), progress=False)
     with pytest.raises(PromptError, match="no trajectory prompt for sweep-v3"):
-        evaluate(make_policy(), ["sweep-v3"], text_table=TABLE, bank=bank, progress=False)
+        evaluate(make_policy(), ["sweep-v3"], tables, progress=False)
     for wrong in (
         {"episodes_per_task": 0},
         {"max_steps": 0},
@@ -212,9 +214,8 @@ def test_a_film(tmp_path, bank):
         make_policy(),
         "reach-v3",
         path,
+        PromptTables(TABLE, bank),
         caption="reach",
-        text_table=TABLE,
-        bank=bank,
         settings=SETTINGS,
         every=4,
         size=(160, 120),
@@ -230,15 +231,14 @@ def test_a_film(tmp_path, bank):
 @pytest.mark.parametrize("shown", ["text", "trajectory", "nothing"])
 def test_a_policy_that_learnt_to_do_without_a_prompt_acts_without(bank, conditioning, shown):
     policy = make_policy(conditioning=conditioning, text_dropout=0.2, trajectory_dropout=0.2)
-    tables = {
-        "text_table": TABLE if shown == "text" else None,
-        "bank": bank if shown == "trajectory" else None,
-    }
-    episodes = evaluate(policy, TASKS, settings=SETTINGS, workers=1, progress=False, **tables)
+    tables = PromptTables(
+        TABLE if shown == "text" else None, bank if shown == "trajectory" else None
+    )
+    episodes = evaluate(policy, TASKS, tables, settings=SETTINGS, workers=1, progress=False)
     assert len(episodes) == 4
     strict = make_policy(conditioning=conditioning)
     with pytest.raises(ConfigError, match="this policy reads"):
-        evaluate(strict, TASKS, settings=SETTINGS, workers=1, progress=False, **tables)
+        evaluate(strict, TASKS, tables, settings=SETTINGS, workers=1, progress=False)
 
 
 @pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])

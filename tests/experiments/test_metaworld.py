@@ -63,14 +63,14 @@ def test_what_is_as_usual_leaves_the_fingerprint_as_it_was(folder):
 
 def test_demonstrations_of_another_expert_lie_apart(folder):
     run = collected(folder)
-    usual, support = run.evaluation_bank, run.support_hash
+    usual, support = run.evaluation_prompts.trajectories, run.support_hash
     run.cfg.data.support_gain = 0.5
     run.family.demonstrate(run)
-    slow = run.evaluation_bank
+    slow = run.evaluation_prompts.trajectories
     assert (folder / "data" / "support_gain_0.5" / "manifest.json").exists()
     assert run.support_hash != support
     # The prompts of training tasks are as they were; the other expert moves half as much.
-    seen = len(run.training_bank)
+    seen = len(run.training_prompts.trajectories)
     assert torch.equal(slow.prompts["action"][:seen], usual.prompts["action"][:seen])
     moves = [bank.prompts["action"][seen, :, :3].abs().max() for bank in (usual, slow)]
     assert moves[0] == 1.0
@@ -83,10 +83,10 @@ def test_demonstrations_of_another_expert_lie_apart(folder):
 
 def test_only_the_beginning_of_a_demonstration_is_shown(folder):
     run = collected(folder)
-    _, whole = evaluation_prompts(run)
+    whole = evaluation_prompts(run).trajectories
     before = whole.prompts.clone()
     run.cfg.evaluation.demonstration_share = 0.5
-    _, half = evaluation_prompts(run)
+    half = evaluation_prompts(run).trajectories
     steps = [bank.prompts["mask"].sum(-1) for bank in (whole, half)]
     assert torch.equal(steps[1], (steps[0] / 2).ceil().long())
     kept = half.prompts["mask"]
@@ -105,7 +105,7 @@ def test_letters_at_random_in_the_texts_place(folder, monkeypatch):
     monkeypatch.setattr("llmdpd_torchrl.experiments.metaworld.embed_texts", embed)
     run = make_run(folder, "texts=random")
     run_stage(run, "embed")
-    assert run.text_table.shape == (50, 6)
+    assert run.training_prompts.text.shape == (50, 6)
     prompts = run.family.prompts(run)
     for text, name in zip(read, run.split.table.names, strict=True):
         assert len(text) == len(prompts[name].render())

@@ -10,6 +10,7 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TrajectoryEncoder,
 )
 from llmdpd_torchrl.prompts import text_embedding_table
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 
 TABLE = torch.randn(50, 6)
@@ -73,7 +74,7 @@ def test_any_batch_shape(bank, shape):
 
 def test_rows_and_prompts_themselves_give_the_same_embedding(bank):
     module = encoder()
-    indexed, direct = PromptNetwork(module, text_table=TABLE, bank=bank), PromptNetwork(module)
+    indexed, direct = PromptNetwork(module, PromptTables(TABLE, bank)), PromptNetwork(module)
     task, row = torch.randint(50, (9, 1)), torch.randint(len(bank), (9, 1))
     one = indexed(TensorDict({"prompt": {"text_index": task, "trajectory_index": row}}, [9]))
     prompts = {"text": TABLE[task.squeeze(-1)], "trajectory": bank.prompts[row.squeeze(-1)]}
@@ -83,7 +84,7 @@ def test_rows_and_prompts_themselves_give_the_same_embedding(bank):
 
 def test_each_distinct_prompt_is_encoded_once(bank):
     module = encoder()
-    network = PromptNetwork(module, text_table=TABLE, bank=bank)
+    network = PromptNetwork(module, PromptTables(TABLE, bank))
     sizes = []
     module.trajectory.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     index = {"text_index": torch.tensor([[1], [1], [2], [1]]),
@@ -94,20 +95,21 @@ def test_each_distinct_prompt_is_encoded_once(bank):
 
 
 def test_a_part_can_be_left_out(bank):
-    text = PromptNetwork(PromptEncoder(TextHead(TABLE, 3, 8), None), text_table=TABLE)
+    text = PromptNetwork(PromptEncoder(TextHead(TABLE, 3, 8), None), PromptTables(TABLE))
     assert text.in_keys == [("prompt", "text_index")]
-    trajectory = PromptNetwork(PromptEncoder(None, trajectory_encoder()), bank=bank)
+    tables = PromptTables(trajectories=bank)
+    trajectory = PromptNetwork(PromptEncoder(None, trajectory_encoder()), tables)
     assert trajectory.in_keys == [("prompt", "trajectory_index")]
     data = TensorDict({"prompt": {"trajectory_index": torch.tensor([[0], [1]])}}, [2])
     assert trajectory(data)["prompt_embedding"].shape == (2, 5)
     with pytest.raises(ValueError, match="a text head, a trajectory encoder, or both"):
         PromptEncoder(None, None)
-    with pytest.raises(ValueError, match="bank exactly if"):
-        PromptNetwork(encoder(), text_table=TABLE)
+    with pytest.raises(ValueError, match="with trajectories"):
+        PromptNetwork(encoder(), PromptTables(TABLE))
 
 
 def test_the_tables_are_no_state_and_move_along(bank):
-    network = PromptNetwork(encoder(), text_table=TABLE, bank=bank)
+    network = PromptNetwork(encoder(), PromptTables(TABLE, bank))
     assert not [key for key in network.state_dict() if "table" in key or "bank" in key]
     network.double()
     index = {"text_index": torch.tensor([[1]]), "trajectory_index": torch.tensor([[0]])}

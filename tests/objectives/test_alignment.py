@@ -16,6 +16,7 @@ from llmdpd_torchrl.modules import (
     make_qvalue_networks,
 )
 from llmdpd_torchrl.objectives import LLMDPDLoss, alignment_loss
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -86,7 +87,7 @@ def make_loss(text_features=6, trajectory_features=6, **options):
     )
     width = text_features + trajectory_features
     return LLMDPDLoss(
-        PromptNetwork(encoder, text_table=table, bank=bank),
+        PromptNetwork(encoder, PromptTables(table, bank)),
         DiffusionActor(2, 3 + width, hidden=(8,)),
         make_qvalue_networks(3, 2, width, hidden=(8,)),
         **options,

@@ -12,6 +12,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.modules.build import PROMPTS, NetworkConfig, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, PromptError
 from llmdpd_torchrl.utils.files import file_sha256
 
@@ -112,13 +113,13 @@ def test_damage_is_named(tmp_path):
 
 def test_a_missing_table_is_named(bank):
     policy, _ = make_policy()
-    with pytest.raises(ConfigError, match="give a text_table"):
-        policy.check_tables(None, bank)
-    with pytest.raises(ConfigError, match="give a bank"):
-        policy.check_tables(torch.zeros(50, 6), None)
+    with pytest.raises(ConfigError, match=r"text=\.\.\."):
+        policy.check_tables(PromptTables(None, bank))
+    with pytest.raises(ConfigError, match=r"trajectories=\.\.\."):
+        policy.check_tables(PromptTables(torch.zeros(50, 6)))
     policy, _ = make_policy(trajectory_length=17)
     with pytest.raises(ConfigError, match="have 16 steps, this policy was trained with 17"):
-        policy.check_tables(torch.zeros(50, 6), bank)
+        policy.check_tables(PromptTables(torch.zeros(50, 6), bank))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_en
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 SMALL = {"hidden": [16], "text_dim": 6, "trajectory_length": 16, "trajectory_width": 8}
@@ -35,7 +36,7 @@ def test_it_acts_as_the_policy_does_under_the_transforms(bank, demonstration, co
     policy = make_policy(conditioning=conditioning, prompt=prompt)
     settings = EvaluationSettings(episodes_per_task=1, max_steps=6)
     simulator = settings.suite(["reach-v3"]).make("reach-v3")
-    env = make_policy_env(policy, simulator, text_table=TABLE, bank=bank)
+    env = make_policy_env(policy, simulator, PromptTables(TABLE, bank))
     prompted = policy.prompt(
         text=TABLE[REACH] if prompt in ("both", "text") else None,
         trajectories=demonstration if prompt in ("both", "trajectory") else (),

@@ -65,19 +65,19 @@ def test_against_one_at_a_time(dataset, length, lookaheads):
 
 
 @pytest.mark.parametrize("length", [16, 200])  # cut, and padded in between
-def test_of_joined_prompts_the_nearest_demonstration_is_read(dataset, length):
+def test_of_concatenated_prompts_the_nearest_demonstration_is_read(dataset, length):
     bank = TrajectoryPromptBank.from_dataset(dataset, length)
     task = int(bank.task_id[0])
     rows = bank.rows_of(task)
-    joined = bank.joined()
-    assert joined.length == len(rows) * length
-    assert joined.task_id.tolist() == bank.task_id.unique().tolist()
+    concatenated = bank.concatenated()
+    assert concatenated.length == len(rows) * length
+    assert concatenated.task_id.tolist() == bank.task_id.unique().tolist()
     data = dataset.transitions
     observation = data["observation"][data["task_id"].squeeze(-1) == task][::2][:60]
     options = {"lookaheads": (1, 40)}
-    one = PromptRetrieval(joined, METAWORLD_FRAME, FIELDS, **options)
+    one = PromptRetrieval(concatenated, METAWORLD_FRAME, FIELDS, **options)
     each = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, **options)
-    context = one(observation, torch.full((len(observation),), joined.rows_of(task).item()))
+    context = one(observation, torch.full((len(observation),), concatenated.rows_of(task).item()))
     alone = torch.stack([each(observation, row.expand(len(observation))) for row in rows])
     best = alone[:, :, each.parts["distance"].start].argmin(0)
     expected = alone[best, torch.arange(len(observation))]

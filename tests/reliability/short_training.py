@@ -25,6 +25,7 @@ from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers import (
     Checkpointing,
     OfflineTrainer,
@@ -106,9 +107,10 @@ def build(
     table = torch.randn(2, TEXT)
     networks = make_networks(config, observations=data["observation"], text_embeddings=table)
     policy = LLMDPDPolicy.from_networks(config, networks)
-    buffer = make_buffer(data, 16, training_transforms(policy, text_table=table, bank=None))
+    tables = PromptTables(table)
+    buffer = make_buffer(data, 16, training_transforms(policy, tables))
     loss = LLMDPDLoss(
-        policy.prompt_network(table, None),
+        policy.prompt_network(tables),
         networks.actor,
         networks.qvalues,
         deactivate_vmap=True,
