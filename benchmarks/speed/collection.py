@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from benchmarks.common import check_figures, write_figures
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data.manifest import Manifest
-from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator
+from llmdpd_torchrl.envs.metaworld import make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 from llmdpd_torchrl.utils.processes import available_cores, count_episode, run_jobs
 

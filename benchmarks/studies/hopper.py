@@ -32,7 +32,7 @@ from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.modules.conditioning import ObservationConditioner, ObservationFeatures
 from llmdpd_torchrl.objectives import GUIDANCE_MODES, DiffusionQLLoss
-from llmdpd_torchrl.tasks.scores import normalized_score
+from llmdpd_torchrl.tasks.table import normalized_score
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, TargetUpdater
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_atomic, write_json

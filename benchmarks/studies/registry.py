@@ -41,7 +41,7 @@ SHOWN = {
     "demonstrations": "evaluation.demonstrations",
     "share": "evaluation.demonstration_share",
     "noise": "data.support_noise_levels",
-    "gain": "data.support_gain",
+    "gain": "data.support_expert_gain",
 }
 _EXPERIMENT = {
     "title": str, "question": str, "of_the_paper": str, "preset": str, "overrides": list,

@@ -1,4 +1,4 @@
-"""Making data: the one package in which simulators write episodes.
+"""Data collection: the only package in which simulators write episodes.
 
-Nothing is imported here: reading data needs no simulator.
+Nothing is imported here, because reading data needs no simulator.
 """

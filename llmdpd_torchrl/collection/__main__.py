@@ -1,4 +1,4 @@
-"""``python -m llmdpd_torchrl.collection``: collect a dataset, or look at one."""
+"""``python -m llmdpd_torchrl.collection``: collect a dataset, or show the content of one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         help="collect Meta-World episodes with scripted experts (resumes what is there)",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    collect.add_argument("folder", help="of the dataset; made if it does not exist")
+    collect.add_argument("folder", help="of the dataset; created if it does not exist")
     collect.add_argument(
         "--tasks",
         nargs="+",
@@ -37,11 +37,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         nargs="+",
         default=list(defaults.noise_levels),
-        help="levels of action noise that the episodes of a task go through in turn",
+        help="levels of action noise; the episodes of a task cycle through them",
     )
     collect.add_argument("--seed", type=int, default=defaults.seed, help="of placements and noise")
     collect.add_argument("--workers", type=int, default=None, help="processes; None: one per core")
-    show = commands.add_parser("show", help="print what a dataset holds")
+    show = commands.add_parser("show", help="print the tasks and figures of a dataset")
     show.add_argument("folder")
     return parser
 

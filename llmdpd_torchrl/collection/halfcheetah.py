@@ -1,8 +1,8 @@
-"""Roll a small data set of running at given speeds, in D4RL's layout: for who has no file at hand.
+"""Collect a small dataset of running at target speeds, in D4RL's layout.
 
-The behaviour is a sine gait of the half cheetah whose amplitude follows the speed. It was found by
-an evolution strategy on the mean speed of short episodes; it reaches about 3 m/s, where trained
-policies reach 10. Its scores say how well a speed is kept, nothing about running.
+The behaviour is a sine gait of the half cheetah with a speed-dependent amplitude. It was found by
+an evolution strategy on the mean speed of short episodes and reaches about 3 m/s, where trained
+policies reach 10. Scores on it measure how well a speed is held, not how well a policy runs.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_
 __all__ = ["GAIT_HELD_OUT", "GAIT_SPEEDS", "collect_gait"]
 
 GAIT_SPEEDS = tuple(0.25 * step for step in range(1, 13))
-"""Target speeds in m/s; the gait reaches all of them."""
+"""Target speeds in m/s, all within the reach of the gait."""
 
 GAIT_HELD_OUT = (0.75, 1.5, 2.25)
-"""Those that are not to be trained on."""
+"""Held-out target speeds."""
 
-_SECONDS = 0.05  # a step
+_STEP_SECONDS = 0.05
 _FREQUENCY = 1.0 + 2.5 / (1.0 + np.exp(-1.66))
 _OFFSET = np.array([0.668, -0.232, -0.363, -0.053, -2.611, -2.359])
 _AMPLITUDE = np.array([0.551, 3.344, -2.012, 1.121, -0.232, -0.74])
 _PHASE = np.array([-0.171, 2.819, -2.303, 2.832, -1.093, -1.026])
-_GAIN = 0.04  # of the amplitude, per step and m/s
-_SPEED = 8  # entry of the observation: forward velocity of the torso
+_GAIN = 0.04  # change of the amplitude, per step and m/s
+_SPEED = 8  # index of the torso's forward velocity in the observation
 
 
 def collect_gait(
@@ -48,15 +48,15 @@ def collect_gait(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write the data set, unless the file is there.
+    """Write the dataset, unless the file exists.
 
     Args:
-        path: of the file; its folder is made.
-        episodes: of each of :data:`GAIT_SPEEDS`; every fourth acts with noise.
-        steps: of an episode; all end by this time limit.
-        noise: standard deviation of the actions' noise, where there is some.
+        path: of the file; its folder is created.
+        episodes: number for each of :data:`GAIT_SPEEDS`; every fourth has action noise.
+        steps: length of an episode, the time limit of all.
+        noise: standard deviation of the action noise.
         seed: of initial states and noise.
-        progress: whether to show a bar.
+        progress: whether to display a progress bar.
 
     Returns:
         ``path``. Besides D4RL's arrays the file has ``infos/task_id`` and ``infos/behavior_id`` (1:
@@ -65,7 +65,7 @@ def collect_gait(
         that score 100 (``ref_max``, the mean without noise) and 0 (``ref_min``, random actions).
 
     Raises:
-        ConfigError: if a number is out of range or the folder can not be written.
+        ConfigError: if a number is out of range or the folder cannot be written.
 
     Examples:
         >>> import tempfile
@@ -82,18 +82,18 @@ def collect_gait(
     make_writable_folder(path.parent, "data", "data.folder")
     with folder_lock(path.parent):
         if not path.exists():
-            columns, tasks = _roll(episodes, steps, noise, seed, progress)
+            columns, tasks = _collect(episodes, steps, noise, seed, progress)
             write_atomic(path, lambda temporary: _write(temporary, columns, tasks, steps))
     return path
 
 
-def _roll(
+def _collect(
     episodes: int, steps: int, noise: float, seed: int, progress: bool
 ) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
     rows: list[dict[str, NDArray[Any]]] = []
     tasks: list[dict[str, Any]] = []
     total = len(GAIT_SPEEDS) * (episodes + 1)
-    with tqdm(total=total, desc="roll a gait", unit="episode", disable=not progress) as bar:
+    with tqdm(total=total, desc="collect gait", unit="episode", disable=not progress) as bar:
         for task_id, speed in enumerate(GAIT_SPEEDS):
             env = HalfCheetahVelocityEnv(speed, seed=seed, max_steps=steps)
             env.choose_episode(task_id * (episodes + 1))
@@ -127,29 +127,30 @@ def _episode(
     env: HalfCheetahVelocityEnv, speed: float, noise: float | None, seed: int
 ) -> dict[str, NDArray[Any]]:
     """One episode of the gait, or of uniform actions for ``noise=None``."""
-    draw = np.random.default_rng((seed, round(100 * speed)))
+    generator = np.random.default_rng((seed, round(100 * speed)))
     observation = env.begin()
     amplitude = speed / 3.0
-    kept: list[tuple[Any, ...]] = []
-    while not kept or not kept[-1][-1]:
+    rows: list[tuple[Any, ...]] = []
+    while not rows or not rows[-1][-1]:
         if noise is None:
-            wanted = draw.uniform(-1.0, 1.0, 6)
+            command = generator.uniform(-1.0, 1.0, 6)
         else:
             amplitude += _GAIN * (speed - float(observation[_SPEED]))
             amplitude = min(max(amplitude, 0.0), 1.0)
-            turn = 2.0 * np.pi * _FREQUENCY * _SECONDS * len(kept) + _PHASE
-            wanted = _OFFSET + amplitude * _AMPLITUDE * np.sin(turn) + noise * draw.normal(size=6)
-        action = wanted.clip(-1.0, 1.0).astype(np.float32)
+            phase = 2.0 * np.pi * _FREQUENCY * _STEP_SECONDS * len(rows) + _PHASE
+            command = _OFFSET + amplitude * _AMPLITUDE * np.sin(phase)
+            command = command + noise * generator.normal(size=6)
+        action = command.clip(-1.0, 1.0).astype(np.float32)
         step = env.advance(action)
-        kept.append((observation, action, step.observation, step.reward, step.truncated))
+        rows.append((observation, action, step.observation, step.reward, step.truncated))
         observation = step.observation
-    observations, actions, following, rewards, timeouts = zip(*kept, strict=True)
+    observations, actions, following, rewards, timeouts = zip(*rows, strict=True)
     return {
         "observations": np.stack(observations),
         "actions": np.stack(actions),
         "next_observations": np.stack(following),
         "rewards": np.array(rewards, dtype=np.float32),
-        "terminals": np.zeros(len(kept), dtype=np.bool_),  # the half cheetah can not fall
+        "terminals": np.zeros(len(rows), dtype=np.bool_),  # the half cheetah cannot fall
         "timeouts": np.array(timeouts, dtype=np.bool_),
     }
 

@@ -1,4 +1,4 @@
-"""TorchRL environments, their raw simulators and scripted experts, and the task splits."""
+"""TorchRL environments of the simulators; importing them loads no simulator."""
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.envs.gym_mujoco import (
@@ -7,9 +7,13 @@ from llmdpd_torchrl.envs.gym_mujoco import (
     GymMujocoEnv,
     HalfCheetahVelocityEnv,
 )
-from llmdpd_torchrl.envs.metaworld import MetaWorldEnv
+from llmdpd_torchrl.envs.metaworld import (
+    MetaWorldEnv,
+    make_simulator,
+    reset_simulator,
+    sample_goals,
+)
 from llmdpd_torchrl.envs.multitask import LanesEnv
-from llmdpd_torchrl.envs.simulator import make_simulator, reset_simulator, sample_goals
 
 __all__ = [
     "GYM_MUJOCO_TASKS",

@@ -1,4 +1,4 @@
-"""What the environments have in common: a simulator behind TorchRL's interface."""
+"""Base class of the environments: a simulator behind TorchRL's interface."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["SimulatorEnv", "SimulatorStep"]
 
 
 class SimulatorStep(NamedTuple):
-    """What a simulator answers to an action.
+    """The result of one simulator step.
 
     Attributes:
-        observation: [O] float32.
+        observation: [O], of any float type.
         reward: of the step.
-        terminated: the task's own end: a fall, say.
-        truncated: the time limit, or an end that was asked for.
-        success: the task is solved now; false where there is no such thing.
+        terminated: whether the task itself ends, for example by a fall.
+        truncated: whether the episode is cut off, for example by the time limit.
+        success: whether the task is solved in this step; false for tasks without a criterion.
 
     Examples:
         >>> step = SimulatorStep(np.zeros(3, np.float32), 1.0, terminated=False, truncated=True)
@@ -40,25 +40,25 @@ class SimulatorStep(NamedTuple):
 
 
 class SimulatorEnv(EnvBase):
-    """One simulator, in float32, whose episodes are numbered.
+    """One simulator as an environment with float32 observations and numbered episodes.
 
-    :meth:`begin` and :meth:`advance` are its bare episodes in NumPy, without TorchRL's bookkeeping:
+    :meth:`begin` and :meth:`advance` run bare episodes in NumPy, without TorchRL's bookkeeping:
     :class:`~llmdpd_torchrl.envs.LanesEnv` runs many of them as one environment. TorchRL's ``reset``
-    and ``step`` are built on both.
+    and ``step`` are built on both and cast observations to the spec.
 
     Args:
         simulator: with Gymnasium's ``reset``, ``step`` and ``close``.
         observation_dim: O.
         action_dim: A; actions are in [-1, 1].
-        task_id: what ``task_id`` says.
-        num_tasks: how many task ids there are, if that is known.
-        has_success: whether there is a ``success``.
-        more: specs of what a subclass adds to the observations.
+        task_id: the constant value of ``task_id``.
+        num_tasks: the number of task ids, if it is known.
+        has_success: whether the task has a success criterion.
+        more: specs of further observations of a subclass.
         device: of the tensors.
 
     Keys: ``observation`` [O] and ``action`` [A] float32, ``task_id`` [1] int64, and under
-    ``"next"`` ``reward`` [1] float32, ``terminated``, ``truncated``, ``done`` and, where there is
-    such a thing, ``success`` [1] bool.
+    ``"next"`` ``reward`` [1] float32, ``terminated``, ``truncated``, ``done`` and, with
+    ``has_success``, ``success`` [1] bool.
 
     Examples:
         >>> import gymnasium
@@ -101,7 +101,7 @@ class SimulatorEnv(EnvBase):
         task: TensorSpec = Unbounded((1,), dtype=torch.int64)
         if num_tasks is not None:
             task = Categorical(num_tasks, (1,), dtype=torch.int64)
-        # Unbounded: Meta-World's own box is violated by some of its resets.
+        # Unbounded, because some of Meta-World's resets violate its own bounds.
         observations: dict[str, TensorSpec] = {
             "observation": Unbounded((observation_dim,), dtype=torch.float32),
             "task_id": task,
@@ -131,8 +131,8 @@ class SimulatorEnv(EnvBase):
     def choose_episode(self, index: int) -> None:
         """Let the next reset begin episode number ``index``.
 
-        A method, because a transformed environment hands nothing that is given to ``reset`` on to
-        the environment inside.
+        A method, because a transformed environment does not pass arguments of ``reset`` on to its
+        base environment.
         """
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
@@ -149,7 +149,7 @@ class SimulatorEnv(EnvBase):
 
     def _state(self, observation: NDArray[np.float32], success: bool) -> TensorDict:
         state = {
-            "observation": torch.from_numpy(observation),
+            "observation": torch.as_tensor(observation, dtype=torch.float32),
             "task_id": torch.tensor([self.task_id]),
         }
         if self.has_success:
@@ -158,7 +158,7 @@ class SimulatorEnv(EnvBase):
 
     @property
     def simulator(self) -> Any:
-        """The simulator inside."""
+        """The wrapped simulator."""
         return self._simulator
 
     def close(self, *, raise_if_closed: bool = True) -> None:

@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -59,23 +58,25 @@ class Dynamics:
         model.body_inertia[:] *= self.mass
         model.dof_damping[:] *= self.damping
         model.geom_friction[:] *= self.friction
-        # Subtree masses and inverse weights, which the solver reads, follow from these.
+        # The solver reads subtree masses and inverse weights, which depend on these.
+        import mujoco  # here, so that the package can be imported without a simulator
+
         mujoco.mj_setConst(model, data)
 
 
 class GymMujocoEnv(SimulatorEnv):
     """HalfCheetah, Hopper or Walker2d, version 4, in float32.
 
-    The first reset after :meth:`set_seed` starts the stream of initial states anew. Terminated and
+    The first reset after :meth:`set_seed` restarts the sequence of initial states. Terminated and
     truncated are Gymnasium's: a fall, and the time limit.
 
     Args:
         task: one of :data:`GYM_MUJOCO_TASKS`.
         seed: of the initial states.
-        task_id: what ``task_id`` says, for data and policies of several tasks.
+        task_id: the constant value of ``task_id``, for data and policies of several tasks.
         dynamics: changes of the physics.
         max_steps: time limit; the default is D4RL's, 1000.
-        render: width and height in pixels, if the simulator is going to be rendered.
+        render: width and height in pixels of rendered images; default: no rendering.
         device: of the tensors.
 
     Keys: ``observation`` [O] and ``action`` [A] float32, actions in [-1, 1], ``task_id`` [1] int64,
@@ -110,7 +111,7 @@ class GymMujocoEnv(SimulatorEnv):
         dynamics = dynamics or Dynamics()
         options: dict[str, Any] = {"max_episode_steps": max_steps}
         if render is not None:
-            # Gymnasium's default camera stays behind while the body runs out of the picture.
+            # Gymnasium's default camera does not follow the body.
             options |= {"render_mode": "rgb_array", "camera_name": "track"}
             options |= {"width": render[0], "height": render[1]}
         with warnings.catch_warnings():
@@ -161,11 +162,11 @@ class GymMujocoEnv(SimulatorEnv):
 
 
 class HalfCheetahVelocityEnv(GymMujocoEnv):
-    """HalfCheetah that is to run at a speed it is not told: a family of tasks.
+    """HalfCheetah with a target speed that is not observed: a family of tasks.
 
     The reward is -|v - target| - 0.05 |action|², v being the mean forward speed over the step, as
     in PEARL (Rakelly et al. 2019), and episodes have 200 steps. The target is not in the
-    observation: only a prompt can say it.
+    observation; a policy can only learn it from its prompt.
 
     Args:
         target_velocity: in m/s.

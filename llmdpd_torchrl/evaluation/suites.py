@@ -17,8 +17,7 @@ from llmdpd_torchrl.envs import (
     SimulatorEnv,
     sample_goals,
 )
-from llmdpd_torchrl.tasks.scores import reference_returns
-from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, reference_returns
 from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]

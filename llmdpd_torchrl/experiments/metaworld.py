@@ -164,7 +164,7 @@ def _support_settings(cfg: DictConfig) -> CollectionSettings:
             episodes_per_task=cfg.data.support_episodes,
             seed=settings.seed + 1,
             noise_levels=settings.noise_levels if levels is None else plain(levels),
-            expert_gain=cfg.data.support_gain,
+            expert_gain=cfg.data.support_expert_gain,
         )
     except TypeError as error:
         raise ConfigError(f"data: the support's settings are of a wrong type ({error})") from None
@@ -175,7 +175,8 @@ def _support_name(cfg: DictConfig) -> str:
     name = "support"
     if cfg.data.support_noise_levels is not None:
         name += "_noise_" + "_".join(f"{level:g}" for level in cfg.data.support_noise_levels)
-    return name if cfg.data.support_gain == 1 else f"{name}_gain_{cfg.data.support_gain:g}"
+    gain = cfg.data.support_expert_gain
+    return name if gain == 1 else f"{name}_gain_{gain:g}"
 
 
 def _used(dataset: TrajectoryDataset, cfg: DictConfig) -> TrajectoryDataset:

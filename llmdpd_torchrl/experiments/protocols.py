@@ -23,8 +23,8 @@ from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS, Dynamics
 from llmdpd_torchrl.evaluation import GymMujocoSuite
 from llmdpd_torchrl.prompts import TextPrompt, load_text_prompts, velocity_prompt, velocity_task
 from llmdpd_torchrl.tasks import TaskTable
-from llmdpd_torchrl.tasks.scores import normalized_score
 from llmdpd_torchrl.tasks.splits import TaskSplit
+from llmdpd_torchrl.tasks.table import normalized_score
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["Protocol", "level_protocol", "read_speeds", "speed_protocol"]

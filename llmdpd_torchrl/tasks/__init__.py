@@ -1,18 +1,12 @@
-"""Tasks by name: tables, splits and reference scores. Neither torch nor a simulator is imported."""
+"""Tasks by name: tables, splits and reference returns. Imports neither torch nor a simulator."""
 
-from llmdpd_torchrl.tasks.scores import (
-    normalized_score,
-    reference_returns,
-)
-from llmdpd_torchrl.tasks.splits import (
-    SPLITS,
-    TaskSplit,
-    make_split,
-)
+from llmdpd_torchrl.tasks.splits import SPLITS, TaskSplit, make_split
 from llmdpd_torchrl.tasks.table import (
     METAWORLD_OBSERVATION_LAYOUT,
     METAWORLD_TASKS,
     TaskTable,
+    normalized_score,
+    reference_returns,
 )
 
 __all__ = [

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = [
-    "ML10_HELD_OUT",
-    "ML10_TRAIN",
-    "ML45_HELD_OUT",
-    "ML45_VALIDATION",
-    "SPLITS",
-    "TaskSplit",
-    "make_split",
-]
+__all__ = ["SPLITS", "TaskSplit", "make_split"]
 
 ML10_TRAIN = (
     "reach-v3",
@@ -102,23 +94,17 @@ ML45_VALIDATION = (
     "dial-turn-v3",
     "push-back-v3",
 )
-"""Training tasks of ML45 that a choice of design may be judged on, when left out of the training:
-its five held-out tasks stay for the result."""
+"""Validation tasks: training tasks of ML45 that are held out while design choices are made, so that
+the five held-out tasks are used for the final result only."""
+
+_ML45_TRAIN = tuple(name for name in METAWORLD_TASKS.names if name not in ML45_HELD_OUT)
 
 SPLITS = {
     "ml10": TaskSplit("ml10", ML10_TRAIN, ML10_HELD_OUT),
-    "ml45": TaskSplit(
-        "ml45",
-        tuple(name for name in METAWORLD_TASKS.names if name not in ML45_HELD_OUT),
-        ML45_HELD_OUT,
-    ),
+    "ml45": TaskSplit("ml45", _ML45_TRAIN, ML45_HELD_OUT),
     "ml45_validation": TaskSplit(
         "ml45_validation",
-        tuple(
-            name
-            for name in METAWORLD_TASKS.names
-            if name not in ML45_HELD_OUT and name not in ML45_VALIDATION
-        ),
+        tuple(name for name in _ML45_TRAIN if name not in ML45_VALIDATION),
         ML45_VALIDATION,
     ),
 }
@@ -139,9 +125,9 @@ def make_split(
         name: a key of :data:`SPLITS`, or any other name when ``train`` is given.
         train: replaces the seen tasks.
         held_out: replaces the unseen tasks.
-        count: train on only so many of the seen tasks, drawn at random; what is drawn for a smaller
-            count is among what is drawn for a larger one.
-        seed: of this draw.
+        count: train on a random sample of this many seen tasks; the sample of a smaller count is a
+            subset of that of a larger one.
+        seed: of this sample.
 
     Raises:
         ConfigError: if the name is unknown and no training list is given, the lists are wrong, or
@@ -162,8 +148,8 @@ def make_split(
             raise ConfigError(
                 f"tasks.count is {count}: split {name!r} has 1 to {len(seen)} tasks to train on"
             )
-        drawn = random.Random(seed).sample(seen, len(seen))[:count]
-        seen = tuple(task for task in seen if task in drawn)
+        sampled = random.Random(seed).sample(seen, len(seen))[:count]
+        seen = tuple(task for task in seen if task in sampled)
     return TaskSplit(
         name,
         seen,

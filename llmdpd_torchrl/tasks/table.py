@@ -1,19 +1,27 @@
-"""Task tables: the one place where a task's name and its integer ``task_id`` meet.
+"""Task tables: task names, their integer ``task_id``, and the returns that scores refer to.
 
-Only ids travel with transitions (a string in a replay buffer is slow, and in a memory-mapped one
-silently wrong); names live here and in a dataset's manifest.
+Transitions store ids only (a string in a replay buffer is slow, and in a memory-mapped one silently
+wrong); names are here and in a dataset's manifest.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, first_line
 
-__all__ = ["METAWORLD_OBSERVATION_LAYOUT", "METAWORLD_TASKS", "TaskTable"]
+__all__ = [
+    "METAWORLD_OBSERVATION_LAYOUT",
+    "METAWORLD_TASKS",
+    "REFERENCE_RETURNS",
+    "TaskTable",
+    "normalized_score",
+    "reference_returns",
+]
 
 
 @dataclass(frozen=True)
@@ -92,3 +100,68 @@ METAWORLD_OBSERVATION_LAYOUT: dict[str, Any] = {
     "units": "metres",
 }
 """Half-open index ranges of Meta-World's state observation (two stacked frames and the goal)."""
+
+#: Returns of a random policy and of an expert by environment, from D4RL (Fu et al. 2020).
+REFERENCE_RETURNS: Mapping[str, tuple[float, float]] = {
+    "hopper": (-20.272305, 3234.3),
+    "halfcheetah": (-280.178953, 12135.0),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+}
+
+
+def normalized_score(name: str, episode_return: float) -> float:
+    """D4RL's normalised score: 100 (return - random) / (expert - random).
+
+    Args:
+        name: of an environment or dataset, such as ``"Hopper-v4"`` or ``"hopper-medium-v2"``.
+        episode_return: undiscounted sum of an episode's rewards, or a mean of such sums.
+
+    Raises:
+        ConfigError: if there are no reference returns for ``name``.
+
+    Examples:
+        >>> normalized_score("Hopper-v4", 3234.3), normalized_score("hopper_random", -20.272305)
+        (100.0, 0.0)
+    """
+    low, high = reference_returns(name)
+    return 100.0 * (episode_return - low) / (high - low)
+
+
+def reference_returns(name: str) -> tuple[float, float]:
+    """Returns of a random policy and of an expert: built in, or the package d4rl's.
+
+    Args:
+        name: as for :func:`normalized_score`. The package knows its datasets' names only.
+
+    Raises:
+        ConfigError: if there are none.
+
+    Examples:
+        >>> reference_returns("Hopper-v4")
+        (-20.272305, 3234.3)
+    """
+    key = name.lower().replace("_", "-").partition("-")[0]
+    if key in REFERENCE_RETURNS:
+        return REFERENCE_RETURNS[key]
+    infos = _d4rl_infos()
+    if infos is not None and name in infos.REF_MIN_SCORE:
+        return float(infos.REF_MIN_SCORE[name]), float(infos.REF_MAX_SCORE[name])
+    raise ConfigError(
+        f"no reference returns for {name!r}: built in are those of {', '.join(REFERENCE_RETURNS)}, "
+        "and the optional package d4rl knows those of all its datasets"
+    )
+
+
+def _d4rl_infos() -> Any:
+    """Dataset information of the optional package d4rl, or ``None`` with a warning."""
+    try:
+        import d4rl.infos
+    except Exception as error:  # it imports mujoco-py, which raises bare exceptions
+        warnings.warn(
+            f"the optional package d4rl is not usable ({type(error).__name__}: "
+            f"{first_line(error)})",
+            stacklevel=3,
+        )
+        return None
+    return d4rl.infos

@@ -64,6 +64,14 @@ def test_what_is_there_is_not_collected_again(collected):
     assert before == after
 
 
+def test_complete_data_may_be_read_only(collected, monkeypatch):
+    folder, manifest = collected
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    assert collect_metaworld(folder, TASKS[:1], SETTINGS, progress=False) == manifest
+    with pytest.raises(ConfigError, match="is not writable"):
+        collect_metaworld(folder, ["drawer-close-v3"], SETTINGS, progress=False)
+
+
 def test_other_settings_are_refused(collected):
     folder, _ = collected
     other = CollectionSettings(episodes_per_task=3, max_steps=60, noise_levels=(0.0, 0.3))

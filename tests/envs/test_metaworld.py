@@ -4,8 +4,8 @@ import torch
 from torchrl.envs import SerialEnv
 from torchrl.envs.utils import check_env_specs
 
-from llmdpd_torchrl.envs import MetaWorldEnv, sample_goals
-from llmdpd_torchrl.envs.simulator import goal_seed, make_simulator, reset_simulator
+from llmdpd_torchrl.envs import MetaWorldEnv, make_simulator, reset_simulator, sample_goals
+from llmdpd_torchrl.envs.metaworld import goal_seed
 from llmdpd_torchrl.utils.errors import ConfigError
 
 

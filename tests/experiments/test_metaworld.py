@@ -64,7 +64,7 @@ def test_what_is_as_usual_leaves_the_fingerprint_as_it_was(folder):
 def test_demonstrations_of_another_expert_lie_apart(folder):
     run = collected(folder)
     usual, support = run.evaluation_prompts.trajectories, run.support_hash
-    run.cfg.data.support_gain = 0.5
+    run.cfg.data.support_expert_gain = 0.5
     run.family.demonstrate(run)
     slow = run.evaluation_prompts.trajectories
     assert (folder / "data" / "support_gain_0.5" / "manifest.json").exists()
@@ -119,8 +119,8 @@ def test_letters_at_random_in_the_texts_place(folder, monkeypatch):
         ("tasks.count=3", "tasks.count is 3: split 'smoke' has 1 to 2 tasks"),
         ("tasks.count=0", "tasks.count is 0"),
         ("data.use_episodes=half", "data.use_episodes is 'half'"),
-        ("data.support_gain=0", "expert_gain is 0"),
-        ("data.support_gain=slow", "data: the support's settings are of a wrong type"),
+        ("data.support_expert_gain=0", "expert_gain is 0"),
+        ("data.support_expert_gain=slow", "data: the support's settings are of a wrong type"),
         ("data.support_noise_levels=loud", "noise_levels is 'loud'"),
         ("evaluation.demonstration_share=0", "evaluation.demonstration_share is 0"),
     ],
