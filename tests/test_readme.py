@@ -30,7 +30,7 @@ def test_the_composed_example_runs(tmp_path, monkeypatch):
 
 def test_the_prompted_example_runs(dataset, tmp_path):
     config = NetworkConfig(hidden=[8], trajectory_length=16)
-    info = {"text_encoder": "smollm2", "trained_task_ids": []}
+    info = {"text_encoder": "smollm2"}
     policy = LLMDPDPolicy.from_networks(config, make_networks(config), info)
     policy.save_pretrained(tmp_path)
     (block,) = [block for block in BLOCKS if "policy.prompt(" in block]
@@ -43,9 +43,7 @@ def test_the_prompted_example_runs(dataset, tmp_path):
 def test_the_evaluation_runs(dataset):
     config = NetworkConfig(hidden=[8], trajectory_length=16)
     names = {
-        "policy": LLMDPDPolicy.from_networks(
-            config, make_networks(config), {"trained_task_ids": []}
-        ),
+        "policy": LLMDPDPolicy.from_networks(config, make_networks(config)),
         "table": text_embedding_table(METAWORLD_TASKS.names),
         "bank": TrajectoryPromptBank.from_dataset(dataset, 16),
     }

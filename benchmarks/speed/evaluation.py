@@ -46,7 +46,7 @@ def make_policy() -> tuple[LLMDPDPolicy, PromptTables]:
     """The policy, and what it is shown: texts, and one demonstration of each task."""
     torch.manual_seed(0)
     config = NetworkConfig(text_dropout=0.2, trajectory_dropout=0.2)
-    policy = LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": []})
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config))
     with tempfile.TemporaryDirectory() as folder:
         one = CollectionSettings(episodes_per_task=1, noise_levels=(0.0,))
         collect_metaworld(folder, TASKS, one, progress=False)

@@ -32,7 +32,7 @@ from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
-from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.files import write_json
 

@@ -20,7 +20,8 @@ from llmdpd_torchrl.baselines.iql import IQL
 from llmdpd_torchrl.baselines.mtdiff import MTDiff
 from llmdpd_torchrl.baselines.prompt_dt import PromptDT
 from llmdpd_torchrl.baselines.td3_bc import TD3BC
-from llmdpd_torchrl.modules.build import NetworkConfig, Networks
+from llmdpd_torchrl.modules.build import Networks
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
 from llmdpd_torchrl.trainers.target_updater import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 
-from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -20,7 +20,7 @@ class RetrieveAndPlay(TensorDictModuleBase):
     """Replay the action of the demonstration's nearest step, pulled back onto its way.
 
     At every step, the demonstration's step at which things stood most nearly as they stand now is
-    looked up; its action and the pull are the part ``play`` of the context that
+    looked up; its action and the correction are the part ``suggested_action`` of the context that
     :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval` makes, and are described there.
     Nothing is trained. Without an effector in the frame the bare action is replayed.
 
@@ -32,7 +32,7 @@ class RetrieveAndPlay(TensorDictModuleBase):
     Examples:
         >>> from tensordict import TensorDict
         >>> policy = RetrieveAndPlay(NetworkConfig(prompt="trajectory"))
-        >>> width = NetworkConfig().context_parts["known"].stop
+        >>> width = NetworkConfig().context_parts["goal_correction"].stop
         >>> policy(TensorDict({"prompt_context": torch.randn(5, width)}, [5]))["action"].shape
         torch.Size([5, 4])
     """
@@ -45,7 +45,7 @@ class RetrieveAndPlay(TensorDictModuleBase):
         out_keys: Sequence[NestedKey] = ("action",),
     ) -> None:
         super().__init__()
-        self.columns = config.context_parts["play"]
+        self.columns = config.context_parts["suggested_action"]
         self.in_keys, self.out_keys = list(in_keys), list(out_keys)
 
     @dispatch(auto_batch_size=False)
@@ -72,5 +72,4 @@ def retrieve_and_play_policy(config: NetworkConfig | None = None) -> LLMDPDPolic
     config = config or NetworkConfig(prompt="trajectory", trajectory_length=128)
     if not config.retrieves:
         raise ConfigError("retrieve and play needs a trajectory prompt that is retrieved from")
-    # It has nothing to know by heart, on any task.
-    return LLMDPDPolicy(config, RetrieveAndPlay(config), None, {"trained_task_ids": []})
+    return LLMDPDPolicy(config, RetrieveAndPlay(config), None)

@@ -11,7 +11,7 @@ import torch
 
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
-from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
     TextPrompt,

@@ -135,7 +135,7 @@ class Locomotion:
         return {
             "observation_keep": fields,
             "frame": FrameSpec(values=fields, weights=(None,) * len(fields)),
-            "around_prompt": False,
+            "residual_on_retrieved": False,
         }
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:

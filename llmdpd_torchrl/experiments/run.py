@@ -28,7 +28,7 @@ from llmdpd_torchrl.experiments.config import (
 from llmdpd_torchrl.experiments.context import Family, Run
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
-from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.utils.cli import run_command
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json

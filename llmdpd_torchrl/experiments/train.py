@@ -14,7 +14,8 @@ from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
 from llmdpd_torchrl.experiments.config import plain, read
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
-from llmdpd_torchrl.modules.build import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.modules.build import Networks, make_networks
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
 from llmdpd_torchrl.trainers import (
@@ -96,6 +97,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         observation_fields=dataset.manifest.observation_layout["fields"],
         action_dim=dataset.manifest.action_size,
         text_dim=NetworkConfig.text_dim if table is None else table.shape[-1],
+        trained_task_ids=trained.tolist(),
         **run.family.network(run),
     )
     networks = make_networks(
@@ -107,7 +109,6 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "fingerprint": run.fingerprint,
         "algorithm": cfg.algorithm,
         "trained_tasks": list(run.split.train),
-        "trained_task_ids": trained.tolist(),
         "task_table": list(run.split.table.names),
         "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
         "text_encoder_identity": run.text_encoder_identity if config.uses_text else None,
@@ -126,7 +127,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         policy,
         run.training_prompts,
         prompts_per_task=cfg.trajectory_prompt.per_task,
-        open_probability=cfg.trajectory_prompt.open_probability,
+        state_visible_prob=cfg.trajectory_prompt.state_visible_prob,
         augment=cfg.trajectory_prompt.augment,
         dataset=run.dataset,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmdpd_torchrl.modules.activations import ACTIVATIONS, Mish, make_activation, mish
 from llmdpd_torchrl.modules.actors.decision_transformer import (
     DecisionTransformerActor,
     PromptDecisionTransformer,
@@ -14,10 +13,27 @@ from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanDenoiser,
     PlanDiffusionActor,
 )
-from llmdpd_torchrl.modules.build import NetworkConfig, Networks, make_networks
-from llmdpd_torchrl.modules.conditioning import ObservationConditioner, ObservationFeatures
-from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
-from llmdpd_torchrl.modules.denoiser import MLPDenoiser, SinusoidalTimeEmbedding, make_mlp
+from llmdpd_torchrl.modules.build import Networks, make_networks, make_sequence_actor
+from llmdpd_torchrl.modules.conditioning import (
+    GatedConditioner,
+    ObservationConditioner,
+    ObservationFeatures,
+)
+from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
+from llmdpd_torchrl.modules.critics import (
+    SELECTIONS,
+    QSelectedActor,
+    QValueNetwork,
+    make_qvalue_networks,
+)
+from llmdpd_torchrl.modules.denoiser import (
+    ACTIVATIONS,
+    MLPDenoiser,
+    ResidualDenoiser,
+    SinusoidalTimeEmbedding,
+    make_activation,
+    make_mlp,
+)
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
@@ -25,11 +41,8 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TextHead,
     TrajectoryEncoder,
 )
-from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
 from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
-from llmdpd_torchrl.modules.selection import SELECTIONS, QSelectedActor
-from llmdpd_torchrl.modules.sequence import SEQUENCE_ACTORS, SequenceConfig, make_sequence_actor
 
 __all__ = [
     "ACTIVATIONS",
@@ -43,9 +56,9 @@ __all__ = [
     "DiffusionActor",
     "DiffusionModule",
     "DirectNetwork",
+    "GatedConditioner",
     "GaussianActor",
     "MLPDenoiser",
-    "Mish",
     "NetworkConfig",
     "Networks",
     "NoiseSchedule",
@@ -71,5 +84,4 @@ __all__ = [
     "make_networks",
     "make_qvalue_networks",
     "make_sequence_actor",
-    "mish",
 ]

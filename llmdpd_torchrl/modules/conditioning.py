@@ -81,8 +81,8 @@ class ObservationFeatures(nn.Module):
         self.scales = tuple(scales)
         standardised = len(columns["_kept"]) + len(columns["_first"])
         self.out_features = standardised + len(columns["_first"]) * len(self.scales)
-        self.register_buffer("mean", torch.zeros(standardised))
-        self.register_buffer("std", torch.ones(standardised))
+        self.register_buffer("mean", torch.zeros(standardised, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(standardised, dtype=torch.float32))
 
     def _select(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if observation.shape[-1] != self.width:

@@ -1,21 +1,52 @@
-"""The default denoiser: an MLP that reads a noisy action, a condition vector and the step."""
+"""Denoisers: MLPs that read a noisy action, a condition vector and the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdpd_torchrl.modules.activations import make_activation
-from llmdpd_torchrl.modules.schedules import ExactTables
+from llmdpd_torchrl.modules.schedules import ExactTables, NoiseSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["FirstLayer", "MLPDenoiser", "SinusoidalTimeEmbedding", "make_mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "FirstLayer",
+    "MLPDenoiser",
+    "ResidualDenoiser",
+    "SinusoidalTimeEmbedding",
+    "make_activation",
+    "make_mlp",
+]
+
+#: Names that configurations may use, and what each builds.
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+def make_activation(name: str) -> nn.Module:
+    """Build the activation called ``name``, one of :data:`ACTIVATIONS`.
+
+    Raises:
+        ConfigError: if the name is unknown.
+
+    Examples:
+        >>> make_activation("silu")
+        SiLU()
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
 
 
 def make_mlp(
@@ -26,20 +57,21 @@ def make_mlp(
     *,
     layer_norm: bool = False,
 ) -> nn.Sequential:
-    """Linear layers with an activation, after a normalisation if asked for, between them.
+    """Linear layers, in float32, with an optional normalisation and an activation between them.
 
     Examples:
         >>> len(make_mlp(3, (8, 8), 2))
         5
     """
+    float32 = torch.float32  # whatever torch's default number type is
     layers: list[nn.Module] = []
     for width in hidden:
-        layers.append(nn.Linear(in_features, width))
+        layers.append(nn.Linear(in_features, width, dtype=float32))
         if layer_norm:
-            layers.append(nn.LayerNorm(width))
+            layers.append(nn.LayerNorm(width, dtype=float32))
         layers.append(make_activation(activation))
         in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, out_features))
+    return nn.Sequential(*layers, nn.Linear(in_features, out_features, dtype=float32))
 
 
 class SinusoidalTimeEmbedding(ExactTables):
@@ -133,9 +165,7 @@ class MLPDenoiser(nn.Module):
         self.time_dim = time_dim
         self.time_embedding = nn.Sequential(
             SinusoidalTimeEmbedding(time_dim),
-            nn.Linear(time_dim, 2 * time_dim),
-            make_activation(activation),
-            nn.Linear(2 * time_dim, time_dim),
+            *make_mlp(time_dim, (2 * time_dim,), time_dim, activation),
         )
         self.mlp = make_mlp(action_dim + condition_dim + time_dim, hidden, action_dim, activation)
 
@@ -201,3 +231,141 @@ class MLPDenoiser(nn.Module):
                 f"the denoiser was built for a condition of width {self.condition_dim}, but gets "
                 f"{width}: set condition_dim to the summed widths of the actor's in_keys"
             )
+
+
+class _Step(NamedTuple):
+    """What :meth:`ResidualDenoiser.precondition` makes for one step: the inner network's, and ours.
+
+    Attributes:
+        layer: the inner network's.
+        base: [*, A].
+        signal, noise: levels of the step.
+    """
+
+    layer: Any
+    base: Tensor
+    signal: float
+    noise: float
+
+
+class ResidualDenoiser(nn.Module):
+    r"""A denoiser of the residual between actions and a base action b, a part of the condition.
+
+    With :math:`y = a - b` and :math:`y_k = a_k - \sqrt{\bar\alpha_k} b`, the noised y under the
+    same noise, the network reads :math:`y_k` and its output is brought back: noise is the same for
+    both, the clean action is :math:`b + \hat y`, the velocity :math:`\hat v_y -
+    \sqrt{1 - \bar\alpha_k} b`. So this is an exact change of variables: loss, samplers and clipping
+    are those of actions.
+
+    A network that predicts actions has to learn to copy what the prompt suggests, and on a task
+    that it never saw falls back to the mean of those it did. One that predicts the residual copies
+    by predicting zero.
+
+    Unlimited, on a task that the network does not know, the residual can cancel the retrieved
+    action, and the policy stalls. :meth:`limit` leaves samples at least ``min_base_fraction`` of
+    b's movement, as far as the range of actions allows.
+
+    Args:
+        network (MLPDenoiser): maps noisy residuals, the condition and the step.
+        base (slice): columns of the condition that hold b, as many as the action has entries.
+        num_steps (int): K of the diffusion.
+        schedule (str): its noise schedule, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
+        prediction (str): one of :data:`~llmdpd_torchrl.modules.PREDICTIONS`.
+        movement (int): number of first entries of an action that are a movement; 0: no limit.
+        min_base_fraction (float): in [0, 1]; 0 forbids only to reverse the movement, 1 to slow it.
+
+    Raises:
+        ConfigError: if the base is not of the action's width, or not in the condition, or a number
+            is out of range.
+
+    Examples:
+        >>> network = MLPDenoiser(action_dim=2, condition_dim=6, hidden=(8,))
+        >>> denoiser = ResidualDenoiser(network, slice(4, 6), num_steps=5, prediction="v")
+        >>> noisy, condition, step = torch.randn(3, 2), torch.randn(3, 6), torch.full((3, 1), 4.0)
+        >>> denoiser(torch.cat([noisy, condition, step], -1)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        network: MLPDenoiser,
+        base: slice,
+        num_steps: int,
+        schedule: str = "vp",
+        prediction: str = "epsilon",
+        *,
+        movement: int = 0,
+        min_base_fraction: float = 0.75,
+    ) -> None:
+        super().__init__()
+        if not 0 <= base.start <= base.stop <= network.condition_dim or (
+            base.stop - base.start != network.action_dim
+        ):
+            raise ConfigError(
+                f"the base action is columns {base.start} to {base.stop} of a condition "
+                f"{network.condition_dim} wide: it must be {network.action_dim} of them"
+            )
+        if not 0 <= movement <= network.action_dim or not 0.0 <= min_base_fraction <= 1.0:
+            raise ConfigError(
+                f"movement is {movement} and min_base_fraction {min_base_fraction}: give at most "
+                f"the action's {network.action_dim} entries, and a fraction in [0, 1]"
+            )
+        self.network = network
+        self.base = base
+        self.movement = movement
+        self.min_base_fraction = min_base_fraction
+        self.prediction = prediction
+        # Its own: a module that is shared with the diffusion would be made functional twice.
+        self.schedule = NoiseSchedule(num_steps, schedule)
+
+    def forward(self, inputs: Tensor, first_layer: _Step | None = None) -> Tensor:
+        """Predict as the inner network's class does, for actions.
+
+        Args:
+            inputs (Tensor): ``[noisy action | condition | step]`` [*, A + C + 1], or with a
+                ``first_layer`` noisy actions [*, A] alone.
+            first_layer (optional): one of those that :meth:`precondition` made.
+        """
+        if first_layer is not None:
+            layer, base, signal, noise = first_layer
+            return self._back(self.network(inputs - signal * base, layer), base, noise)
+        size = self.network.action_dim
+        noisy, rest = inputs[..., :size], inputs[..., size:]
+        base = rest[..., self.base]
+        step = rest[..., -1:].long()
+        signal_level = self.schedule.sqrt_alphas_cumprod[step].to(base.dtype)
+        noise_level = self.schedule.sqrt_one_minus_alphas_cumprod[step].to(base.dtype)
+        output = self.network(torch.cat([noisy - signal_level * base, rest], dim=-1))
+        return self._back(output, base, noise_level)
+
+    def precondition(self, condition: Tensor, steps: Sequence[int]) -> list[_Step]:
+        """Work condition and steps in once for a sample, see :meth:`MLPDenoiser.precondition`."""
+        base = condition[..., self.base]
+        alpha_bar = [self.schedule.alpha_bar[step] for step in steps]
+        return [
+            _Step(layer, base, math.sqrt(level), math.sqrt(1 - level))
+            for layer, level in zip(
+                self.network.precondition(condition, steps), alpha_bar, strict=True
+            )
+        ]
+
+    def limit(self, action: Tensor, condition: Tensor) -> Tensor:
+        """Actions [*, A] whose movement has at least ``min_base_fraction`` of the base's along it.
+
+        Where the base is zero, as it is where nothing is retrieved, nothing changes; however small
+        it is otherwise, its direction counts, so that the result jumps where the base turns round
+        through zero. The range of actions may end before that share is reached.
+        """
+        movement, rest = action.tensor_split([self.movement], dim=-1)
+        base = condition[..., self.base][..., : self.movement]
+        size = base.square().sum(-1, keepdim=True)
+        share = (movement * base).sum(-1, keepdim=True) / size.clamp_min(
+            torch.finfo(size.dtype).eps
+        )
+        movement = movement + (self.min_base_fraction - share).clamp_min(0.0) * base
+        return torch.cat([movement, rest], dim=-1)
+
+    def _back(self, output: Tensor, base: Tensor, noise: Tensor | float) -> Tensor:
+        if self.prediction == "epsilon":
+            return output
+        return output + base if self.prediction == "x0" else output - noise * base

@@ -10,7 +10,7 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
-from llmdpd_torchrl.modules.residual import ResidualDenoiser
+from llmdpd_torchrl.modules.denoiser import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import reverse_process
 from llmdpd_torchrl.modules.schedules import NoiseSchedule
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
@@ -128,7 +128,9 @@ class DiffusionModule(nn.Module):
         self.action_bounds = action_bounds
         # Refuse here, not at the first sample, what can not be done.
         reverse_process(sampler, self.schedule.alpha_bar, self.sampling_steps)
-        latent = torch.randn(action_dim, generator=torch.Generator().manual_seed(0))
+        latent = torch.randn(
+            action_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+        )
         # In the state_dict: a loaded policy repeats the actions of the saved one on any machine.
         latent *= _LATENT_SCALE * action_dim**0.5 / latent.norm()
         self.register_buffer("deterministic_latent", latent)

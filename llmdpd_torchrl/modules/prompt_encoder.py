@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
 
-from llmdpd_torchrl.modules.activations import make_activation
+from llmdpd_torchrl.modules.denoiser import make_activation
 from llmdpd_torchrl.prompts.tables import PromptTables
 
 __all__ = ["PromptEncoder", "PromptNetwork", "TextHead", "TrajectoryEncoder"]

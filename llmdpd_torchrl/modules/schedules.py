@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -30,19 +29,10 @@ def _linear(num_steps: int) -> Tensor:
     return torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
 
 
-def _cosine(num_steps: int) -> Tensor:
-    """alpha_bar(t) proportional to cos^2((t + 0.008) / 1.008 * pi / 2) (Nichol & Dhariwal 2021)."""
-    offset = 0.008
-    t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
-    return (1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
-
-
 #: Names that configurations may use, and the function from K to the K betas (float64).
 NOISE_SCHEDULES: Mapping[str, Callable[[int], Tensor]] = {
     "vp": _vp,
     "linear": _linear,
-    "cosine": _cosine,
 }
 
 

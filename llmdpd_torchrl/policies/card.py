@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmdpd_torchrl.modules.build import NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.utils.files import write_text
 
 __all__ = ["model_card", "write_card"]

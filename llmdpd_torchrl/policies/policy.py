@@ -16,9 +16,9 @@ from tensordict import TensorDictBase
 
 from llmdpd_torchrl import __version__
 from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
-from llmdpd_torchrl.modules.build import NetworkConfig, Networks, make_networks
+from llmdpd_torchrl.modules.build import Networks, check_state, make_networks
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
-from llmdpd_torchrl.modules.state import check_state
 from llmdpd_torchrl.policies.card import write_card
 from llmdpd_torchrl.policies.hub import download_policy, looks_like_hub_id, upload_policy
 from llmdpd_torchrl.policies.prompted import PromptedPolicy
@@ -51,10 +51,9 @@ class LLMDPDPolicy:
         actor: the diffusion actor; any module from its inputs to an action can act in its place,
             but not be saved.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
-        info: anything JSON can hold that belongs to the policy. ``trained_task_ids``, a list, is
-            read where the actor retrieves; ``text_encoder``, what
-            :func:`~llmdpd_torchrl.prompts.make_text_encoder` takes, where a task is told in words,
-            and ``text_encoder_identity`` must then be its ``identity``. The card shows
+        info: anything JSON can hold that belongs to the policy. ``text_encoder``, what
+            :func:`~llmdpd_torchrl.prompts.make_text_encoder` takes, is read where a task is told in
+            words, and ``text_encoder_identity`` must then be its ``identity``. The card shows
             ``trained_tasks``, ``updates`` and ``data_hash``.
 
     Examples:

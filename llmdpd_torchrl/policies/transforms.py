@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
@@ -13,8 +11,10 @@ from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.history import HistoryTransform
-from llmdpd_torchrl.transforms.observation_gate import ObservationGateTransform
-from llmdpd_torchrl.transforms.retrieved_context import PromptContextTransform
+from llmdpd_torchrl.transforms.retrieved_context import (
+    ObservationGateTransform,
+    PromptContextTransform,
+)
 from llmdpd_torchrl.transforms.text_prompt import TextPromptTransform
 from llmdpd_torchrl.transforms.trajectory_prompt import TrajectoryPromptTransform
 
@@ -26,7 +26,7 @@ def training_transforms(
     tables: PromptTables,
     *,
     prompts_per_task: int = 2,
-    open_probability: float = 0.5,
+    state_visible_prob: float = 0.5,
     augment: bool = True,
     dataset: TrajectoryDataset | None = None,
 ) -> list[Transform]:
@@ -36,7 +36,7 @@ def training_transforms(
         policy: what it reads decides what is written.
         tables: prompts of the training tasks, the trajectories cut from the training data.
         prompts_per_task: see :class:`TrajectoryPromptTransform`.
-        open_probability: see :class:`ObservationGateTransform`.
+        state_visible_prob: see :class:`ObservationGateTransform`.
         augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
         dataset: that the replay buffer holds; read where the actor reads sequences.
     """
@@ -44,7 +44,7 @@ def training_transforms(
         policy,
         tables,
         prompts_per_task=prompts_per_task,
-        open_probability=open_probability,
+        state_visible_prob=state_visible_prob,
         dataset=dataset,
     )
     contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
@@ -77,7 +77,7 @@ def _transforms(
     tables: PromptTables,
     *,
     prompts_per_task: int = 2,
-    open_probability: float = 0.5,
+    state_visible_prob: float = 0.5,
     choice: str = "first",
     dataset: TrajectoryDataset | None = None,
 ) -> list[Transform]:
@@ -115,7 +115,8 @@ def _transforms(
             )
         )
     if config.retrieves:
-        trained: Sequence[int] = policy.info["trained_task_ids"]
         transforms.append(PromptContextTransform(policy.retrieval(tables)))
-        transforms.append(ObservationGateTransform(trained, open_probability=open_probability))
+        transforms.append(
+            ObservationGateTransform(config.trained_task_ids, state_visible_prob=state_visible_prob)
+        )
     return transforms

@@ -1,4 +1,4 @@
-"""Frames: what of an observation means the same in every task of a family of environments."""
+"""Relative frames: the part of an observation that means the same in every task of a family."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["METAWORLD_FRAME", "Frame", "FrameSpec"]
+__all__ = ["METAWORLD_FRAME", "FrameSpec", "RelativeFrame"]
 
 
 @dataclass(frozen=True)
 class FrameSpec:
-    """Which fields of an observation are effector, objects and goal: declared once per family.
+    """The fields of an observation that are effector, objects and goal, once per family.
 
-    The frame is made of the positions of the effector from the first anchor, of each anchor from
-    the next one, and of ``values`` as they are. Where a task's things stand is not in it, only how
-    they stand to one another, so that a step of one episode can be recognised in another.
+    A relative frame holds the position of the effector relative to the first anchor, of each anchor
+    relative to the next one, and ``values`` as they are. Absolute positions are not in it, so that
+    a step of one episode can be recognised in another whose objects lie elsewhere.
 
     Args:
-        effector: the field of the position that actions move; ``None`` where there is none, as in
+        effector: field of the position that actions move; ``None`` where there is none, as in
             locomotion.
-        anchors: fields of positions it is seen from, the nearest thing first, the goal last.
+        anchors: fields of positions that it is seen from, the nearest object first, the goal last.
         values: other fields that are compared.
-        weights: how much a difference counts in distances, a number per relation and value, in this
+        weights: weights of differences in distances, a number per relation and value, in this
             order; per metre for positions. ``None`` standardises a value over the prompts: the
             plain, normalised state.
-        unit: what difference of positions counts as one in the context, in metres.
+        unit: difference of positions that counts as one in the context, in metres.
 
     Raises:
         ConfigError: if the numbers of fields and weights disagree, if there is nothing to compare,
@@ -67,14 +68,14 @@ class FrameSpec:
 
     @property
     def relations(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of fields whose difference is in the frame."""
+        """Pairs of fields whose difference is in the relative frame."""
         if self.effector is None:
             return ()
         chain = (self.effector, *self.anchors)
         return tuple(itertools.pairwise(chain))
 
     def sizes(self, fields: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """How many entries of the frame are differences of positions, and how many values.
+        """How many entries are differences of positions, and how many are values.
 
         Args:
             fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
@@ -100,7 +101,7 @@ class FrameSpec:
         return relations, sum(width[name] for name in self.values)
 
 
-#: Hand, object and goal of Meta-World; the hand's place by the object counts most.
+#: Hand, object and goal of Meta-World; the hand's position relative to the object counts most.
 METAWORLD_FRAME = FrameSpec(
     effector="hand_position",
     anchors=("object_1_position", "goal_position"),
@@ -109,91 +110,116 @@ METAWORLD_FRAME = FrameSpec(
 )
 
 
-class Frame:
-    """A :class:`FrameSpec` on an observation layout: from observations to frames.
+class RelativeFrame(nn.Module):
+    """A :class:`FrameSpec` on an observation layout: from observations to relative frames.
+
+    Its constants are buffers that follow ``.to()`` and are not part of a ``state_dict``.
 
     Args:
         spec: what is compared.
-        fields: index ranges of the observation's fields.
-        observations: ``[N, O]``, of the prompts; read where values are weighed by their spread.
+        fields: half-open index ranges of the observation's fields.
+        observations: ``[N, O]`` of the prompts; read where values are standardised.
 
     Attributes:
         size: F.
-        weights: ``[F]``, of differences in distances.
-        scale: ``[F]``, of differences in contexts.
-        steps: how many entries a position has.
+        relation_size: number of the first entries that are differences of positions.
+        anchors: number of anchors.
+        steps: number of entries of a position.
+        weights: ``[F]``, weights of differences in distances.
+        scale: ``[F]``, factors of differences in contexts.
+
+    Shapes: ``[*, O]`` to ``[*, F]``, in the dtype of the buffers, float32.
 
     Raises:
         ConfigError: as :meth:`FrameSpec.sizes` does, or without ``observations`` that are needed.
+        DataError: when called, if the observation has another width than ``fields`` say.
 
     Examples:
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
-        >>> frame = Frame(METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
+        >>> frame = RelativeFrame(METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
         >>> frame(torch.zeros(2, 39)).shape, frame.size
         (torch.Size([2, 7]), 7)
     """
+
+    weights: Tensor
+    scale: Tensor
+    _first: Tensor
+    _second: Tensor
+    _others: Tensor
+    _mean: Tensor
+    _factor: Tensor
 
     def __init__(
         self,
         spec: FrameSpec,
         fields: Mapping[str, Sequence[int]],
-        observations: torch.Tensor | None = None,
+        observations: Tensor | None = None,
     ) -> None:
-        self.spec = spec
-        relations, values = spec.sizes(fields)
-        self.size = relations + values
-        self.relation_size = relations
+        super().__init__()
+        self.relation_size, values = spec.sizes(fields)
+        self.size = self.relation_size + values
         self.anchors = len(spec.anchors)
-        self.steps = relations // self.anchors if self.anchors else 0
-        self._pairs = [(slice(*fields[a]), slice(*fields[b])) for a, b in spec.relations]
-        self._values = [slice(*fields[name]) for name in spec.values]
-        position, plain = float(1 / spec.unit), []
-        weights = [
-            torch.full((self.steps,), float(weight or 0.0))
-            for weight in spec.weights[: self.anchors]
-        ]
-        scales = [torch.full((relations,), position)]
-        for weight, part in zip(spec.weights[self.anchors :], self._values, strict=True):
+        self.steps = self.relation_size // self.anchors if self.anchors else 0
+        self.width = max(end for _, end in fields.values())
+        columns = {
+            "_first": [i for name, _ in spec.relations for i in range(*fields[name])],
+            "_second": [i for _, name in spec.relations for i in range(*fields[name])],
+            "_others": [i for name in spec.values for i in range(*fields[name])],
+        }
+        weights = [float(w or 0.0) for w in spec.weights[: self.anchors] for _ in range(self.steps)]
+        scale = [1 / spec.unit] * self.relation_size
+        mean, factor = [torch.zeros(0)], [torch.zeros(0)]
+        for weight, name in zip(spec.weights[self.anchors :], spec.values, strict=True):
+            part = slice(*fields[name])
             width = part.stop - part.start
-            if weight is None:
-                plain.append(_standardiser(observations, part))
-            else:
-                plain.append((torch.zeros(width), torch.ones(width)))
-            weights.append(torch.full((width,), 1.0 if weight is None else weight))
-            scales.append(torch.full((width,), 1.0 if weight is None else position))
-        self.weights = torch.cat(weights).float()
-        self.scale = torch.cat(scales)
-        self._plain = plain
+            weights += [1.0 if weight is None else weight] * width
+            scale += [1.0 if weight is None else 1 / spec.unit] * width
+            offset, slope = (
+                _standardiser(observations, part)
+                if weight is None
+                else (torch.zeros(width), torch.ones(width))
+            )
+            mean.append(offset.cpu())
+            factor.append(slope.cpu())
+        for name, indices in columns.items():
+            self._constant(name, torch.tensor(indices, dtype=torch.int64))
+        for name, numbers in (("weights", weights), ("scale", scale)):
+            self._constant(name, torch.tensor(numbers, dtype=torch.float32))
+        for name, tensors in (("_mean", mean), ("_factor", factor)):
+            self._constant(name, torch.cat(tensors).float())
 
-    def __call__(self, observation: torch.Tensor) -> torch.Tensor:
-        """The frame of observations ``[*, O]``: ``[*, F]``."""
-        parts = [observation[..., a] - observation[..., b] for a, b in self._pairs]
-        for part, (mean, factor) in zip(self._values, self._plain, strict=True):
-            parts.append((observation[..., part] - mean) * factor)
-        return torch.cat(parts, dim=-1)
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
 
-    def from_anchors(self, frame: torch.Tensor) -> list[torch.Tensor]:
-        """The effector's position from each anchor, ``[*, steps]``, of frames ``[*, F]``."""
+    def forward(self, observation: Tensor) -> Tensor:
+        """The relative frame of observations ``[*, O]``: ``[*, F]``."""
+        if observation.shape[-1] != self.width:
+            raise DataError(
+                f"the observation has {observation.shape[-1]} entries, the relative frame reads "
+                f"{self.width}: use the environment that the policy was trained for"
+            )
+        observation = observation.to(self.weights.dtype)
+        positions = observation[..., self._first] - observation[..., self._second]
+        values = (observation[..., self._others] - self._mean) * self._factor
+        return torch.cat([positions, values], dim=-1)
+
+    def from_anchors(self, frame: Tensor) -> list[Tensor]:
+        """The effector's position relative to each anchor, ``[*, steps]``, of ``[*, F]``."""
         parts = frame[..., : self.relation_size].split(self.steps, dim=-1) if self.anchors else ()
         # (effector - first) + (first - second) = effector - second
-        positions: list[torch.Tensor] = []
-        for part in parts:
-            positions.append(positions[-1] + part if positions else part)
-        return positions
+        return list(itertools.accumulate(parts, torch.add))
 
-    def values(self, frame: torch.Tensor) -> torch.Tensor:
-        """All but the differences of positions, of frames ``[*, F]``."""
+    def values(self, frame: Tensor) -> Tensor:
+        """All but the differences of positions, of relative frames ``[*, F]``."""
         return frame[..., self.relation_size :]
 
 
-def _standardiser(
-    observations: torch.Tensor | None, part: slice
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _standardiser(observations: Tensor | None, part: slice) -> tuple[Tensor, Tensor]:
     """Mean and one over the spread of some entries."""
     if observations is None:
         raise ConfigError("a frame with values weighed by their spread needs observations")
     entries = observations[..., part].reshape(-1, part.stop - part.start)
     mean, spread = entries.mean(0), entries.std(0)
-    # What never changes tells nothing, and the rounding of its mean is no spread.
+    # A constant entry carries no information, and the rounding of its mean is no spread.
     changes = spread > 1e-5 * entries.abs().amax(0)
     return mean, torch.where(changes, 1.0 / spread, 0.0)

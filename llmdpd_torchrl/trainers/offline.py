@@ -19,7 +19,7 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import OptimizationStepper
 
-from llmdpd_torchrl.modules.state import check_state
+from llmdpd_torchrl.modules.build import check_state
 from llmdpd_torchrl.trainers.guard import FiniteGuard
 from llmdpd_torchrl.trainers.logger_group import LoggerGroup
 from llmdpd_torchrl.trainers.progress import BatchSource, RunningMeans

@@ -4,8 +4,10 @@ from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.history import HistoryTransform
-from llmdpd_torchrl.transforms.observation_gate import ObservationGateTransform
-from llmdpd_torchrl.transforms.retrieved_context import PromptContextTransform
+from llmdpd_torchrl.transforms.retrieved_context import (
+    ObservationGateTransform,
+    PromptContextTransform,
+)
 from llmdpd_torchrl.transforms.text_prompt import TextPromptTransform
 from llmdpd_torchrl.transforms.trajectory_prompt import TrajectoryPromptTransform
 

@@ -1,10 +1,11 @@
-"""Turned worlds: what a demonstration says must not depend on where things lie."""
+"""Random rotation and gripper-scale augmentation of the retrieved context and the action."""
 
 from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
+from torch import Tensor
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
@@ -13,23 +14,23 @@ __all__ = ["ContextAugmentation", "random_rotations"]
 
 
 class ContextAugmentation(Transform):
-    """Turn the context and the action of sampled transitions, where the state is hidden.
+    """Rotate the context and the action of sampled transitions where the gate is closed.
 
-    All that a context tells of places are differences of positions. Turned together with the
-    movement in the action, at random, they are a transition of a task that nobody has trained on:
-    the policy can not learn which way its training tasks go, only to go the prompt's way. Every
-    second transition turns about its last axis only, the vertical: up remains up there. Likewise
-    the other entries of actions, a gripper's say, are scaled together: how hard a prompt grips is
-    to be copied, not known.
+    All positions in a context are differences. Rotated at random, together with the movement in the
+    action, they make a transition of a task that does not exist: the policy cannot memorise the
+    directions of its training tasks, it has to follow the prompt's. Half of the transitions rotate
+    about their last axis only, the vertical, so that gravity stays as it is. The actions' other
+    entries, a gripper's for instance, are scaled together: the prompt's grip is to be copied, not
+    memorised.
 
-    Only where the observation's gate is shut: a state and an embedding that can be seen do not
-    turn. For a replay buffer, after :class:`~llmdpd_torchrl.transforms.PromptContextTransform` and
+    State and task embedding are not rotated, so nothing changes where the observation gate is open.
+    For a replay buffer, after :class:`~llmdpd_torchrl.transforms.PromptContextTransform` and
     :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`; environments pass unchanged.
 
     Args:
-        retrieval: of the context.
-        smallest_scale: the scale of the actions' other entries is drawn from here up to 1, for
-            every second transition.
+        retrieval: source of the context; its layout is read.
+        smallest_scale: lower end of the scale of the actions' other entries, which is uniform up to
+            1 for half of the transitions and 1 for the others.
         in_keys: default ``[("prompt", "observation_gate"), "prompt_context", ("next",
             "prompt_context"), "action"]``.
 
@@ -64,10 +65,10 @@ class ContextAugmentation(Transform):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Change a sampled batch."""
         gate, *keys, action_key = self.in_keys
-        is_shut = (tensordict.get(gate) == 0).squeeze(-1)
-        count = is_shut.numel()
-        rotation = self._rotations(count, is_shut.device)
-        scale = torch.rand(count, 1, device=is_shut.device)
+        is_closed = (tensordict.get(gate) == 0).squeeze(-1)
+        count = is_closed.numel()
+        rotation = self._rotations(count, is_closed.device)
+        scale = torch.rand(count, 1, device=is_closed.device, dtype=torch.float32)
         scale = self.smallest_scale + (1.0 - self.smallest_scale) * scale
         scale = torch.where(torch.rand_like(scale) < 0.5, scale, 1.0)
         movement, rest = slice(0, self.steps), slice(self.steps, None)
@@ -76,24 +77,24 @@ class ContextAugmentation(Transform):
             (action_key, [movement] if self.steps else [], [rest]),
         ):
             value = tensordict.get(key)
-            changed = value.reshape(count, -1).clone()
+            changed, turn = value.reshape(count, -1).clone(), rotation.to(value.dtype)
             for part in vectors:
-                changed[:, part] = (rotation @ changed[:, part].unsqueeze(-1)).squeeze(-1)
+                changed[:, part] = (turn @ changed[:, part].unsqueeze(-1)).squeeze(-1)
             for part in tails:
                 changed[:, part] *= scale
             if key == action_key:
                 changed = changed.clamp(-1.0, 1.0)
             changed = changed.reshape(value.shape)
-            tensordict.set(key, torch.where(is_shut.unsqueeze(-1), changed, value))
+            tensordict.set(key, torch.where(is_closed.unsqueeze(-1), changed, value))
         return tensordict
 
-    def _rotations(self, count: int, device: torch.device) -> torch.Tensor:
+    def _rotations(self, count: int, device: torch.device) -> Tensor:
         rotation = random_rotations(count, self.steps, device)
         if self.steps > 1:
             upright = torch.zeros_like(rotation)
             upright[:, :-1, :-1] = random_rotations(count, self.steps - 1, device)
             upright[:, -1, -1] = 1.0
-            stays = torch.rand(count, 1, 1, device=device) < 0.5
+            stays = torch.rand(count, 1, 1, device=device, dtype=torch.float32) < 0.5
             rotation = torch.where(stays, upright, rotation)
         return rotation
 
@@ -106,12 +107,11 @@ class ContextAugmentation(Transform):
         return next_tensordict
 
 
-def random_rotations(
-    count: int, size: int, device: torch.device | str | None = None
-) -> torch.Tensor:
-    """Orthogonal matrices ``[count, size, size]``, uniformly distributed, mirrors among them."""
+def random_rotations(count: int, size: int, device: torch.device | str | None = None) -> Tensor:
+    """Orthogonal matrices ``[count, size, size]``, uniformly distributed, reflections included."""
     if not size:
-        return torch.zeros(count, 0, 0, device=device)
-    q, r = torch.linalg.qr(torch.randn(count, size, size, device=device))
+        return torch.zeros(count, 0, 0, device=device, dtype=torch.float32)
+    gaussian = torch.randn(count, size, size, device=device, dtype=torch.float32)
+    q, r = torch.linalg.qr(gaussian)
     # Without the signs of R the distribution would not be uniform (Mezzadri 2007).
     return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)

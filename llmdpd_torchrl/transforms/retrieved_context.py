@@ -1,40 +1,41 @@
-"""The prompt read as a function of the current observation."""
+"""What an actor that retrieves reads: the context of the retrieved step and the gate."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
-from torchrl.data import Composite, Unbounded
+from torch import Tensor
+from torchrl.data import Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.transforms.base import PromptTransform
 
-__all__ = ["PromptContextTransform"]
+__all__ = ["ObservationGateTransform", "PromptContextTransform"]
 
 
 class PromptContextTransform(Transform):
-    """Write what the nearest step of the trajectory prompt says about each observation.
+    """Write the context of each observation: the nearest step of its trajectory prompt.
 
-    Stands after a :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``index``
+    Goes after a :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``index``
     over the same bank. On an environment it runs at every reset and step; on a replay buffer it
     writes the contexts of s and, under ``"next"``, of s'.
 
     Args:
-        retrieval: computes the context.
+        retrieval: computes the context; it moves with the transform.
         in_keys: default ``["observation", ("prompt", "trajectory_index")]``.
-        out_keys: default ``["prompt_context"]`` ([*, C] float32). It is not below ``"prompt"``:
-            what is there belongs to the task, while this belongs to a state.
+        out_keys: default ``["prompt_context"]`` ([*, C] float32; zeros without a prompt). It is not
+            below ``"prompt"``, whose entries belong to the task, while this belongs to a state.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
         >>> from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
         >>> from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-        >>> steps = {"observation": torch.rand(1, 5, 39), "action": torch.rand(1, 5, 4),
-        ...          "mask": torch.ones(1, 5, dtype=torch.bool)}
-        >>> task = trajectory = torch.tensor([0])
-        >>> bank = TrajectoryPromptBank(TensorDict(steps, [1, 5]), task, trajectory)
+        >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
+        >>> bank = TrajectoryPromptBank.empty(5, 39, 4)
         >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
         >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
         >>> state = TensorDict({"observation": torch.rand(3, 39), "next": {"observation":
@@ -57,7 +58,7 @@ class PromptContextTransform(Transform):
         )
         self.retrieval = retrieval
 
-    def _context(self, observation: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _context(self, observation: Tensor, index: Tensor) -> Tensor:
         return self.retrieval(observation, index.squeeze(-1))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -86,3 +87,66 @@ class PromptContextTransform(Transform):
             shape, dtype=torch.float32, device=observation_spec.device
         )
         return observation_spec
+
+
+class ObservationGateTransform(PromptTransform):
+    """Observation gate: masks state and task embedding so that the actor must use the context.
+
+    A policy that always sees the state memorises its training tasks by it and ignores the
+    demonstration on a task that it was never trained on. So training closes the gate at random, and
+    the policy learns to act with and without the state and the embedding of its task (see
+    :class:`~llmdpd_torchrl.modules.GatedConditioner`, which masks them); at evaluation the gate is
+    open exactly on the trained tasks.
+
+    Args:
+        trained_tasks: ids of the tasks that are trained on, as in
+            ``NetworkConfig.trained_task_ids``.
+        state_visible_prob: probability in training that the gate is open, per sampled transition.
+        in_keys: default ``["task_id", ("prompt", "trajectory_index")]``. The gate is always open
+            where the latter is -1: without a demonstration there is nothing to retrieve. It may be
+            left out where every transition has a demonstration.
+        out_keys: default ``[("prompt", "observation_gate")]`` ([*, 1] float32, 0 or 1).
+
+    Randomness comes from torch's global generator.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> transform = ObservationGateTransform([1], state_visible_prob=0.0)
+        >>> rows = torch.tensor([[4], [-1]])
+        >>> batch = {"task_id": torch.tensor([[1], [1]]), "prompt": {"trajectory_index": rows}}
+        >>> transform(TensorDict(batch, [2]))["prompt", "observation_gate"].squeeze(-1)
+        tensor([0., 1.])
+    """
+
+    trained: Tensor
+
+    def __init__(
+        self,
+        trained_tasks: Sequence[int],
+        *,
+        state_visible_prob: float = 0.5,
+        in_keys: list[NestedKey] | None = None,
+        out_keys: list[NestedKey] | None = None,
+    ) -> None:
+        if not 0.0 <= state_visible_prob <= 1.0:
+            raise ValueError(f"state_visible_prob is {state_visible_prob}: it must be in [0, 1]")
+        super().__init__(
+            in_keys=in_keys or ["task_id", ("prompt", "trajectory_index")],
+            out_keys=out_keys or [("prompt", "observation_gate")],
+        )
+        self.state_visible_prob = state_visible_prob
+        trained = torch.tensor(list(trained_tasks), dtype=torch.int64)
+        self.register_buffer("trained", trained, persistent=False)
+
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
+        task = tensordict.get(self.in_keys[0])
+        if sampling:
+            is_open = torch.rand(task.shape, device=task.device) < self.state_visible_prob
+        else:
+            is_open = torch.isin(task, self.trained)
+        for key in self.in_keys[1:]:
+            is_open = is_open | (tensordict.get(key) < 0)
+        return {self.out_keys[0]: is_open.to(torch.float32)}
+
+    def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
+        return {self.out_keys[0]: Unbounded((*shape, 1), dtype=torch.float32)}

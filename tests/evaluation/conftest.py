@@ -50,8 +50,8 @@ def fill_run():
         rates = {a: {b: float(a == b) for b in UNSEEN + SEEN} for a in UNSEEN + SEEN}
         write_json(folder / "confusion.json", {"rates": rates, "episodes": 4})
         torch.manual_seed(0)
-        config = NetworkConfig(hidden=[8], trajectory_length=16)
-        info = {"text_encoder": "smollm2", "trained_task_ids": [40]}
+        config = NetworkConfig(hidden=[8], trajectory_length=16, trained_task_ids=[40])
+        info = {"text_encoder": "smollm2"}
         LLMDPDPolicy.from_networks(config, make_networks(config), info).save_pretrained(
             folder / "checkpoint"
         )

@@ -24,8 +24,8 @@ SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, lanes=3, group_
 
 def make_policy(**changes):
     torch.manual_seed(0)
-    config = NetworkConfig(**{"hidden": [8], "prompt": "none", **changes})
-    return LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [40]})
+    config = NetworkConfig(**{"hidden": [8], "prompt": "none", "trained_task_ids": [40], **changes})
+    return LLMDPDPolicy.from_networks(config, make_networks(config))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from llmdpd_torchrl.evaluation.grid import film_grid, record_episode
 from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_group
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.evaluation.video import rendering_backend
-from llmdpd_torchrl.modules.build import NetworkConfig, make_networks
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
@@ -29,10 +29,11 @@ def make_policy(**changes):
             "trajectory_length": 16,
             "trajectory_width": 8,
             "trajectory_heads": 2,
+            "trained_task_ids": [40],
             **changes,
         }
     )
-    return LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [40]})
+    return LLMDPDPolicy.from_networks(config, make_networks(config))
 
 
 def run(policy, episodes, settings, bank=None, number=0):
@@ -55,9 +56,9 @@ def test_draws_are_made_where_the_state_is_seen(stochastic):
     states = TensorDict(
         {
             "observation": torch.randn(1, 39).expand(4, 39),
-            "prompt_context": torch.randn(1, policy.config.context_parts["known"].stop).expand(
-                4, -1
-            ),
+            "prompt_context": torch.randn(
+                1, policy.config.context_parts["goal_correction"].stop
+            ).expand(4, -1),
             "prompt": {"observation_gate": torch.tensor([[0.0], [1.0], [0.0], [1.0]])},
         },
         [4],

@@ -391,7 +391,7 @@ class TestDeterministic:
     [
         ({"sampler": "dpm"}, "'dpm'.*ddpm, ddim, dpmpp_2m"),
         ({"prediction": "eps"}, "'eps'.*epsilon, x0, v"),
-        ({"schedule": "vpp"}, "'vpp'.*vp, linear, cosine"),
+        ({"schedule": "vpp"}, "'vpp'.*vp, linear"),
         ({"sampling_steps": 6}, "6 reverse steps asked of a diffusion of 5"),
         ({"sampling_steps": 0}, "0 reverse steps"),
         ({"num_steps": 0}, "num_steps=0"),

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from llmdpd_torchrl.modules.build import PROMPTS, NetworkConfig, make_networks
+from llmdpd_torchrl.modules.build import make_networks
+from llmdpd_torchrl.modules.config import PROMPTS, NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, PromptError
@@ -28,9 +29,9 @@ SMALL = {
 
 
 def make_policy(**changes):
-    config = NetworkConfig(**{**SMALL, **changes})
+    config = NetworkConfig(**{**SMALL, "trained_task_ids": [1], **changes})
     networks = make_networks(config, observations=torch.randn(50, 39))
-    return LLMDPDPolicy.from_networks(config, networks, {"trained_task_ids": [1]}), networks
+    return LLMDPDPolicy.from_networks(config, networks), networks
 
 
 @pytest.mark.parametrize("conditioning", DIFFUSION)
@@ -61,7 +62,7 @@ def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
     width = policy.encoder.embedding_dim
     dims = {
         "observation": 39,
-        "prompt_context": NetworkConfig().context_parts["known"].stop,
+        "prompt_context": NetworkConfig().context_parts["goal_correction"].stop,
         "prompt_embedding": width,
     }
     state = TensorDict({key: torch.randn(4, size) for key, size in dims.items()}, [4])

@@ -18,11 +18,11 @@ REACH = 40
 
 def make_policy(info=None, **changes):
     torch.manual_seed(0)
-    config = NetworkConfig(**{**SMALL, "trajectory_heads": 2, **changes})
-    networks = make_networks(config, observations=torch.randn(50, 39))
-    return LLMDPDPolicy.from_networks(
-        config, networks, {"trained_task_ids": [REACH], **(info or {})}
+    config = NetworkConfig(
+        **{**SMALL, "trajectory_heads": 2, "trained_task_ids": [REACH], **changes}
     )
+    networks = make_networks(config, observations=torch.randn(50, 39))
+    return LLMDPDPolicy.from_networks(config, networks, info)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, Frame, FrameSpec
+from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec, RelativeFrame
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -13,7 +13,7 @@ SPEC = FrameSpec("hand", ("cup", "goal"), ("grip", "joints"), (10.0, 5.0, 1.0, N
 
 def test_positions_are_seen_from_each_other_and_values_beside_them():
     observations = torch.randn(50, 10)
-    frame = Frame(SPEC, FIELDS, observations)
+    frame = RelativeFrame(SPEC, FIELDS, observations)
     hand, cup, goal = observations[:, :2], observations[:, 2:4], observations[:, 4:6]
     joints = observations[:, 7:]
     joints = (joints - joints.mean(0)) / joints.std(0)
@@ -28,14 +28,14 @@ def test_positions_are_seen_from_each_other_and_values_beside_them():
 def test_weights_and_scales():
     observations = torch.randn(500, 10)
     observations[:, 8] = 0.7  # what never changes counts nothing
-    frame = Frame(SPEC, FIELDS, observations)
+    frame = RelativeFrame(SPEC, FIELDS, observations)
     assert frame.weights.tolist() == [10, 10, 5, 5, 1, 1, 1, 1]
     assert frame.scale.tolist() == [2, 2, 2, 2, 2, 1, 1, 1]
     assert (frame(torch.randn(5, 10))[:, 6] == 0).all()
 
 
 def test_moving_everything_together_changes_nothing():
-    frame = Frame(METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
+    frame = RelativeFrame(METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
     observation = torch.randn(39)
     moved = observation.clone()
     for name in ("hand_position", "object_1_position", "goal_position"):
@@ -63,8 +63,8 @@ def test_a_frame_without_sense_is_refused(arguments, message):
 
 def test_a_frame_that_does_not_fit_the_observation_is_refused():
     with pytest.raises(ConfigError, match="'cup', which the observation lacks: it has hand"):
-        Frame(SPEC, {"hand": (0, 2)})
+        RelativeFrame(SPEC, {"hand": (0, 2)})
     with pytest.raises(ConfigError, match="positions must have one width"):
-        Frame(SPEC, FIELDS | {"goal": (4, 7)})
+        RelativeFrame(SPEC, FIELDS | {"goal": (4, 7)})
     with pytest.raises(ConfigError, match="needs observations"):
-        Frame(SPEC, FIELDS)
+        RelativeFrame(SPEC, FIELDS)

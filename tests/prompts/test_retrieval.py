@@ -91,7 +91,9 @@ def test_a_prompts_own_state_is_found_again(bank):
     context = retrieval(observation, torch.tensor(2))
     assert torch.equal(context[:4], bank.prompts["action"][2, 5])
     # On the prompt's own way there is nothing to correct.
-    torch.testing.assert_close(context[retrieval.parts["play"]], context[:4], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        context[retrieval.parts["suggested_action"]], context[:4], rtol=0, atol=1e-5
+    )
     distance = context[retrieval.parts["distance"]]
     torch.testing.assert_close(distance, torch.zeros(1), atol=1e-3, rtol=0)
 
@@ -121,7 +123,7 @@ def test_parts_cover_the_context_in_order(bank):
     stops = [0, *(part.stop for part in retrieval.parts.values())]
     assert [part.start for part in retrieval.parts.values()] == stops[:-1]
     assert stops[-1] == retrieval.features
-    assert list(retrieval.parts)[-1] == "known"
+    assert list(retrieval.parts)[-1] == "goal_correction"
 
 
 def test_without_objects_the_normalised_state_is_compared(bank):
@@ -144,9 +146,9 @@ def test_without_objects_the_normalised_state_is_compared(bank):
         atol=1e-2,
     )
     parts = retrieval.parts
-    assert parts["known"].start == parts["known"].stop
+    assert parts["goal_correction"].start == parts["goal_correction"].stop
     assert parts["ahead_3"].stop - parts["ahead_3"].start == 39 + 39
-    assert parts["way"].start == parts["carried"].stop
+    assert parts["correction"].start == parts["object_is_moving"].stop
     assert retrieval(observation, torch.tensor(1)).shape == (retrieval.features,)
 
 
@@ -170,12 +172,14 @@ def test_what_is_carried_is_led_to_its_place_by_the_goal():
     now = steps[0, 1].clone()
     now[[0, 4]] -= 0.03
     parts, context = retrieval.parts, retrieval(now, torch.tensor(0))
-    assert context[parts["carried"]].item() == 1
-    torch.testing.assert_close(context[parts["play"]], torch.tensor([0.6, 0.0, 0.0, 0.0]))
+    assert context[parts["object_is_moving"]].item() == 1
+    torch.testing.assert_close(
+        context[parts["suggested_action"]], torch.tensor([0.6, 0.0, 0.0, 0.0])
+    )
     steps[0, :, 4] = 0.7  # now the thing stands still, and it is the hand's place that counts
     still = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
     now = steps[0, 1].clone()
     now[36] += 0.01
     context = still(now, torch.tensor(0))
-    assert context[parts["carried"]].item() == 0
-    torch.testing.assert_close(context[parts["play"]], torch.zeros(4))
+    assert context[parts["object_is_moving"]].item() == 0
+    torch.testing.assert_close(context[parts["suggested_action"]], torch.zeros(4))

@@ -69,7 +69,7 @@ def replaced(document, data):
 @pytest.fixture
 def policy_folder(tmp_path):
     config = NetworkConfig(prompt="both", conditioning="retrieved", text_dim=8, hidden=[8])
-    policy = LLMDPDPolicy.from_networks(config, make_networks(config), {"trained_task_ids": [1]})
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config))
     policy.save_pretrained(tmp_path / "policy")
     return tmp_path / "policy"
 
@@ -173,7 +173,7 @@ SETTINGS = (
     "video.tasks",
     "network.critic_hidden", "loss.gamma", "loss.max_q_backup", "loss.target_sampling_steps",
     "optim.learning_rate", "optim.max_grad_norm", "trainer.threads", "logger.kind",
-    "trajectory_prompt.per_task", "trajectory_prompt.open_probability",
+    "trajectory_prompt.per_task", "trajectory_prompt.state_visible_prob",
     "network.diffusion_steps", "trajectory_prompt.length", "force", "until", "evaluation.seed",
 )  # fmt: skip
 VALUES = ("null", "-1", "0", "1.5", "true", "[]", "[x]", "text", "1e400", "''")

@@ -55,7 +55,9 @@ def test_the_columns_are_those_that_turn_with_the_world(bank, lookaheads):
     for lookahead in lookaheads:  # pulls towards later steps, and what is made of them, are clipped
         part = retrieval.parts[f"ahead_{lookahead}"]
         clipped[part.start + 7 : part.start + 10] = True
-    clipped[retrieval.parts["known"]] = clipped[retrieval.parts["play"]] = True
+    clipped[retrieval.parts["goal_correction"]] = clipped[retrieval.parts["suggested_action"]] = (
+        True
+    )
     torch.testing.assert_close(context[:, ~clipped], expected[:, ~clipped], rtol=1e-3, atol=1e-3)
     everything = sorted(i for part in (*vectors, *tails) for i in range(part.start, part.stop))
     assert len(everything) == len(set(everything))
@@ -67,7 +69,7 @@ def batch_of(dataset, bank, probability):
     before = Compose(
         TrajectoryPromptTransform(bank, mode="index"),
         PromptContextTransform(retrieval),
-        ObservationGateTransform([], open_probability=probability),
+        ObservationGateTransform([], state_visible_prob=probability),
     )
     batch = before(dataset.transitions[:200].clone())
     return retrieval, batch, ContextAugmentation(retrieval)(batch.clone())

@@ -148,7 +148,7 @@ def test_the_buffer_holds_contexts_of_both_states(dataset, bank):
 
 
 def test_the_gate_is_random_on_a_buffer_and_decided_on_an_env(dataset):
-    transform = ObservationGateTransform([REACH], open_probability=0.25, in_keys=["task_id"])
+    transform = ObservationGateTransform([REACH], state_visible_prob=0.25, in_keys=["task_id"])
     batch = transform(dataset.transitions.clone())
     assert batch["prompt", "observation_gate"].mean().item() == pytest.approx(0.25, abs=0.1)
     known = TransformedEnv(reach(), ObservationGateTransform([REACH], in_keys=["task_id"]))
@@ -186,7 +186,7 @@ def test_the_encoder_runs_once_per_episode_without_gradient():
         lambda bank: TextPromptTransform(TABLE[0]),
         lambda bank: TrajectoryPromptTransform(bank, choice="last"),
         lambda bank: TrajectoryPromptTransform(bank, prompts_per_task=1),
-        lambda bank: ObservationGateTransform([1], open_probability=1.5),
+        lambda bank: ObservationGateTransform([1], state_visible_prob=1.5),
         lambda bank: TextPromptTransform(TABLE, mode="index", dropout=1.0),
         lambda bank: TrajectoryPromptTransform(bank, mode="tensor", dropout=0.5),
     ],
@@ -221,7 +221,7 @@ def test_without_a_demonstration_the_gate_is_open_and_the_context_empty(dataset,
     transforms = Compose(
         AbsentPromptTransform([("prompt", "trajectory_index")]),
         PromptContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields)),
-        ObservationGateTransform([], open_probability=0.0),
+        ObservationGateTransform([], state_visible_prob=0.0),
     )
     batch = transforms(dataset.transitions[:8].clone())
     assert (batch["prompt", "observation_gate"] == 1).all()

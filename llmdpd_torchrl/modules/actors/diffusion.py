@@ -9,9 +9,8 @@ from torch import nn
 from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.modules import SafeModule
 
-from llmdpd_torchrl.modules.denoiser import MLPDenoiser
+from llmdpd_torchrl.modules.denoiser import MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
-from llmdpd_torchrl.modules.residual import ResidualDenoiser
 from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = ["DiffusionActor"]
@@ -33,7 +32,7 @@ class DiffusionActor(SafeModule):
         hidden, activation, time_dim: of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
             learns how actions differ from it, see :class:`ResidualDenoiser`.
-        movement, least_share: how far that action may be cancelled, see there.
+        movement, min_base_fraction: how far that action may be cancelled, see there.
         num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.
         out_keys (sequence of NestedKey): defaults to ``["action"]``.
@@ -71,7 +70,7 @@ class DiffusionActor(SafeModule):
         time_dim: int = 16,
         base: slice | None = None,
         movement: int = 0,
-        least_share: float = 0.75,
+        min_base_fraction: float = 0.75,
         num_steps: int = 5,
         schedule: str = "vp",
         prediction: str = "epsilon",
@@ -99,7 +98,7 @@ class DiffusionActor(SafeModule):
                 schedule,
                 prediction,
                 movement=movement,
-                least_share=least_share,
+                min_base_fraction=min_base_fraction,
             )
         module = DiffusionModule(
             score_network,

@@ -16,21 +16,16 @@ from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import IndependentNormal, ProbabilisticActor, SafeModule, TanhNormal
 
+from llmdpd_torchrl.modules.config import DIRECT_ACTORS
 from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = [
-    "DIRECT_ACTORS",
     "DeterministicActor",
     "DirectNetwork",
     "GaussianActor",
     "make_direct_actor",
 ]
-
-DIRECT_ACTORS = ("deterministic", "gaussian", "tanh_gaussian")
-"""``deterministic``: one action, squashed by tanh (TD3+BC); ``gaussian``: a squashed mean with one
-deviation per dimension, whatever the state (IQL); ``tanh_gaussian``: a squashed Gaussian whose mean
-and deviation both depend on the state (CQL)."""
 
 _LOG_STD = (-5.0, 2.0)
 
@@ -137,7 +132,7 @@ class _GaussianHead(nn.Module):
         self.network = network
         self.squashed = squashed
         if not squashed:
-            self.log_std = nn.Parameter(torch.zeros(action_dim))
+            self.log_std = nn.Parameter(torch.zeros(action_dim, dtype=torch.float32))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         output = self.network(*inputs)

@@ -7,7 +7,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.evaluation import EvaluationSettings
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
-from llmdpd_torchrl.modules.actors.direct import DIRECT_ACTORS, make_direct_actor
+from llmdpd_torchrl.modules.actors.direct import make_direct_actor
+from llmdpd_torchrl.modules.config import DIRECT_ACTORS
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -65,7 +66,7 @@ def test_it_can_read_a_retrieved_demonstration(kind):
     assert policy.actor.in_keys == make("diffusion", prompt="trajectory")[1].actor.in_keys
     data = states()
     data["prompt", "observation_gate"] = torch.zeros(5, 1)
-    data["prompt_context"] = torch.randn(5, config.context_parts["known"].stop)
+    data["prompt_context"] = torch.randn(5, config.context_parts["goal_correction"].stop)
     assert policy.actor(data)["action"].shape == (5, 4)
 
 
