@@ -47,7 +47,8 @@ def ours_in_torchrl(env: TransformedEnv) -> list[float]:
 def torchrl_in_ours(env: TransformedEnv) -> TorchRLDiffusionActor:
     """Train TorchRL's actor by Diffusion-QL while it collects; return it."""
     actor = TorchRLDiffusionActor(action_dim=1, obs_dim=3, num_steps=5, spec=env.action_spec)
-    loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 1), lmbda=0.1)
+    adapted = DiffusionActor.from_torchrl(actor)  # the same score network in ours
+    loss = DiffusionQLLoss(adapted, make_qvalue_networks(3, 1), lmbda=0.1)
     loss.make_value_estimator(gamma=0.95)
     trainer = Trainer(
         collector=collect(env, actor),  # loss and actor share parameters: no weights to send

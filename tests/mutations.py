@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-LLMDPD = "llmdpd_torchrl/objectives/llmdpd.py"
-BASE = "llmdpd_torchrl/objectives/base.py"
+LOSS = "llmdpd_torchrl/objectives/llmdpd.py"
 UPDATER = "llmdpd_torchrl/trainers/target_updater.py"
-WHOLE = "tests/objectives/test_llmdpd.py::"
+TERMS = "tests/objectives/test_llmdpd.py::"
+INPUTS = "tests/objectives/test_inputs.py::"
 MATH = "tests/objectives/test_llmdpd_math.py::"
 GRADIENTS = "tests/objectives/test_gradients.py::"
 
@@ -44,94 +44,129 @@ MUTATIONS = (
     ),
     Mutation(
         "target with gradient",
-        LLMDPD,
-        "        with torch.no_grad():\n            next_value",
-        "        with torch.enable_grad():\n            next_value",
-        GRADIENTS + "test_the_prompts_gradient_takes_the_stated_routes",
+        LOSS,
+        "with torch.no_grad():\n            after",
+        "with torch.enable_grad():\n            after",
+        GRADIENTS + "test_the_target_is_a_constant_to_the_prompts_gradient",
     ),
     Mutation(
         "guidance trains the critics",
-        BASE,
-        "return self.qvalue_network_params.data",
-        "return self.qvalue_network_params",
+        LOSS,
+        "critics = self.qvalue_network_params.data",
+        "critics = self.qvalue_network_params",
         GRADIENTS + "test_each_term_trains_its_own_networks",
     ),
     Mutation(
-        "guidance reaches the encoder through the critics",
-        LLMDPD,
-        "value = self._values(params[order[:1]], data, action, attached=False)",
-        "value = self._values(params[order[:1]], data, action, attached=True)",
-        GRADIENTS + "test_raising_q_never_changes_what_the_critics_are_told",
+        "guidance reaches the prompt network through the critics",
+        LOSS,
+        "value = self._values(critics[order[:1]], fixed, action)",
+        "value = self._values(critics[order[:1]], data, action)",
+        GRADIENTS + "test_guidance_never_trains_the_prompt_through_the_critics",
+    ),
+    Mutation(
+        "guidance reaches the prompt network through the chain",
+        LOSS,
+        "process.sample(self._condition(fixed))",
+        "process.sample(self._condition(data))",
+        GRADIENTS + "test_the_prompts_gradient_takes_the_stated_routes",
     ),
     Mutation(
         "normaliser with gradient",
-        LLMDPD,
-        "other = value.detach()",
-        "other = value",
+        LOSS,
+        "with torch.no_grad():\n                other",
+        "with torch.enable_grad():\n                other",
         GRADIENTS + "test_the_normaliser_is_a_constant_to_the_gradient",
     ),
     Mutation(
         "terminated forgotten",
-        LLMDPD,
+        LOSS,
         "value_estimate(data)",
         "value_estimate(data.set(('next', 'terminated'), torch.zeros_like(data['next', 'done'])))",
-        WHOLE + "test_truncated_rows_bootstrap_and_terminated_ones_do_not",
+        TERMS + "test_truncated_rows_bootstrap_and_terminated_ones_do_not",
     ),
     Mutation(
         "done in the place of terminated",
-        BASE,
-        '"terminated": self.tensor_keys.terminated',
-        '"terminated": self.tensor_keys.done',
-        WHOLE + "test_truncated_rows_bootstrap_and_terminated_ones_do_not",
+        LOSS,
+        'terminated: NestedKey = "terminated"',
+        'terminated: NestedKey = "done"',
+        TERMS + "test_truncated_rows_bootstrap_and_terminated_ones_do_not",
     ),
     Mutation(
         "lambda's sign",
-        LLMDPD,
+        LOSS,
         "bc - self.lmbda * guidance",
         "bc + self.lmbda * guidance",
-        WHOLE + "test_the_parts_make_the_whole_to_the_last_digit",
+        TERMS + "test_the_parts_add_up_to_the_last_digit",
     ),
     Mutation(
         "L_d twice",
-        LLMDPD,
+        LOSS,
         "loss = bc - self.lmbda",
         "loss = 2 * bc - self.lmbda",
-        WHOLE + "test_the_parts_make_the_whole_to_the_last_digit",
+        TERMS + "test_the_parts_add_up_to_the_last_digit",
     ),
     Mutation(
         "L_d summed by the trainer again",
-        LLMDPD,
-        '"bc": bc.detach(),\n            "guidance"',
-        '"loss_bc": bc.detach(),\n            "guidance"',
-        WHOLE + "test_a_trainer_that_sums_what_starts_with_loss_sums_two_terms",
+        LOSS,
+        '{"bc": bc, "guidance"',
+        '{"loss_bc": bc, "guidance"',
+        TERMS + "test_a_trainer_that_sums_what_starts_with_loss_sums_two_terms",
     ),
     Mutation(
         "target actions from one latent",
-        LLMDPD,
-        "sample(condition, num_steps",
-        "sample(condition, deterministic=True, num_steps",
-        WHOLE + "test_rows_with_equal_observations_get_different_next_actions",
+        LOSS,
+        "sample(self._condition(after), num_steps",
+        "sample(self._condition(after), deterministic=True, num_steps",
+        TERMS + "test_rows_with_equal_observations_get_different_next_actions",
     ),
     Mutation(
         "guided actions from one latent",
-        LLMDPD,
-        "self._process.sample(condition)",
-        "self._process.sample(condition, deterministic=True)",
+        LOSS,
+        "sample(self._condition(fixed))",
+        "sample(self._condition(fixed), deterministic=True)",
         MATH + "test_every_term_equals_its_second_derivation",
     ),
     Mutation(
         "deterministic exploration",
-        BASE,
+        LOSS,
         "= ExplorationType.RANDOM",
         "= ExplorationType.DETERMINISTIC",
-        WHOLE + "test_terms_sample_at_random_whatever_the_caller_set",
+        TERMS + "test_terms_sample_at_random_whatever_the_caller_set",
     ),
     Mutation(
         "maximum of the target critics",
-        LLMDPD,
-        "return values.amin(0)",
-        "return values.amax(0)",
+        LOSS,
+        "values.amin(0)",
+        "values.amax(0)",
         MATH + "test_every_term_equals_its_second_derivation",
+    ),
+    Mutation(
+        "one critic normalises itself",
+        LOSS,
+        "critics[order[1:2]]",
+        "critics[order[:1]]",
+        MATH + "test_every_term_equals_its_second_derivation",
+    ),
+    Mutation(
+        "the present state in the place of the next",
+        LOSS,
+        "after = step_mdp(data.select(*self._state_keys))",
+        "after = data.copy()",
+        MATH + "test_every_term_equals_its_second_derivation",
+    ),
+    Mutation(
+        "rewards without a column",
+        LOSS,
+        "if width and value.shape != (*rows, width)",
+        "if False",
+        INPUTS + "test_columns_that_would_broadcast",
+    ),
+    Mutation(
+        "flags as numbers",
+        LOSS,
+        "torch.bool if key in self._flag_keys else dtype",
+        "dtype",
+        INPUTS + "test_flags_of_any_type_mean_the_same",
     ),
 )
 
@@ -157,7 +192,7 @@ def survives(folder: Path, mutation: Mutation) -> bool:
     """Whether the mistake goes unnoticed; the copy is as before afterwards."""
     path = folder / mutation.file
     source = path.read_text()
-    if source.count(mutation.old) != 1:
+    if source.count(mutation.old) != 1:  # else nothing, or more than one thing, would be tested
         raise ValueError(f"{mutation.name}: {mutation.file} must hold {mutation.old!r} once")
     path.write_text(source.replace(mutation.old, mutation.new))
     result = run(folder, mutation.test)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import types
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import LossModule
@@ -53,16 +54,17 @@ class Algorithm(NamedTuple):
     has_encoder: bool = True
 
     @property
-    def settings(self) -> dict[str, set[str]]:
-        """The loss's own settings: for each, the names of the types that it may have."""
-        found: dict[str, set[str]] = {}
+    def settings(self) -> dict[str, tuple[Any, ...]]:
+        """The loss's own settings: the types that each may have, or ``Literal`` names."""
+        found: dict[str, tuple[Any, ...]] = {}
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
+            hints = get_type_hints(kind.__init__)
             for item in parameters:
                 if item.kind is item.KEYWORD_ONLY:
-                    found.setdefault(item.name, set(str(item.annotation).split(" | ")))
+                    found.setdefault(item.name, _alternatives(hints[item.name]))
             if all(item.kind is not item.VAR_KEYWORD for item in parameters):
-                break  # else it hands the rest on to the next
+                break  # otherwise the rest is passed on to the base class
         return found
 
     def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
@@ -94,7 +96,9 @@ class Algorithm(NamedTuple):
             )
         for key, kinds in self.settings.items():
             if key in settings and not _is_one(settings[key], kinds):
-                raise ConfigError(f"loss.{key} is {settings[key]!r}: {_expected(kinds)}")
+                raise ConfigError(
+                    f"loss.{key} is {settings[key]!r}: it must be {' or '.join(_words(kinds))}"
+                )
 
     def make_loss(
         self,
@@ -115,25 +119,33 @@ class Algorithm(NamedTuple):
         return loss
 
 
-def _is_one(value: Any, kinds: set[str]) -> bool:
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    is_union = get_origin(annotation) in (types.UnionType, Union)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _is_one(value: Any, kinds: tuple[Any, ...]) -> bool:
     """Whether a setting from a file or a command line is of one of the types."""
+    if any(value in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+        return True
     if isinstance(value, bool):
-        return "bool" in kinds
+        return bool in kinds
     if isinstance(value, int):
-        return bool(kinds & {"int", "float"}) and ("float" in kinds or value >= 0)
+        return float in kinds or (int in kinds and value >= 0)
     if isinstance(value, float):
-        return "float" in kinds and math.isfinite(value)
-    if isinstance(value, list):
-        return "Sequence[str]" in kinds and all(isinstance(item, str) for item in value)
-    return ("None" if value is None else type(value).__name__) in kinds
+        return float in kinds and math.isfinite(value)
+    return type(value) in kinds
 
 
-def _expected(kinds: set[str]) -> str:
-    names = {
-        "bool": "true or false", "int": "a whole number of at least 0", "float": "a number",
-        "str": "a name", "Sequence[str]": "a list of names", "None": "null",
+def _words(kinds: tuple[Any, ...]) -> list[str]:
+    """The types in words, as a user reads them."""
+    words = {
+        bool: "true or false", int: "a whole number of at least 0", float: "a number",
+        str: "a name", types.NoneType: "null",
     }  # fmt: skip
-    return f"it must be {' or '.join(text for kind, text in names.items() if kind in kinds)}"
+    names = [name for kind in kinds for name in get_args(kind)]
+    return [words[kind] for kind in kinds if kind in words] + names
 
 
 _CRITICS = {"qvalue_network": TARGET_SCHEDULES["qvalue_network"]}

@@ -119,11 +119,6 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
     check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
     get_algorithm(cfg.algorithm).check(cfg.algorithm, network, plain(cfg.loss))
-    if cfg.loss.get("alignment") and (network.prompt != "both" or network.retrieves):
-        raise ConfigError(
-            "loss.alignment needs both prompts as vectors: use network.conditioning=pooled and "
-            "prompt=both, or set it to 0"
-        )
     for task in cfg.video.tasks or ():
         if task not in split.tasks:
             raise ConfigError(

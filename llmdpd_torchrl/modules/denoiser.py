@@ -291,7 +291,7 @@ class ResidualDenoiser(nn.Module):
         network: MLPDenoiser,
         base: slice,
         num_steps: int,
-        schedule: str = "vp",
+        schedule: str | Sequence[float] = "vp",
         prediction: str = "epsilon",
         *,
         movement: int = 0,

@@ -67,7 +67,8 @@ class DiffusionModule(nn.Module):
         conditioner (nn.Module, optional): maps the conditioning inputs to one vector [*, C].
             Defaults to their concatenation.
         num_steps (int): K.
-        schedule (str): one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
+        schedule (str or sequence of float): one of
+            :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`, or the K betas.
         prediction (str): one of :data:`PREDICTIONS`.
         sampler (str): one of :data:`~llmdpd_torchrl.modules.SAMPLERS`, used by stochastic sampling.
         sampling_steps (int, optional): reverse steps of a sample, at most K (the default).
@@ -98,7 +99,7 @@ class DiffusionModule(nn.Module):
         *,
         conditioner: nn.Module | None = None,
         num_steps: int = 5,
-        schedule: str = "vp",
+        schedule: str | Sequence[float] = "vp",
         prediction: str = "epsilon",
         sampler: str = "ddpm",
         sampling_steps: int | None = None,
@@ -144,7 +145,8 @@ class DiffusionModule(nn.Module):
         if self.conditioner is not None:
             return self.conditioner(*inputs)
         if len(inputs) == 1:
-            return inputs[0]
+            (only,) = inputs
+            return only if only.is_floating_point() else only.to(self.deterministic_latent.dtype)
         if any(value.shape[:-1] != inputs[0].shape[:-1] for value in inputs):
             raise DataError(
                 f"conditioning inputs of shapes {', '.join(str(list(v.shape)) for v in inputs)}: "

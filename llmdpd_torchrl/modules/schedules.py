@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,14 +83,14 @@ class NoiseSchedule(ExactTables):
 
     Args:
         num_steps (int): K, at least 1.
-        schedule (str): one of :data:`NOISE_SCHEDULES`.
+        schedule (str or sequence of float): one of :data:`NOISE_SCHEDULES`, or the K betas.
 
     Attributes:
         betas, alphas, alphas_cumprod, alphas_cumprod_prev, sqrt_alphas_cumprod,
         sqrt_one_minus_alphas_cumprod, posterior_variance: buffers of shape [K].
 
     Raises:
-        ConfigError: on an unknown name or a K below 1.
+        ConfigError: on an unknown name, a K below 1 or another number of betas.
 
     Examples:
         >>> schedule = NoiseSchedule(5)
@@ -108,8 +108,8 @@ class NoiseSchedule(ExactTables):
     sqrt_one_minus_alphas_cumprod: Tensor
     posterior_variance: Tensor
 
-    def __init__(self, num_steps: int, schedule: str = "vp") -> None:
-        if schedule not in NOISE_SCHEDULES:
+    def __init__(self, num_steps: int, schedule: str | Sequence[float] = "vp") -> None:
+        if isinstance(schedule, str) and schedule not in NOISE_SCHEDULES:
             raise ConfigError(
                 f"unknown noise schedule {schedule!r}: choose one of {', '.join(NOISE_SCHEDULES)}"
             )
@@ -118,7 +118,12 @@ class NoiseSchedule(ExactTables):
                 f"a diffusion needs a whole number of steps, at least one: got "
                 f"num_steps={num_steps}"
             )
-        betas = NOISE_SCHEDULES[schedule](num_steps)
+        if isinstance(schedule, str):
+            betas = NOISE_SCHEDULES[schedule](num_steps)
+        elif len(schedule) == num_steps:
+            betas = torch.tensor(schedule, dtype=torch.float64)
+        else:
+            raise ConfigError(f"the noise schedule has {len(schedule)} betas: give {num_steps}")
         alphas = 1.0 - betas
         alphas_cumprod = alphas.cumprod(0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])

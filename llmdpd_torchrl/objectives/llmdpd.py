@@ -1,45 +1,33 @@
-"""The objective of LLM-Driven Policy Diffusion."""
+"""The objective of LLM-driven policy diffusion and, without a prompt, of Diffusion-QL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
+from tensordict.utils import NestedKey, _unravel_key_to_tuple, expand_as_right, unravel_key
 from torch import Tensor
+from torchrl.envs.utils import ExplorationType, step_mdp
+from torchrl.objectives import LossModule, ValueEstimators
+from torchrl.objectives.utils import _vmap_func, dispatch_value_estimator
+from torchrl.objectives.value import ValueEstimatorBase
 
-from llmdpd_torchrl.objectives.alignment import aligned_width, batch_alignment
-from llmdpd_torchrl.objectives.base import PromptedActorCriticLoss
-from llmdpd_torchrl.objectives.checks import check_names, check_weight
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["GUIDANCE_MODES", "PROMPT_GRADIENTS", "Q_NORMALIZATIONS", "LLMDPDLoss"]
+__all__ = ["GUIDANCE_MODES", "REDUCTIONS", "DiffusionQLLoss", "LLMDPDLoss"]
 
-#: How the action that the critics judge is made.
-GUIDANCE_MODES = ("chain", "one_step")
-#: What a value is divided by in the guidance term.
-Q_NORMALIZATIONS = ("cross", "own", "none")
-#: The terms whose gradient may reach the prompt encoder.
-PROMPT_GRADIENTS = ("diffusion", "qvalue", "guidance")
+GUIDANCE_MODES, REDUCTIONS = ("chain", "one_step"), ("none", "mean", "sum")
 
 
-class _Noised(NamedTuple):
-    """One noised forward pass of the denoiser, shared by L_d and one-step guidance."""
-
-    condition: Tensor
-    step: Tensor
-    noisy: Tensor
-    output: Tensor
-    squared_error: Tensor
-
-
-class LLMDPDLoss(PromptedActorCriticLoss):
+class LLMDPDLoss(LossModule):
     r"""Prompt-conditioned diffusion behaviour cloning with Q guidance, and the critics' TD loss.
 
     From `"LLM-Driven Policy Diffusion" <https://arxiv.org/abs/2509.00347>`_. With z the embedding
-    of the task's prompt,
+    of the task's prompt, and i and j two critics sampled per call,
 
     .. math::
         L_d &= E_{k, \epsilon, (s, a)} \|\epsilon - \epsilon_\theta(a_k, k, s, z)\|^2 \\
@@ -49,354 +37,310 @@ class LLMDPDLoss(PromptedActorCriticLoss):
         L_{qvalue} &= \sum_j E\,(Q_j(s, a, z) - y)^2, \quad
         y = r + \gamma (1 - terminated) \min_j Q'_j(s', a', z), \; a' \sim \pi'_{\theta'}(s', z).
 
-    The squared norm is averaged over the action's dimensions, as in Diffusion-QL. z is encoded once
-    per forward and serves actor, critics and both target networks; the prompt of s' is that of s.
-
-    The gradient that reaches the prompt encoder comes from the terms named in ``prompt_gradient``.
-    The z that the critics read in L_r is always detached: an encoder could otherwise raise Q by
-    changing what Q is told instead of what the policy does.
+    The squared norm is averaged over the action's dimensions. z is encoded once per forward pass;
+    s' has the prompt of s. The prompt network learns from L_d, L_qvalue and, under one-step
+    guidance, L_r through the actor, but never through L_r's critics: it could otherwise raise Q
+    while the policy stays the same.
 
     Args:
-        prompt_network (TensorDictModule or None): the prompt encoder. ``None`` if there is no
-            prompt or if its embedding is in the data already.
-        actor_network (TensorDictModule): :class:`~llmdpd_torchrl.modules.DiffusionActor`, or
-            TorchRL's.
-        qvalue_network (list of TensorDictModule): two critics or more. A list, because TorchRL
-            draws new weights for copies of a single one.
+        prompt_network (TensorDictModule or None): makes z. ``None``: no prompt, or z in the data.
+        actor_network (TensorDictModule): a :class:`~llmdpd_torchrl.modules.DiffusionActor`; its
+            ``from_torchrl`` adapts TorchRL's.
+        qvalue_network (list of TensorDictModule): two critics or more.
 
     Keyword Args:
-        lmbda (float or Tensor): λ ≥ 0, a buffer: assign to ``loss.lmbda`` to schedule it. While it
-            is 0 the actor is trained by pure behaviour cloning, bit for bit, and L_r is not
-            computed.
-        guidance (str): ``"chain"`` differentiates Q through all reverse steps (Diffusion-QL).
-            ``"one_step"`` judges the clean action behind L_d's own noised forward pass (EDP, Kang
-            et al. 2023), without another run of the denoiser, and before any limit that the actor's
-            samples have.
-        q_normalization (str): ``"cross"`` divides Q_i, i random, by another critic's mean
-            magnitude; ``"own"`` by its own; ``"none"`` by nothing.
-        prompt_gradient (sequence of str, optional): some of :data:`PROMPT_GRADIENTS`. Defaults to
-            ``("diffusion", "qvalue")``; with ``"one_step"`` guidance, ``"guidance"`` shares the
-            forward pass of ``"diffusion"`` and so must be given with it, and is by default.
-        alignment (float): weight, in the actor's loss, of a contrastive loss between the text's and
-            the trajectory's part of z, see :func:`~llmdpd_torchrl.objectives.alignment_loss`.
-            Needs a :class:`~llmdpd_torchrl.modules.PromptNetwork` with both parts. It is a mean
-            over the batch whatever the reduction, and added to each row where that is ``"none"``.
-        max_q_backup (int): candidates a' per next state, of which each target critic's best counts.
-            0 and 1 mean a single one.
-        target_sampling_steps (int, optional): reverse steps of a', if fewer than the actor's.
-        reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``.
-        deactivate_vmap (bool): run the critics one after the other instead of under vmap.
-        use_prioritized_weights (bool or "auto"): weigh rows by ``priority_weight``.
-        check_inputs (bool or "auto"): whether to look for NaN and infinity in batch and losses, and
-            for actions that the actor can not make. It costs 0.5 % of an update on a CPU, but a
-            device would have to be waited for: ``"auto"`` looks on the CPU only. Missing keys and
-            wrong shapes are always found. A compiled loss never looks at values.
+        lmbda (float or Tensor): λ ≥ 0, a buffer; assign to ``loss.lmbda`` to schedule it (in-place
+            writes go unnoticed). While 0: behaviour cloning bit for bit, without L_r. Default: 1.
+        guidance (str): ``"chain"`` (default) samples a^0 and differentiates through all reverse
+            steps (Diffusion-QL); ``"one_step"`` predicts it in L_d's forward pass (EDP).
+        target_sampling_steps (int, optional): reverse steps of a'. Default: the actor's.
+        reduction (str): ``"none"`` | ``"mean"`` (default) | ``"sum"``.
+        deactivate_vmap (bool): evaluate the critics in a loop. Default: ``False``.
 
-    γ and the estimator are set by :meth:`make_value_estimator` (TD(0), γ = 0.99 by default).
-
-    Besides the two losses the output holds detached scalars: ``bc`` (L_d), ``guidance`` (L_r, 0
-    while λ is 0), ``lmbda``, ``q_value`` and ``target_value`` (batch means), and ``alignment`` if
-    it has a weight. They do not start with "loss", since trainers sum what does. Priorities are
-    written to ``td_error`` in the input.
+    The output also holds detached scalars: ``bc`` (L_d), ``guidance`` (L_r, 0 while λ is 0),
+    ``lmbda``, ``q_value`` and ``target_value`` (batch means). Priorities are written to
+    ``td_error``; ``priority_weight``, where given, weighs the rows. Entries are cast to the
+    networks' precision, flags to bool. Values are not checked, which would wait for the device:
+    data are checked on loading, and the trainer notices losses that are not finite;
+    :class:`~torchrl.envs.transforms.FiniteTensorDictCheck` checks a buffer of your own.
 
     Raises:
-        ConfigError: on an unknown name or combination, a number out of range or fewer than two
-            critics; in a batch, if a loss is not finite though the data is.
-        DataError: if the batch lacks a key, has a wrong shape, NaN, infinity, or an action outside
-            the actor's range.
+        ConfigError: on an unknown name, a number out of range, or anything but a list of critics.
+        TypeError: if ``actor_network`` is no diffusion actor.
+        DataError: if the batch lacks a key or an entry has a wrong shape.
 
     Examples:
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-        >>> prompt = TensorDictModule(
-        ...     torch.nn.Linear(6, 5), in_keys=[("prompt", "text")], out_keys=["prompt_embedding"]
-        ... )
+        >>> linear = torch.nn.Linear(6, 5)
+        >>> prompt = TensorDictModule(linear, [("prompt", "text")], ["prompt_embedding"])
         >>> actor = DiffusionActor(action_dim=2, condition_dim=3 + 5)
         >>> loss = LLMDPDLoss(prompt, actor, make_qvalue_networks(3, 2, 5), lmbda=0.1)
-        >>> data = TensorDict(
-        ...     {
-        ...         "observation": torch.randn(4, 3),
-        ...         "action": torch.rand(4, 2) * 2 - 1,
-        ...         ("prompt", "text"): torch.randn(4, 6),
-        ...         ("next", "observation"): torch.randn(4, 3),
-        ...         ("next", "reward"): torch.randn(4, 1),
-        ...         ("next", "done"): torch.zeros(4, 1, dtype=torch.bool),
-        ...         ("next", "terminated"): torch.zeros(4, 1, dtype=torch.bool),
-        ...     },
-        ...     [4],
-        ... )
+        >>> state, flag = torch.randn(4, 3), torch.zeros(4, 1, dtype=torch.bool)
+        >>> after = {"observation": state, "reward": flag + 1.0, "done": flag, "terminated": flag}
+        >>> data = {"observation": state, "action": torch.zeros(4, 2), "next": after}
+        >>> data = TensorDict({**data, "prompt": {"text": torch.randn(4, 6)}}, [4])
         >>> sorted(loss(data).keys())
         ['bc', 'guidance', 'lmbda', 'loss_actor', 'loss_qvalue', 'q_value', 'target_value']
 
-    Without TensorDicts, the input keys are keyword arguments, joined by underscores where nested:
+        Without TensorDicts, keys are keyword arguments, joined by underscores where nested:
 
-    Examples:
-        >>> _ = loss.select_out_keys("loss_actor", "loss_qvalue")
-        >>> loss_actor, loss_qvalue = loss(
-        ...     observation=torch.randn(4, 3),
-        ...     action=torch.rand(4, 2) * 2 - 1,
-        ...     prompt_text=torch.randn(4, 6),
-        ...     next_observation=torch.randn(4, 3),
-        ...     next_reward=torch.randn(4, 1),
-        ...     next_done=torch.zeros(4, 1, dtype=torch.bool),
-        ...     next_terminated=torch.zeros(4, 1, dtype=torch.bool),
-        ... )
+        >>> loss_actor, loss_qvalue = loss.select_out_keys("loss_actor", "loss_qvalue")(
+        ...     observation=state, action=torch.zeros(4, 2), prompt_text=torch.randn(4, 6),
+        ...     next_observation=state, next_reward=flag + 1.0, next_done=flag,
+        ...     next_terminated=flag)
         >>> (loss_actor + loss_qvalue).backward()
     """
 
+    @dataclass
+    class _AcceptedKeys:
+        action: NestedKey = "action"
+        prompt: NestedKey = "prompt"  # root of the raw prompt, which like z has no successor
+        prompt_embedding: NestedKey = "prompt_embedding"
+        state_action_value: NestedKey = "state_action_value"
+        priority: NestedKey = "td_error"
+        priority_weight: NestedKey = "priority_weight"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    # The default, DETERMINISTIC, would start the reverse process of every row from one latent.
+    deterministic_sampling_mode = ExplorationType.RANDOM
     _schedulable_buffers = frozenset({"lmbda"})
-    out_keys = [  # noqa: RUF012 (TorchRL's convention; select_out_keys sets it per instance)
-        "loss_actor",
-        "loss_qvalue",
-        "bc",
-        "guidance",
-        "lmbda",
-        "q_value",
-        "target_value",
-    ]
+    out_keys = ["loss_actor", "loss_qvalue", "bc", "guidance", "lmbda", "q_value", "target_value"]  # noqa: RUF012
 
     lmbda: Tensor
+    prompt_network: TensorDictModule | None
+    prompt_network_params: TensorDictParams
+    target_prompt_network_params: TensorDictParams
+    actor_network: Any  # its module is a diffusion
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    qvalue_network: TensorDictModule
+    qvalue_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
 
     def __init__(
         self,
         prompt_network: TensorDictModule | None,
         actor_network: TensorDictModule,
-        qvalue_network: Sequence[TensorDictModule],
+        qvalue_network: list[TensorDictModule],
         *,
         lmbda: float | Tensor = 1.0,
-        guidance: str = "chain",
-        q_normalization: str = "cross",
-        prompt_gradient: Sequence[str] | None = None,
-        alignment: float = 0.0,
-        max_q_backup: int = 1,
+        guidance: Literal["chain", "one_step"] = "chain",
         target_sampling_steps: int | None = None,
-        reduction: str = "mean",
+        reduction: Literal["none", "mean", "sum"] = "mean",
         deactivate_vmap: bool = False,
-        use_prioritized_weights: str | bool = "auto",
-        check_inputs: str | bool = "auto",
     ) -> None:
-        check_names("guidance", [guidance], GUIDANCE_MODES)
-        check_names("q_normalization", [q_normalization], Q_NORMALIZATIONS)
-        check_weight("lmbda", lmbda)
-        check_weight("alignment", alignment)
-        width = aligned_width(prompt_network) if alignment else 0
-        if max_q_backup < 0:
-            raise ConfigError(f"max_q_backup is {max_q_backup}: it can not be negative")
-        if prompt_gradient is None:
-            prompt_gradient = PROMPT_GRADIENTS[: 3 if guidance == "one_step" else 2]
-        check_names("prompt_gradient", prompt_gradient, PROMPT_GRADIENTS)
-        if (
-            prompt_network is not None
-            and guidance == "one_step"
-            and ("diffusion" in prompt_gradient) != ("guidance" in prompt_gradient)
-        ):
-            raise ConfigError(
-                'with guidance="one_step", prompt_gradient must hold both "diffusion" and '
-                '"guidance", or neither: the two terms share one forward pass'
-            )
-        super().__init__(
-            prompt_network,
-            actor_network,
-            qvalue_network,
-            reduction=reduction,
-            deactivate_vmap=deactivate_vmap,
-            use_prioritized_weights=use_prioritized_weights,
-            check_inputs=check_inputs,
+        super().__init__()
+        self.guidance, self.reduction = guidance, reduction
+        for name, choices in (("guidance", GUIDANCE_MODES), ("reduction", REDUCTIONS)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: use {' or '.join(choices)}")
+        if not 0 <= float(lmbda) < math.inf:
+            raise ConfigError(f"lmbda is {float(lmbda)}: it must be a finite number of at least 0")
+        if not isinstance(qvalue_network, list | tuple) or len(qvalue_network) < 2:
+            raise ConfigError("qvalue_network must be a list of two critics or more")
+        process: Any = getattr(actor_network, "module", None)
+        if not hasattr(process, "predict_clean"):
+            raise TypeError("actor_network must be a DiffusionActor, or made by its from_torchrl()")
+        if target_sampling_steps not in (None, *range(1, process.num_steps + 1)):
+            most = f"use 1 to {process.num_steps}, the actor's"
+            raise ConfigError(f"target_sampling_steps is {target_sampling_steps}: {most}")
+        self.target_sampling_steps, self.deactivate_vmap = target_sampling_steps, deactivate_vmap
+        self.prompt_network, self.num_qvalue_nets = None, len(qvalue_network)
+        if prompt_network is not None:
+            self.convert_to_functional(prompt_network, "prompt_network")
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
+        self.convert_to_functional(
+            list(qvalue_network), "qvalue_network", len(qvalue_network), create_target_params=True
         )
-        most = self._process.num_steps
-        if target_sampling_steps is not None and not 1 <= target_sampling_steps <= most:
-            raise ConfigError(
-                f"target_sampling_steps is {target_sampling_steps}: the actor takes 1 to {most}"
+        self.register_buffer("lmbda", None)
+        self.lmbda = torch.tensor(float(lmbda), device=self._default_device)
+        self._default_value_estimator()  # now: its gamma is part of the state_dict
+        self._make_vmap()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "lmbda":  # noted on the host, so that no update asks the device for it
+            self._guided = bool(value != 0)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.lmbda = self.lmbda
+
+    def _make_vmap(self) -> None:
+        randomness = self.vmap_randomness
+        self._vmap_qvalue = _vmap_func(self.qvalue_network, (None, 0), randomness=randomness)
+
+    def _set_in_keys(self) -> None:
+        keys, actor, prompt = self.tensor_keys, self.actor_network, self.prompt_network
+        made, raw = ([], []) if prompt is None else (prompt.out_keys, prompt.in_keys)
+        states = dict.fromkeys([*actor.in_keys, *self.qvalue_network.in_keys])
+        states.pop(keys.action, None)
+        path = _unravel_key_to_tuple
+        roots = [path(key) for key in (keys.prompt, keys.prompt_embedding, *made)]
+        self._prompt_keys = [k for k in states if any(path(k)[: len(r)] == r for r in roots)]
+        after = [unravel_key(("next", key)) for key in states if key not in self._prompt_keys]
+        columns = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
+        read = dict.fromkeys([keys.action, *states, *raw])
+        self._root_keys = [key for key in read if key not in made]
+        self._flag_keys, self._state_keys = columns[1:], [*states, *after, *columns]
+        self._widths = {keys.action: actor.module.action_dim, **dict.fromkeys(columns, 1)}
+        self.in_keys = [*self._root_keys, *after, *columns]
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        self.value_estimator.set_keys(value=self.tensor_keys.state_action_value)
+        super()._forward_value_estimator_keys(**kwargs)
+
+    def make_value_estimator(
+        self, value_type: ValueEstimators | ValueEstimatorBase | type | None = None, **kwargs: Any
+    ) -> None:
+        """Choose the estimator of y, one that needs no state value, and its ``gamma`` in [0, 1]."""
+        value_type = self.default_value_estimator if value_type is None else value_type
+        gamma = float(kwargs.get("gamma", getattr(value_type, "gamma", 0.0)))
+        if not 0 <= gamma <= 1:
+            raise ConfigError(f"gamma is {gamma}: it must lie in [0, 1]")
+        if isinstance(value_type, ValueEstimatorBase | type):
+            super().make_value_estimator(value_type, **kwargs)
+        else:  # without a network: the next value is put into the data
+            known = (ValueEstimators.TD0, ValueEstimators.TD1, ValueEstimators.TDLambda)
+            dispatch_value_estimator(
+                self, value_type, supported=known, value_network=None, **kwargs
             )
-        self.alignment = alignment
-        self._aligned_width = width
-        if alignment:
-            self.out_keys = [*self.out_keys, "alignment"]
-        self.guidance = guidance
-        self.q_normalization = q_normalization
-        self.prompt_gradient = frozenset(prompt_gradient)
-        self.num_target_actions = max(max_q_backup, 1)
-        self.target_sampling_steps = target_sampling_steps
-        device = self._default_device
-        self.register_coeff_buffer("lmbda", lmbda, device=device, dtype=torch.get_default_dtype())
-
-    # ------------------------------------------------------------------ lambda
-
-    @property
-    def guided(self) -> bool:
-        """Whether λ is not 0, so that L_r takes part.
-
-        The buffer is looked at only when it has changed: asking a device for a value at every
-        update would stall it. A compiled loss can not look, so it always computes L_r.
-        """
-        if torch.compiler.is_compiling():
-            return True
-        lmbda = self.lmbda
-        seen = self.__dict__.get("_lmbda_seen")
-        if seen is None or seen[0] is not lmbda or seen[1] != lmbda._version:
-            seen = self.__dict__["_lmbda_seen"] = (lmbda, lmbda._version, bool(lmbda != 0))
-        return seen[2]
-
-    # ------------------------------------------------------------------ public terms
+        self._forward_value_estimator_keys()
 
     def diffusion_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_d alone.
-
-        Returns:
-            the reduced loss, and metadata with the detached ``"bc"``.
-        """
-        data = self._prepare(tensordict, following=False)
+        """L_d alone, reduced, and the detached ``bc``."""
+        data = self._prepare(tensordict, self._root_keys)
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            noised = self._noised(data)
-        bc = self._reduce_elements(noised.squared_error, data)
-        self._check_losses(diffusion_loss=bc)
-        self._forget(tensordict, data)
-        return bc, {"bc": bc.detach()}
+            loss = self._reduce(self._denoise(data)[-1], data)
+        return loss, {"bc": loss.detach()}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_d - λ L_r, and the alignment if it has a weight.
-
-        Returns:
-            the reduced loss, and metadata with the detached ``"bc"``, ``"guidance"`` and
-            ``"lmbda"``.
-        """
-        data = self._prepare(tensordict, following=False)
-        loss, metadata = self._actor_terms(data)
-        self._check_losses(actor_loss=loss)
-        self._forget(tensordict, data)
-        return loss, metadata
+        """L_d - λ L_r, reduced, and the detached ``bc``, ``guidance`` and ``lmbda``."""
+        return self._actor_terms(self._prepare(tensordict, self._root_keys))
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the critics' squared TD errors.
-
-        Returns:
-            the reduced loss, and metadata with the detached ``"td_error"`` (squared, the critics'
-            largest, per row), ``"q_value"`` and ``"target_value"``.
-        """
-        data = self._prepare(tensordict)
-        loss, metadata = self._qvalue_terms(data)
-        self._check_losses(qvalue_loss=loss)
-        self._forget(tensordict, data)
-        return loss, metadata
+        """L_qvalue, reduced, and the detached means and ``td_error`` (squared, the largest) [*]."""
+        return self._qvalue_terms(self._prepare(tensordict, self.in_keys))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute both losses with one encoding of the prompt; see ``in_keys`` and ``out_keys``."""
-        data = self._prepare(tensordict)
-        loss_actor, actor_metadata = self._actor_terms(data)
-        loss_qvalue, qvalue_metadata = self._qvalue_terms(data)
-        self._check_losses(loss_actor=loss_actor, loss_qvalue=loss_qvalue)
-        tensordict.set(self.tensor_keys.priority, qvalue_metadata.pop("td_error"))
-        out = TensorDict(
-            {
-                "loss_actor": loss_actor,
-                "loss_qvalue": loss_qvalue,
-                **actor_metadata,
-                **qvalue_metadata,
-            }
-        )
-        self._forget(tensordict, data, out)
+        data = self._prepare(tensordict, self.in_keys)
+        loss_actor, metadata = self._actor_terms(data)
+        loss_qvalue, others = self._qvalue_terms(data)
+        metadata |= {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, **others}
+        tensordict.set(self.tensor_keys.priority, metadata.pop("td_error"))
+        out = TensorDict(metadata)
+        params = (name for name in LLMDPDLoss.__annotations__ if name.endswith("_params"))
+        self._clear_weakrefs(tensordict, data, out, *params)  # torch.compile cannot rebuild them
         return out
 
-    # ------------------------------------------------------------------ the actor's terms
-
     def _actor_terms(self, data: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        guided = self.guided
+        process = self.actor_network.module
+        fixed = data.copy().update({key: data.get(key).detach() for key in self._prompt_keys})
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            # L_d draws its random numbers first, so that guidance can not change them.
-            noised = self._noised(data)
-            proposal = self._proposal(data, noised) if guided else None
-        loss = bc = self._reduce_elements(noised.squared_error, data)
+            # L_d samples its random numbers first, so that guidance cannot change them.
+            step, noisy, output, error = self._denoise(data)
+            if self._guided and self.guidance == "one_step":
+                action = process.predict_clean(noisy, step, output)
+            elif self._guided:
+                action = process.sample(self._condition(fixed))
+        loss = bc = self._reduce(error, data)
         guidance = torch.zeros_like(bc)
-        if proposal is not None:
-            weights = self._maybe_get_priority_weight(data)
-            guidance = self._reduce_loss(self._merit(data, proposal), data, weights=weights)
+        if self._guided:
+            # Shuffling on the device samples i and j without reading a number back from it.
+            order = torch.randperm(self.num_qvalue_nets, device=action.device)
+            critics = self.qvalue_network_params.data
+            value = self._values(critics[order[:1]], fixed, action)[0]
+            with torch.no_grad():
+                other = self._values(critics[order[1:2]], fixed, action)[0]
+                scale = self._reduce_loss(other.abs(), data, reduction="mean")
+            guidance = self._reduce(value / scale.clamp_min(torch.finfo(scale.dtype).eps), data)
             loss = bc - self.lmbda * guidance
-        metadata = {
-            "bc": bc.detach(),
-            "guidance": guidance.detach(),
-            "lmbda": self.lmbda.clone(),
-        }
-        if self.alignment:
-            network = self.prompt_network
-            assert network is not None  # aligned_width has seen it
-            aligned = batch_alignment(
-                data, network.in_keys, network.out_keys[0], self._aligned_width
-            )
-            loss = loss + self.alignment * aligned
-            metadata["alignment"] = aligned.detach()
-        return loss, metadata
+        metadata = {"bc": bc, "guidance": guidance, "lmbda": self.lmbda.clone()}
+        return loss, {key: number.detach() for key, number in metadata.items()}
 
-    def _noised(self, data: TensorDictBase) -> _Noised:
-        process = self._process
-        action = self._read(data, self.tensor_keys.action)
-        condition = self._condition(data, attached="diffusion" in self.prompt_gradient)
+    def _denoise(self, data: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps k, noisy actions, the denoiser's output, and its squared error to be reduced."""
+        process, action = self.actor_network.module, data.get(self.tensor_keys.action)
         step = torch.randint(0, process.num_steps, action.shape[:-1], device=action.device)
         noisy, noise = process.add_noise(action, step)
-        output = process.denoise(noisy, condition, step)
+        output = process.denoise(noisy, self._condition(data), step)
         target = process.target(action, noise, step)
-        squared_error = torch.nn.functional.mse_loss(output, target, reduction="none")
-        return _Noised(condition, step, noisy, output, squared_error)
-
-    def _proposal(self, data: TensorDictBase, noised: _Noised) -> Tensor:
-        """The policy's action, as a differentiable function of the actor's parameters."""
-        if self.guidance == "one_step":
-            return self._process.predict_clean(noised.noisy, noised.step, noised.output)
-        condition = noised.condition
-        attached = "guidance" in self.prompt_gradient
-        if attached != ("diffusion" in self.prompt_gradient):
-            condition = self._condition(data, attached=attached)
-        return self._process.sample(condition)
-
-    def _merit(self, data: TensorDictBase, action: Tensor) -> Tensor:
-        """Normalised value of ``action`` per row, by a critic drawn at random: [*]."""
-        # Shuffling on the device picks i and j without reading a number back from it.
-        order = torch.randperm(self.num_qvalue_nets, device=action.device)
-        params = self._cached_detached_qvalue_params
-        value = self._values(params[order[:1]], data, action, attached=False)[0]
-        if self.q_normalization == "none":
-            return value
-        if self.q_normalization == "own":
-            other = value.detach()
-        else:
-            with torch.no_grad():
-                other = self._values(params[order[1:2]], data, action, attached=False)[0]
-        scale = self._reduce_loss(other.abs(), data, reduction="mean")
-        return value / scale.clamp_min(torch.finfo(scale.dtype).eps)
-
-    # ------------------------------------------------------------------ the critics' terms
+        error = torch.nn.functional.mse_loss(output, target, reduction="none")
+        return step, noisy, output, error if self.reduction == "mean" else error.mean(-1)
 
     def _qvalue_terms(self, data: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        data = data.copy()
+        actor, steps = self.actor_network, self.target_sampling_steps
         with torch.no_grad():
-            next_value = self._next_value(data).unsqueeze(-1)
-            data.set(("next", self.tensor_keys.state_action_value), next_value)
+            after = step_mdp(data.select(*self._state_keys))  # keeps the root's prompt
+            with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
+                action = actor.module.sample(self._condition(after), num_steps=steps)
+            values = self._values(self.target_qvalue_network_params, after, action)
+            data.set(("next", self.tensor_keys.state_action_value), values.amin(0).unsqueeze(-1))
             target = self.value_estimator.value_estimate(data).squeeze(-1)
-        action = self._read(data, self.tensor_keys.action)
-        values = self._values(
-            self.qvalue_network_params, data, action, attached="qvalue" in self.prompt_gradient
-        )
-        squared_error = (values - target).square()
-        weights = self._maybe_get_priority_weight(data)
-        loss = self._reduce_loss(squared_error.sum(0), data, weights=weights)
-        return loss, {
-            "td_error": squared_error.detach().amax(0),
-            "q_value": values.detach().mean(),
-            "target_value": target.mean(),
-        }
+        values = self._values(self.qvalue_network_params, data, data.get(self.tensor_keys.action))
+        error = (values - target).square()
+        metadata = {"q_value": values.detach().mean(), "target_value": target.mean()}
+        return self._reduce(error.sum(0), data), {**metadata, "td_error": error.detach().amax(0)}
 
-    def _next_value(self, data: TensorDictBase) -> Tensor:
-        """min_j Q'_j(s', a', z), or min_j max_n over ``num_target_actions`` candidates: [*]."""
-        copies = self.num_target_actions
-        with self.target_actor_network_params.to_module(
-            self.actor_network, preserve_module_state=False
-        ):
-            condition = self._condition(data, following=True)
-            if copies > 1:
-                condition = condition.expand(copies, *condition.shape)
-            action = self._process.sample(condition, num_steps=self.target_sampling_steps)
-        values = self._values(
-            self.target_qvalue_network_params, data, action, following=True, copies=copies
-        )
-        if copies > 1:
-            values = values.amax(1)
-        return values.amin(0)
+    def _prepare(self, tensordict: TensorDictBase, keys: list[NestedKey]) -> TensorDictBase:
+        """A shallow copy of the batch, checked and cast to the networks' precision, with z."""
+        data, prompt, rows = tensordict.copy(), self.prompt_network, torch.Size()
+        dtype = next(self.actor_network_params.parameters()).dtype
+        for key in keys:  # of which the action comes first
+            value, width = data.get(key, None), self._widths.get(key)
+            if value is None and (prompt is None or key not in prompt.in_keys):
+                raise DataError(f"the batch has no {key!r}: add it, or rename it with set_keys")
+            rows = value.shape[:-1] if key == self.tensor_keys.action else rows
+            if width and value.shape != (*rows, width):  # a reward [B] would broadcast to [B, B]
+                raise DataError(f"{key!r} has shape {[*value.shape]}: use {[*rows, width]}")
+            if width or (isinstance(value, Tensor) and value.is_floating_point()):
+                data.set(key, value.to(torch.bool if key in self._flag_keys else dtype))
+        if prompt is not None:
+            with self.prompt_network_params.to_module(prompt, preserve_module_state=False):
+                data = prompt(data)
+        return data
+
+    def _condition(self, data: TensorDictBase) -> Tensor:
+        return self.actor_network.module.condition(*map(data.get, self.actor_network.in_keys))
+
+    def _values(self, params: TensorDictBase, data: TensorDictBase, action: Tensor) -> Tensor:
+        """Values of ``action`` [*, A] by the N critics in ``params``: [N, *]."""
+        critic, key = self.qvalue_network, self.tensor_keys.state_action_value
+        batch = data.select(*critic.in_keys, strict=False).set(self.tensor_keys.action, action)
+        if not self.deactivate_vmap:
+            return self._vmap_qvalue(batch, params).get(key).squeeze(-1)
+        values = []  # TorchRL's pseudo-vmap takes a millisecond and makes torch.compile start again
+        for one in params.unbind(0):
+            with one.to_module(critic, preserve_module_state=False):
+                values.append(critic(batch.copy()).get(key))
+        return torch.stack(values).squeeze(-1)
+
+    def _reduce(self, values: Tensor, data: TensorDictBase) -> Tensor:
+        weights = self._maybe_get_priority_weight(data)
+        weights = None if weights is None else expand_as_right(weights, values)
+        return self._reduce_loss(values, data, weights=weights)
+
+
+class DiffusionQLLoss(LLMDPDLoss):
+    """Diffusion-QL (Wang et al. 2023): :class:`LLMDPDLoss` without a prompt.
+
+    Args:
+        actor_network, qvalue_network, **kwargs: as there; ``lmbda`` is the paper's η.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+        >>> actor = DiffusionActor(action_dim=2, condition_dim=3, in_keys=["observation"])
+        >>> loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 2), lmbda=1.0)
+    """
+
+    def __init__(
+        self, actor_network: TensorDictModule, qvalue_network: list[TensorDictModule], **kwargs: Any
+    ) -> None:
+        super().__init__(None, actor_network, qvalue_network, **kwargs)

@@ -1,8 +1,9 @@
-"""What losses of policies that read sequences have in common."""
+"""The base of losses of policies that read sequences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
@@ -11,29 +12,29 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType
 from torchrl.objectives.common import LossModule
 
-from llmdpd_torchrl.objectives.base import REDUCTIONS
-from llmdpd_torchrl.objectives.checks import check_finite, check_losses, check_names
-from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.objectives.llmdpd import REDUCTIONS
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["SequenceLoss"]
 
 
 class SequenceLoss(LossModule):
-    """The error of a sequence of actions, averaged over the steps of a row that are there.
+    """The error of a sequence of actions, averaged over the valid steps of a row.
 
-    Subclasses say what the error is, :meth:`_errors`, and which keys they read beside those of the
+    Subclasses define the error, :meth:`_errors`, and the keys that they read beside those of the
     actor, :attr:`data_keys`. The output has ``loss_actor`` and, detached, ``bc``: the same number,
-    under the name that the logs of all algorithms share.
+    under the name that the logs of all algorithms share. Floating-point entries are cast to the
+    actor's precision.
 
     Args:
-        actor_network: what is trained.
+        actor_network: the module to be trained.
 
     Keyword Args:
         reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``, over rows.
 
     Raises:
-        ConfigError: on an unknown reduction; in a batch, if a loss is not finite.
-        DataError: if the batch lacks a key, or has NaN or infinity (looked for on a CPU only).
+        ConfigError: on an unknown reduction.
+        DataError: if the batch lacks a key.
 
     Examples:
         >>> import torch
@@ -57,7 +58,7 @@ class SequenceLoss(LossModule):
         Attributes:
             action: the present action [*, A].
             history_action, history_mask: those of the steps before, [*, H, A] and [*, H].
-            plan, plan_mask: the next actions [*, F, A] and whether there are any, [*, F].
+            plan, plan_mask: the next actions [*, F, A] and whether they exist, [*, F].
             priority_weight: the rows' importance weights.
         """
 
@@ -80,8 +81,14 @@ class SequenceLoss(LossModule):
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
 
-    def __init__(self, actor_network: TensorDictModule, *, reduction: str = "mean") -> None:
-        check_names("reduction", [reduction], REDUCTIONS)
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        *,
+        reduction: Literal["none", "mean", "sum"] = "mean",
+    ) -> None:
+        if reduction not in REDUCTIONS:
+            raise ConfigError(f"reduction is {reduction!r}: use {' or '.join(REDUCTIONS)}")
         super().__init__()
         self.convert_to_functional(actor_network, "actor_network")
         self.reduction = reduction
@@ -89,19 +96,10 @@ class SequenceLoss(LossModule):
 
     def _set_in_keys(self) -> None:
         keys = [getattr(self.tensor_keys, name) for name in self.data_keys]
-        self._in_keys = list(dict.fromkeys([*keys, *self.actor_network.in_keys]))
+        self.in_keys = list(dict.fromkeys([*keys, *self.actor_network.in_keys]))
 
     def _forward_value_estimator_keys(self, **kwargs: object) -> None:
         self._set_in_keys()  # the hook that set_keys ends with
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Keys the loss reads."""
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Squared errors [*, n, A] and the mask [*, n] of those that count."""
@@ -110,23 +108,22 @@ class SequenceLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the loss; see ``in_keys`` and ``out_keys``."""
+        data = tensordict.copy()
+        dtype = next(self.actor_network_params.parameters()).dtype
         for key in self.in_keys:
-            value = tensordict.get(key, None)
+            value = data.get(key, None)
             if value is None:
                 raise DataError(
                     f"the batch has no {key!r}, which {type(self).__name__} reads: add it to the "
                     "data (HistoryTransform, TrajectoryPromptTransform), or rename it with set_keys"
                 )
-            if value.device.type == "cpu":
-                check_finite(key, value)
+            if value.is_floating_point():
+                data.set(key, value.to(dtype))
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            errors, mask = self._errors(tensordict)
+            errors, mask = self._errors(data)
         weight = mask.to(errors.dtype)
-        # A row without any step has nothing to say, and not NaN.
+        # A row without valid steps counts as 0, not as NaN.
         row = (errors.mean(-1) * weight).sum(-1) / weight.sum(-1).clamp_min(1.0)
-        weights = self._maybe_get_priority_weight(tensordict)
-        loss = self._reduce_loss(row, tensordict, weights=weights)
-        if loss.device.type == "cpu":
-            check_losses(loss_actor=loss)
-        self._clear_weakrefs(tensordict, "actor_network_params")
+        loss = self._reduce_loss(row, data, weights=self._maybe_get_priority_weight(data))
+        self._clear_weakrefs(tensordict, data, "actor_network_params")
         return TensorDict({"loss_actor": loss, "bc": loss.detach()})

@@ -110,9 +110,9 @@ def test_mistakes():
     [
         ("llmdpd", "lmbda", "much", "a number"),
         ("llmdpd", "lmbda", float("nan"), "a number"),
-        ("llmdpd", "max_q_backup", -1, "a whole number of at least 0"),
+        ("llmdpd", "guidance", "two_step", "chain or one_step"),
         ("diffusion_ql", "target_sampling_steps", 1.5, "a whole number of at least 0 or null"),
-        ("llmdpd", "prompt_gradient", [1], "a list of names or null"),
+        ("llmdpd", "reduction", [1], "none or mean or sum"),
         ("iql", "deactivate_vmap", 1, "true or false"),
         ("cql", "num_random", None, "a whole number of at least 0"),
         ("td3_bc", "loss_function", True, "a name"),

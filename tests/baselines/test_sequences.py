@@ -109,12 +109,16 @@ class TestBoth:
         torch.manual_seed(1)
         assert torch.equal(loss(data)["loss_actor"], expected)
 
-    def test_nan_is_found(self, name):
+    def test_entries_are_cast(self, name):
         _, loss = make(name)
-        data = batch()
-        data["history", "observation"][2, 1] = torch.nan
-        with pytest.raises(DataError, match="NaN"):
-            loss(data)
+        data, double = batch(), batch().double()
+        for part in ("prompt", "history", "future"):
+            mask = ("prompt", "trajectory", "mask") if part == "prompt" else (part, "mask")
+            double[mask] = data[mask]
+        torch.manual_seed(1)
+        expected = loss(data)["loss_actor"]
+        torch.manual_seed(1)
+        assert torch.equal(loss(double)["loss_actor"], expected)
 
     def test_state_goes_round(self, name):
         _, loss = make(name)

@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
-from llmdpd_torchrl.objectives import (
-    GUIDANCE_MODES,
-    Q_NORMALIZATIONS,
-    LLMDPDLoss,
-)
+from llmdpd_torchrl.objectives import GUIDANCE_MODES, LLMDPDLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -36,7 +32,7 @@ def test_reductions_agree(make_loss, make_data, run):
 @pytest.mark.parametrize("guidance", GUIDANCE_MODES)
 def test_any_batch_shape(make_loss, make_data, run, batch, guidance):
     data = make_data(*batch)
-    out = run(make_loss(guidance=guidance, reduction="none", max_q_backup=3), data)
+    out = run(make_loss(guidance=guidance, reduction="none"), data)
     assert out["loss_actor"].shape == out["loss_qvalue"].shape == batch
     assert data["td_error"].shape == batch
 
@@ -48,25 +44,22 @@ def test_priority_weights(make_loss, make_data, run):
     for key in ("loss_actor", "loss_qvalue", "bc", "guidance"):
         expected = (rows[key] * weights).sum() / weights.sum()
         torch.testing.assert_close(weighted[key], expected)
-    ignored = run(
-        make_loss(use_prioritized_weights=False), data.clone().set("priority_weight", weights)
-    )
+    loss = make_loss()
+    loss.use_prioritized_weights = False
+    ignored = run(loss, data.clone().set("priority_weight", weights))
     torch.testing.assert_close(ignored["loss_qvalue"], rows["loss_qvalue"].mean())
 
 
-@pytest.mark.parametrize("normalization", Q_NORMALIZATIONS)
-def test_masked_rows_do_not_count(make_loss, make_data, run, normalization):
+def test_masked_rows_do_not_count(make_loss, make_data, run):
     data, valid = make_data(), torch.arange(BATCH) < 4
-    rows = run(make_loss(reduction="none", q_normalization="none"), data.clone())
+    rows = run(make_loss(reduction="none"), data.clone())
     masked = data.clone().set(("collector", "mask"), valid.unsqueeze(-1))
-    out = run(make_loss(q_normalization=normalization), masked.clone())
+    out = run(make_loss(), masked.clone())
     for key in ("loss_qvalue", "bc"):
         torch.testing.assert_close(out[key], rows[key][valid].mean())
     # Nor do they change what values are divided by.
     masked["observation"] = torch.where(valid.unsqueeze(-1), masked["observation"], 9.0)
-    torch.testing.assert_close(
-        run(make_loss(q_normalization=normalization), masked)["guidance"], out["guidance"]
-    )
+    torch.testing.assert_close(run(make_loss(), masked)["guidance"], out["guidance"])
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE_MODES)
@@ -106,14 +99,6 @@ def test_value_estimators(make_loss, make_data, run):
     assert run(loss, make_data(2, 5))["loss_qvalue"].isfinite()
 
 
-def test_a_backup_over_more_actions_is_no_lower(make_loss, make_data, run):
-    one, many = (make_loss(max_q_backup=n) for n in (1, 30))
-    zero = make_loss(max_q_backup=0)
-    data = make_data(256)
-    assert torch.equal(run(zero, data)["target_value"], run(one, data)["target_value"])
-    assert run(many, data)["target_value"] > run(one, data)["target_value"]
-
-
 def test_target_actions_may_take_fewer_steps(make_networks, make_data):
     prompt, actor, critics = make_networks()
     steps = []
@@ -127,19 +112,15 @@ def test_target_actions_may_take_fewer_steps(make_networks, make_data):
     batch=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     guidance=st.sampled_from(GUIDANCE_MODES),
-    normalization=st.sampled_from(Q_NORMALIZATIONS),
-    backup=st.integers(0, 3),
     vmap=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_every_shape_and_precision_keeps_what_the_loss_promises(
-    make_loss, make_data, batch, dtype, guidance, normalization, backup, vmap, seed
+    make_loss, make_data, batch, dtype, guidance, vmap, seed
 ):
     loss = make_loss(
         seed % 97,
         guidance=guidance,
-        q_normalization=normalization,
-        max_q_backup=backup,
         deactivate_vmap=not vmap,
         reduction="none",
         lmbda=0.3,

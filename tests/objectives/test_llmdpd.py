@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -13,22 +12,19 @@ from torchrl.objectives import DiffusionBCLoss
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import (
     GUIDANCE_MODES,
-    Q_NORMALIZATIONS,
     DiffusionQLLoss,
     LLMDPDLoss,
 )
+from llmdpd_torchrl.utils.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
 OBS, ACT, BATCH = 3, 2, 7
-SETTINGS = list(itertools.product(GUIDANCE_MODES, Q_NORMALIZATIONS))
 
 
-@pytest.mark.parametrize(("guidance", "normalization"), SETTINGS)
-def test_the_parts_make_the_whole_to_the_last_digit(
-    make_loss, make_data, run, guidance, normalization
-):
-    loss = make_loss(guidance=guidance, q_normalization=normalization, lmbda=0.37)
+@pytest.mark.parametrize("guidance", GUIDANCE_MODES)
+def test_the_parts_add_up_to_the_last_digit(make_loss, make_data, run, guidance):
+    loss = make_loss(guidance=guidance, lmbda=0.37)
     out = run(loss, make_data())
     assert torch.equal(out["loss_actor"], out["bc"] - out["lmbda"] * out["guidance"])
     assert out["guidance"] != 0
@@ -157,10 +153,6 @@ def _assign(loss):
     loss.lmbda = 0.5
 
 
-def _fill(loss):
-    loss.lmbda.fill_(0.5)
-
-
 def _replace(loss):
     loss.lmbda = torch.tensor(0.5)
 
@@ -169,7 +161,7 @@ def _load(loss):
     loss.load_state_dict({**loss.state_dict(), "lmbda": torch.tensor(0.5)})
 
 
-@pytest.mark.parametrize("schedule", [_assign, _fill, _replace, _load])
+@pytest.mark.parametrize("schedule", [_assign, _replace, _load])
 def test_lambda_can_be_scheduled_away_from_zero_and_back(make_loss, make_data, run, schedule):
     loss = make_loss(lmbda=0.0)
     assert run(loss, make_data())["guidance"] == 0
@@ -194,7 +186,7 @@ def test_the_critics_given_are_the_critics_trained(make_networks):
         for index, state in enumerate(before):
             for name, value in state.items():
                 assert torch.equal(params.get(tuple(name.split(".")))[index], value)
-    with pytest.raises(TypeError, match="list of critics"):
+    with pytest.raises(ConfigError, match="list of two critics"):
         LLMDPDLoss(prompt, actor, critics[0])
 
 

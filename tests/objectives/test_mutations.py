@@ -1,4 +1,4 @@
-"""The table of mistakes: it fits the code, the README shows it, and every mistake is caught."""
+"""The table of mistakes: its tests exist, the README lists it, and every mistake is caught."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ spec.loader.exec_module(mutations)
 
 
 @pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda mutation: mutation.name)
-def test_the_table_fits_the_code(mutation):
-    assert (TESTS.parent / mutation.file).read_text().count(mutation.old) == 1
+def test_the_named_test_exists(mutation):
     path, _, name = mutation.test.partition("::")
-    assert f"def {name}(" in (TESTS.parent / path).read_text()
+    spec = importlib.util.spec_from_file_location("named", TESTS.parent / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert callable(getattr(module, name))
 
 
 def test_the_readme_shows_the_table():

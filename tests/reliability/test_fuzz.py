@@ -171,7 +171,7 @@ SETTINGS = (
     "seed", "prompt", "tasks.split", "data.episodes_per_task", "network.hidden", "loss.lmbda",
     "optim.batch_size", "trainer.log_every", "evaluation.control", "evaluation.every",
     "video.tasks",
-    "network.critic_hidden", "loss.gamma", "loss.max_q_backup", "loss.target_sampling_steps",
+    "network.critic_hidden", "loss.gamma", "loss.guidance", "loss.target_sampling_steps",
     "optim.learning_rate", "optim.max_grad_norm", "trainer.threads", "logger.kind",
     "trajectory_prompt.per_task", "trajectory_prompt.state_visible_prob",
     "network.diffusion_steps", "trajectory_prompt.length", "force", "until", "evaluation.seed",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.modules import DiffusionActor as TorchRLDiffusionActor
 from torchrl.modules import SafeModule
 
 from llmdpd_torchrl.modules.denoiser import MLPDenoiser, ResidualDenoiser
@@ -72,7 +73,7 @@ class DiffusionActor(SafeModule):
         movement: int = 0,
         min_base_fraction: float = 0.75,
         num_steps: int = 5,
-        schedule: str = "vp",
+        schedule: str | Sequence[float] = "vp",
         prediction: str = "epsilon",
         sampler: str = "ddpm",
         sampling_steps: int | None = None,
@@ -112,6 +113,42 @@ class DiffusionActor(SafeModule):
             action_bounds=_action_bounds(spec, out_keys[0], action_dim),
         )
         super().__init__(module, list(in_keys), list(out_keys), spec=spec, safe=safe)
+
+    @classmethod
+    def from_torchrl(cls, actor: TorchRLDiffusionActor, *, sampler: str = "ddpm") -> DiffusionActor:
+        """Adapt TorchRL's diffusion actor, for losses that need more than its module offers.
+
+        The two share the score network, so that training one trains the other. Keys, noise
+        schedule and spec are taken over. Unlike TorchRL's, clean actions are clipped to the range
+        of the spec, or to [-1, 1] without one.
+
+        Args:
+            actor (torchrl.modules.DiffusionActor): predicts noise, as TorchRL's losses train it.
+
+        Keyword Args:
+            sampler (str): see :class:`DiffusionModule`.
+
+        Raises:
+            ConfigError: if the actor's spec is not bounded alike in all dimensions.
+
+        Examples:
+            >>> from torchrl.modules import DiffusionActor as TorchRLDiffusionActor
+            >>> theirs = TorchRLDiffusionActor(action_dim=2, obs_dim=3, num_steps=10)
+            >>> ours = DiffusionActor.from_torchrl(theirs)
+            >>> ours.module.score_network is theirs.module.score_network
+            True
+        """
+        module = actor.module
+        return cls(
+            module.action_dim,
+            score_network=module.score_network,
+            num_steps=module.num_steps,
+            schedule=module.betas.double().tolist(),
+            sampler=sampler,
+            in_keys=actor.in_keys,
+            out_keys=actor.out_keys,
+            spec=actor.spec,
+        )
 
 
 def _action_bounds(spec: TensorSpec | None, key: NestedKey, action_dim: int) -> tuple[float, float]:

@@ -9,10 +9,12 @@ from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import DiffusionActor as TorchRLDiffusionActor
 from torchrl.objectives import DiffusionBCLoss
 from torchrl.testing.mocking_classes import ContinuousActionVecMockEnv
 
-from llmdpd_torchrl.modules import DiffusionActor
+from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+from llmdpd_torchrl.objectives import DiffusionQLLoss
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -137,3 +139,44 @@ def test_it_trains_under_torchrls_loss():
 def test_a_spec_that_sets_no_range_is_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
         DiffusionActor(2, 3, spec=spec)
+
+
+class TestFromTorchRL:
+    def make(self, **kwargs):
+        torch.manual_seed(0)
+        theirs = TorchRLDiffusionActor(action_dim=2, obs_dim=3, num_steps=5, **kwargs)
+        return theirs, DiffusionActor.from_torchrl(theirs)
+
+    def test_noise_and_loss_are_the_same(self):
+        theirs, ours = self.make(beta_start=0.1, beta_end=0.5)
+        action, step = torch.rand(6, 2) * 2 - 1, torch.arange(6) % 5
+        torch.manual_seed(1)
+        expected, _ = theirs.module.add_noise(action, step)
+        torch.manual_seed(1)
+        noisy, _ = ours.module.add_noise(action, step)
+        torch.testing.assert_close(noisy, expected)
+
+    @pytest.mark.parametrize("guidance", ["chain", "one_step"])
+    def test_training_one_trains_the_other(self, guidance):
+        theirs, ours = self.make()
+        critics = make_qvalue_networks(3, 2, hidden=(16,))
+        loss = DiffusionQLLoss(ours, critics, guidance=guidance, target_sampling_steps=2)
+        flag = torch.zeros(6, 1, dtype=torch.bool)
+        following = {"observation": torch.randn(6, 3), "reward": torch.randn(6, 1),
+                     "done": flag, "terminated": flag}  # fmt: skip
+        data = TensorDict(
+            {"observation": torch.randn(6, 3), "action": torch.rand(6, 2), "next": following}, [6]
+        )
+        out = loss(data)
+        assert out["guidance"] != 0
+        (out["loss_actor"] + out["loss_qvalue"]).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            before = theirs(data.clone())["action"]
+            torch.optim.SGD(loss.parameters(), 0.1).step()
+            after = theirs(data.clone())["action"]
+        assert not torch.equal(before, after)
+
+    def test_its_spec_sets_the_range(self):
+        _, ours = self.make(spec=Bounded(-2.0, 2.0, (2,)))
+        assert ours.module.action_bounds == (-2.0, 2.0)
