@@ -84,8 +84,8 @@ def test_a_prompt_that_is_in_the_data_needs_no_network(out_keys, make_networks, 
     assert "prompt_embedding" in bare.in_keys
     assert ("next", "prompt_embedding") not in bare.in_keys
     whole, other = run(loss, data), run(bare, embedded)
-    for key in out_keys:
-        assert torch.equal(whole[key], other[key])
+    for key in out_keys:  # to the last bit but for a mean: mish takes another path without gradient
+        torch.testing.assert_close(whole[key], other[key], rtol=1e-6, atol=1e-8)
 
 
 def test_diffusion_ql_is_the_prompt_free_case(make_ql, make_data, run):
