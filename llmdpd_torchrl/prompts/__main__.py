@@ -1,4 +1,4 @@
-"""Command line of the text prompts: ``python -m llmdpd_torchrl.prompts --help``."""
+"""``python -m llmdpd_torchrl.prompts``: list, embed and compare text prompts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        the exit code: 0, or 2 with one line on stderr for an error that the user can mend.
+        the exit code: 0, or 2 with one line on stderr for a user error.
     """
     return run_command_line(_parser(), lambda options: options.run(options) or 0, arguments)
 
@@ -47,21 +47,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="print the tasks and what each one asks for")
+    listing = commands.add_parser("list", help="print the tasks and their short descriptions")
     source = listing.add_mutually_exclusive_group()
     source.add_argument("--file", type=Path, help="a prompt file, instead of built-in prompts")
     source.add_argument(
         "--suite", choices=PROMPT_SUITES, default=PROMPT_SUITES[0], help="default: %(default)s"
     )
-    listing.add_argument("--full", action="store_true", help="print whole prompts, paraphrases too")
+    listing.add_argument(
+        "--full", action="store_true", help="print complete prompts with paraphrases"
+    )
     listing.set_defaults(run=_list)
 
     embed = commands.add_parser(
         "embed",
-        help="compute the embeddings of a prompt file ahead of training",
+        help="compute the embeddings of a prompt file before training",
         description="Embed all prompts and paraphrases of FILE into the user's cache, so that "
-        "training on them needs no language model. With --builtin: regenerate the embeddings that "
-        "come with the package, after an edit of the built-in prompts.",
+        "training with them needs no language model. With --builtin: regenerate the embeddings in "
+        "the package, after an edit of the built-in prompts.",
     )
     source = embed.add_mutually_exclusive_group(required=True)
     source.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a prompt file (YAML)")
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     nearest = commands.add_parser("nearest", help="find the built-in tasks nearest to a text")
     nearest.add_argument("text", metavar="TEXT", help="any description of a task")
-    nearest.add_argument("--count", type=int, default=5, help="how many tasks (default: 5)")
+    nearest.add_argument("--count", type=int, default=5, help="number of tasks (default: 5)")
     _add_encoder(nearest)
     nearest.set_defaults(run=_nearest)
     return parser
@@ -88,8 +90,8 @@ def _add_encoder(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the encoder, say pooling=last_token, layer=last, layers=4, device_map=auto or "
-        "quantization=8bit; see HuggingFaceEncoder",
+        help="option of the encoder, such as pooling=last_token, layer=last, layers=4, "
+        "device_map=auto or quantization=8bit; see HuggingFaceEncoder",
     )
 
 
@@ -132,7 +134,7 @@ def _texts(prompts: Iterable[TextPrompt]) -> list[str]:
 
 
 def builtin_prompts() -> list[TextPrompt]:
-    """All whose embeddings come with the package: the suites, and speeds up to 6 m/s."""
+    """All prompts whose embeddings come with the package: the suites, and speeds up to 6 m/s."""
     prompts = [prompt for suite in PROMPT_SUITES for prompt in load_text_prompts(suite).values()]
     return prompts + [velocity_prompt(number / 4) for number in range(1, 25)]
 
@@ -140,7 +142,7 @@ def builtin_prompts() -> list[TextPrompt]:
 def _write_package_data(texts: list[str]) -> None:
     encoder = SmolLM2Encoder()
     folder = Path(__file__).parent / "embeddings"
-    # Computed anew, past package data and cache: this is what makes them reproducible.
+    # Computed without package data and cache, so that they are reproducible.
     table = encoder.encode(texts)
     entries = {
         entry_name(encoder.identity, text): row.clone()

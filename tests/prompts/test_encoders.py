@@ -1,4 +1,4 @@
-"""Pooling, checked by hand on a tiny model; names, limits and their messages."""
+"""Pooling, checked by hand on a tiny model; names, limits and messages; pinned Hub models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from llmdpd_torchrl.prompts import (
     HuggingFaceEncoder,
     SmolLM2Encoder,
     TextEncoder,
+    embed_texts,
     make_text_encoder,
 )
+from llmdpd_torchrl.prompts.encoders import resolve_commit
 from llmdpd_torchrl.prompts.language_model import pool
+from llmdpd_torchrl.prompts.model_files import explain_loading_error
 from llmdpd_torchrl.utils.errors import PromptError
 
 TEXTS = ["open the door", "close the window slowly and then stop now", "robot arm"]
@@ -231,13 +234,13 @@ def test_a_cut_off_weights_file_is_reported(tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PromptError, match=r"can not load the language model .*cut") as caught:
+    with pytest.raises(PromptError, match=r"cannot load the language model .*cut") as caught:
         HuggingFaceEncoder(folder, device="cpu").encode(TEXTS)
     assert "\n" not in str(caught.value)
 
 
 def test_too_little_memory_is_said_before_loading(tiny_folder, monkeypatch):
-    monkeypatch.setattr("llmdpd_torchrl.prompts.weights._free_memory", lambda device: 100)
+    monkeypatch.setattr("llmdpd_torchrl.prompts.language_model.available_memory", lambda: 100)
     with pytest.raises(PromptError, match="GB for its weights and cpu has"):
         HuggingFaceEncoder(tiny_folder, device="cpu").encode(TEXTS)
 
@@ -269,7 +272,7 @@ def test_named_encoders_and_options(tiny_folder):
         make_text_encoder({"model": "olmo-1b", "pool": "mean"})
     with pytest.raises(PromptError, match="no option 'dtype'"):
         make_text_encoder({"model": "smollm2", "dtype": "bfloat16"})
-    with pytest.raises(PromptError, match="kept up to layer 15"):
+    with pytest.raises(PromptError, match="ends with layer 15"):
         make_text_encoder({"model": "smollm2", "layer": 16})
 
 
@@ -287,3 +290,125 @@ def test_importing_the_package_does_not_import_the_language_model_stack():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+hub = pytest.importorskip("huggingface_hub")
+errors = pytest.importorskip("huggingface_hub.errors")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def refuse_to_connect(monkeypatch, error):
+    def model_info(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "model_info", model_info)
+
+
+def response(status):
+    client = __import__(errors.HTTPError.__module__.split(".")[0])  # httpx, or its successor
+    return client.Response(status, request=client.Request("GET", "https://example.org"))
+
+
+def test_a_commit_stands_for_itself(monkeypatch):
+    refuse_to_connect(monkeypatch, AssertionError("asked the Hub"))
+    assert resolve_commit("owner/name", COMMIT) == COMMIT
+
+
+def test_a_cached_model_needs_no_connection(hub_cache, monkeypatch):
+    refuse_to_connect(monkeypatch, AssertionError("asked the Hub"))
+    ref = hub_cache / "models--owner--name" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    ref.write_text(COMMIT)
+    encoder = HuggingFaceEncoder("owner/name", device="cpu")
+    assert encoder.identity["revision"] == COMMIT
+    assert encoder.identity["model"] == "owner/name"
+
+
+def test_offline_is_honoured_at_once(hub_cache, monkeypatch):
+    refuse_to_connect(monkeypatch, AssertionError("asked the Hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PromptError, match=r"HF_HUB_OFFLINE is set and owner/name.*smollm2"):
+        embed_texts(["open the door"], "owner/name", cache_dir=hub_cache)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (lambda: errors.RepositoryNotFoundError("404", response=response(404)), "no such model"),
+        (lambda: errors.RevisionNotFoundError("404", response=response(404)), "no such revision"),
+        (lambda: errors.GatedRepoError("403", response=response(403)), "licence must be accepted"),
+        (lambda: errors.OfflineModeIsEnabled("off"), "HF_HUB_OFFLINE is set"),
+        (lambda: errors.HTTPError("Name or service not known"), "cannot be reached"),
+        (lambda: ConnectionError("refused"), "cannot be reached"),
+    ],
+)
+def test_reasons_are_one_line_that_names_the_model(hub_cache, monkeypatch, error, words):
+    refuse_to_connect(monkeypatch, error())
+    with pytest.raises(PromptError, match=f"owner/name: .*{words}") as caught:
+        resolve_commit("owner/name", "main")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cause_behind_a_wrapped_error_is_the_one_that_is_told():
+    gated = errors.GatedRepoError("403", response=response(403))
+    with pytest.raises(PromptError, match="licence"), explain_loading_error("owner/name"):
+        raise OSError("You are trying to access a gated repo.\nMake sure ...") from gated
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(KeyError), explain_loading_error("owner/name"):
+        raise KeyError("not a loading error")
+
+
+@pytest.mark.parametrize("prefix", [None, "base_model.model."])
+def test_files_that_lack_weights_are_refused(tiny_folder, tmp_path, prefix):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "incomplete"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    if prefix is None:
+        del weights["layers.0.mlp.up_proj.weight"]
+    else:
+        weights = {f"{prefix}{name}": weight for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PromptError, match=r"lack \d+ weights, the first is ") as caught:
+        HuggingFaceEncoder(folder, device="cpu").encode(TEXTS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("clip", {}),
+        ("bart", {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2}),
+    ],
+)
+def test_models_without_a_text_encoder_of_their_own_are_refused(tmp_path, kind, sizes):
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(kind, **sizes).save_pretrained(tmp_path)
+    with pytest.raises(PromptError, match=f"is of kind '{kind}', .* use a language model of text"):
+        HuggingFaceEncoder(tmp_path, device="cpu").encode(TEXTS)
+
+
+def test_code_of_a_model_is_never_run(tmp_path, monkeypatch):
+    marker = tmp_path / "it-ran"
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(PromptError, match="code of its own, which is never run"):
+        HuggingFaceEncoder(tmp_path, device="cpu").encode(TEXTS)
+    assert not marker.exists()
+
+
+def test_the_length_limit_is_an_option_of_every_encoder():
+    encoder = make_text_encoder({"model": "smollm2", "max_length": 2048})
+    assert encoder.identity["max_length"] == 2048
