@@ -8,6 +8,7 @@ import torch
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.processes import LocalBackend
 
 # One thread a process, also of those that the tests start: several test processes run at once, and
 # threads that wait for each other on a busy machine are many times slower than one.
@@ -24,6 +25,15 @@ def dataset(tmp_path_factory):
     dataset = TrajectoryDataset.load(folder)
     assert dataset.trajectory_success.all()
     return dataset
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """One worker process for all evaluations: to start one takes longer than most tests."""
+    backend = LocalBackend(1)
+    close, backend.close = backend.close, lambda: None  # evaluators close what they are given
+    yield backend
+    close()
 
 
 @pytest.fixture

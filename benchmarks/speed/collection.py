@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,20 @@ from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_meta
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.envs.metaworld import make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
-from llmdpd_torchrl.utils.processes import available_cores, count_episode, run_jobs
+from llmdpd_torchrl.utils.processes import available_cores, run_jobs
 
 
-def replay(path: str, seeds: Sequence[int], task: str) -> int:
-    """Step the bare simulator through the recorded episodes of one task."""
+def replay(path: str, seeds: Sequence[int], task: str) -> Iterator[int]:
+    """Step the bare simulator through one task's recorded episodes; yields their lengths."""
     arrays = load_file(path)
     actions, ends = arrays["action"], np.flatnonzero(arrays["truncated"]) + 1
     simulator = make_simulator(task)
-    steps = 0
     for seed, episode in zip(seeds, np.split(actions, ends[:-1]), strict=True):
         reset_simulator(simulator, seed=seed)
         for action in episode:
             simulator.step(action)
-        steps += len(episode)
-        count_episode(len(episode))
+        yield len(episode)
     simulator.close()
-    return steps
 
 
 def measure(tasks: Sequence[str], episodes: int) -> dict[str, Any]:
@@ -57,12 +54,10 @@ def measure(tasks: Sequence[str], episodes: int) -> dict[str, Any]:
             for task, record in manifest.tasks.items()
         ]
         started = time.perf_counter()
-        counts = run_jobs(
-            replay, jobs, workers=None, episodes=len(tasks) * episodes, description="raw loop"
-        )
+        counts = run_jobs(replay, jobs, episodes=len(tasks) * episodes, description="raw loop")
         raw = time.perf_counter() - started
         return {
-            "steps": sum(counts),
+            "steps": sum(map(sum, counts)),
             "collection_seconds": collected,
             "raw_seconds": raw,
             "ratio": raw / collected,

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS, check_figures, write_figures
 from benchmarks.studies.locomotion import COLUMNS, Training, arm_estimates, as_figures, budget
-from llmdpd_torchrl.evaluation.runs import Table
+from llmdpd_torchrl.evaluation.results import Table
 from llmdpd_torchrl.evaluation.statistics import Estimate
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_text

@@ -31,7 +31,7 @@ from benchmarks.studies.locomotion import (
     task_estimates,
     train_minutes,
 )
-from llmdpd_torchrl.evaluation.runs import Table
+from llmdpd_torchrl.evaluation.results import Table
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_text
 

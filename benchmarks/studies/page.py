@@ -16,7 +16,7 @@ from benchmarks.studies.judge import (
 )
 from benchmarks.studies.registry import GROUPS, Arm, Claim, Experiment
 from benchmarks.studies.store import Store
-from llmdpd_torchrl.evaluation.runs import Table
+from llmdpd_torchrl.evaluation.results import Table
 from llmdpd_torchrl.evaluation.statistics import Estimate
 
 _HEAD = """\

@@ -9,10 +9,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from llmdpd_torchrl.evaluation.backends import Backend
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
+from llmdpd_torchrl.utils.backends import Backend
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
 
 ROOT = Path(__file__).parents[2]

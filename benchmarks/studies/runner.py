@@ -26,13 +26,13 @@ from benchmarks.studies.playing import play, read_settings
 from benchmarks.studies.registry import Arm, Experiment, Variant
 from benchmarks.studies.store import Store
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
-from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.utils.backends import Backend, make_backend
 from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.files import write_json
 

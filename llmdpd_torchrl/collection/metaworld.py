@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from llmdpd_torchrl.envs.metaworld import goal_seed, make_simulator, reset_simul
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_atomic
-from llmdpd_torchrl.utils.processes import count_episode, run_jobs
+from llmdpd_torchrl.utils.processes import run_jobs
 
 __all__ = [
     "CollectionSettings",
@@ -189,8 +189,12 @@ def _collect_locked(
     return manifest
 
 
-def collect_task(task: str, path: Path, settings: CollectionSettings) -> None:
-    """Collect all episodes of one task and write its file atomically."""
+def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterator[int]:
+    """Collect all episodes of one task and write its file atomically.
+
+    Yields:
+        the number of steps of each episode as it ends.
+    """
     simulator = make_simulator(task)
     expert = make_expert(task)
     episodes: list[dict[str, Any]] = []
@@ -223,7 +227,7 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> None:
                 "success": bool(episode["success"].any()),
             }
         )
-        count_episode(length)
+        yield length
     simulator.close()
     arrays = {key: np.concatenate(values) for key, values in columns.items()}
     # One header entry, because safetensors does not fix the order of several, and equal data must

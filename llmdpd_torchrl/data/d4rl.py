@@ -18,7 +18,7 @@ from llmdpd_torchrl.data.dataset import row_blocks
 from llmdpd_torchrl.data.hdf5 import find_array, open_hdf5, read_attributes
 from llmdpd_torchrl.data.recording import Recording, as_flags, numbered_tasks
 from llmdpd_torchrl.utils.errors import DataError
-from llmdpd_torchrl.utils.memory import check_memory
+from llmdpd_torchrl.utils.processes import check_memory
 
 __all__ = [
     "FIELDS_ATTRIBUTE",

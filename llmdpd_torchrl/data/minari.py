@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
-from llmdpd_torchrl.utils.memory import check_memory
+from llmdpd_torchrl.utils.processes import check_memory
 
 __all__ = ["export_minari", "minari_metadata_file", "read_minari"]
 

@@ -13,15 +13,15 @@ from llmdpd_torchrl.envs.metaworld import (
     reset_simulator,
     sample_goals,
 )
-from llmdpd_torchrl.envs.multitask import LanesEnv
+from llmdpd_torchrl.envs.multitask import MultiTaskEnv
 
 __all__ = [
     "GYM_MUJOCO_TASKS",
     "Dynamics",
     "GymMujocoEnv",
     "HalfCheetahVelocityEnv",
-    "LanesEnv",
     "MetaWorldEnv",
+    "MultiTaskEnv",
     "SimulatorEnv",
     "SimulatorStep",
     "make_simulator",

@@ -43,8 +43,8 @@ class SimulatorEnv(EnvBase):
     """One simulator as an environment with float32 observations and numbered episodes.
 
     :meth:`begin` and :meth:`advance` run bare episodes in NumPy, without TorchRL's bookkeeping:
-    :class:`~llmdpd_torchrl.envs.LanesEnv` runs many of them as one environment. TorchRL's ``reset``
-    and ``step`` are built on both and cast observations to the spec.
+    :class:`~llmdpd_torchrl.envs.MultiTaskEnv` runs many of them as one environment. TorchRL's
+    ``reset`` and ``step`` are built on both and cast observations to the spec.
 
     Args:
         simulator: with Gymnasium's ``reset``, ``step`` and ``close``.

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from llmdpd_torchrl.evaluation.report import write_report
-from llmdpd_torchrl.evaluation.runs import compare, find_runs, variants
+from llmdpd_torchrl.evaluation.report import compare, write_report
+from llmdpd_torchrl.evaluation.results import find_runs, variants
 from llmdpd_torchrl.utils.cli import run_command_line
 
 __all__ = ["main"]

@@ -1,4 +1,4 @@
-"""Every episode of every task, in worker processes, each counted once whatever happens to it."""
+"""Every episode of every task in worker processes, each counted exactly once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.envs.multitask import Pool
-from llmdpd_torchrl.evaluation.backends import Backend, JobFailed, LocalBackend
+from llmdpd_torchrl.envs.multitask import SimulatorError, SimulatorPool
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, GroupTiming, run_group
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.utils.backends import Backend
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
+from llmdpd_torchrl.utils.processes import JobFailed, LocalBackend
 
 __all__ = ["Evaluator", "evaluate"]
 
@@ -29,13 +30,14 @@ class Evaluator:
 
     The result does not depend on the backend or the number of its workers. An episode whose
     simulator raises, whose action is not finite or whose worker dies is reported with its
-    ``error``; what that worker had not begun goes on in another.
+    ``error``; episodes that the worker had not begun go on in another. What is no simulator's fault
+    and fails before any episode has ended, a policy that raises for example, is raised.
 
     Args:
         tasks: seen or unseen Meta-World tasks, or those of ``suite``.
         settings: see :class:`EvaluationSettings`.
         suite: other environments than Meta-World's.
-        backend: see :mod:`~llmdpd_torchrl.evaluation.backends`; default: processes.
+        backend: see :mod:`~llmdpd_torchrl.utils.backends`; default: processes.
         workers: processes of the default backend; default: one per available core.
         progress: whether to show a bar.
 
@@ -143,6 +145,9 @@ class Evaluator:
                 self.timings.append(event)
             else:
                 assert isinstance(event, JobFailed), event
+                is_fault = event.error is not None and not isinstance(event.error, SimulatorError)
+                if is_fault and all(result.error is not None for result in found.values()):
+                    event.reraise()
                 # What had not begun goes on; if nothing had, it would not get any further.
                 lost = begun[number] or set(groups[number])
                 lost = lost - found.keys()
@@ -212,7 +217,7 @@ def _run_group(
     yield from run_group(policy, suite, episodes, number, pool=_pools[key], **shown)
 
 
-_pools: dict[str, Pool] = {}
+_pools: dict[str, SimulatorPool] = {}
 
 
 def _close_pools() -> None:

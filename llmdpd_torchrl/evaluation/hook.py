@@ -1,4 +1,4 @@
-"""Evaluation while training goes on: a hook of TorchRL's trainer."""
+"""Evaluation during a training: a hook of TorchRL's trainer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
 
-__all__ = ["IntervalEvaluation"]
+__all__ = ["EvaluationHook"]
 
 
-class IntervalEvaluation(TrainerHookBase):
+class EvaluationHook(TrainerHookBase):
     """Evaluate the policy every so many updates.
 
     The success rates, in [0, 1], go to the progress bar and the trainer's logger, as
@@ -54,7 +54,7 @@ class IntervalEvaluation(TrainerHookBase):
         >>> policy = LLMDPDPolicy.from_networks(config, make_networks(config))
         >>> settings = EvaluationSettings(episodes_per_task=1, max_steps=5)
         >>> with Evaluator(["reach-v3"], settings, workers=1, progress=False) as evaluator:
-        ...     hook = IntervalEvaluation(evaluator, policy, every=2, trained_tasks=["reach-v3"])
+        ...     hook = EvaluationHook(evaluator, policy, every=2, trained_tasks=["reach-v3"])
         ...     hook(1, None), hook(2, None)
         (None, {'eval/success_seen': 0.0})
     """

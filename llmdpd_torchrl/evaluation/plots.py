@@ -1,13 +1,14 @@
-"""Plots of a run, drawn without a screen and without pyplot's global state."""
+"""Plots of evaluations and trainings, made without a screen and without pyplot's global state."""
 
 from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,20 +16,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from llmdpd_torchrl.evaluation.results import VariantResults
 from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_atomic
 
 __all__ = [
-    "SEEN_COLOUR",
-    "UNSEEN_COLOUR",
+    "plot_confusion",
     "plot_learning_curves",
+    "plot_profiles",
+    "plot_prompt_map",
     "plot_success_bars",
     "save_figure",
 ]
 
-# Okabe and Ito's blue and vermilion: told apart with every common colour blindness and in grey.
+# Okabe and Ito's blue and vermilion: distinct in every common colour blindness and in grey.
 SEEN_COLOUR = "#0072B2"
 UNSEEN_COLOUR = "#D55E00"
 
@@ -38,10 +41,10 @@ def plot_success_bars(
     path: str | os.PathLike[str],
     title: str = "Success rate by task",
 ) -> None:
-    """Draw one horizontal bar a task, success or score, with its interval, and groups' means.
+    """Plot one horizontal bar a task, success or score, with its interval, and the groups' means.
 
     Args:
-        summary: the evaluation; tasks are drawn in its order, seen ones above.
+        summary: the evaluation; bars are in its order, seen tasks above.
         path: image file; the suffix is the format.
         title: headline.
     """
@@ -129,9 +132,9 @@ def _caption(summary: ResultsSummary) -> str:
 
 
 def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draw every metric of a ``metrics.csv`` in a panel of its own over the updates.
+    """Plot every metric of a ``metrics.csv`` over the updates, each in a panel of its own.
 
-    Metrics with more than 50 points are shown faintly, with a moving average over the neighbouring
+    Metrics with more than 50 points are faint, with a moving average over the neighbouring
     2 % of the points on top; the figure says so.
 
     Args:
@@ -176,7 +179,7 @@ def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.Pat
 
 
 def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray) -> bool:
-    """Draw one metric; whether it was smoothed."""
+    """Plot one metric; returns whether it was smoothed."""
     there = np.isfinite(values)
     x, y = steps[there], values[there]
     window = max(1, round(0.02 * len(y)))
@@ -209,7 +212,104 @@ def _panel_order(name: str) -> tuple[int, str]:
     return 3, name
 
 
+def plot_profiles(variants: Sequence[VariantResults], path: str | os.PathLike[str]) -> None:
+    """Plot, for each variant, the share of tasks and seeds above every success rate.
+
+    A curve further up and right is better; where it falls, it says whether a mean comes from some
+    tasks or from all (Agarwal et al. 2021).
+
+    Args:
+        variants: at least one.
+        path: image file; the suffix is the format.
+    """
+    thresholds = np.linspace(0, 1, 101)
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    styles = ["-", "--", "-.", ":"]
+    for number, variant in enumerate(variants):
+        axes.step(
+            100 * thresholds,
+            100 * variant.profile(thresholds),
+            where="post",
+            label=variant.name,
+            linestyle=styles[number // 8 % len(styles)],
+        )
+    axes.set(xlim=(0, 100), ylim=(-2, 102))
+    axes.set(xlabel="success rate (%) or score, τ", ylabel="tasks and seeds above τ (%)")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_prompt_map(
+    embeddings: torch.Tensor,
+    tasks: Sequence[str],
+    seen: Sequence[bool],
+    path: str | os.PathLike[str],
+    title: str = "prompts, first two principal components",
+) -> None:
+    """Plot prompts as points: close points are similar prompts to the policy.
+
+    Args:
+        embeddings: ``[T, D]``, a row a task.
+        tasks: their names.
+        seen: whether the policy was trained on each.
+        path: image file; the suffix is the format.
+        title: headline.
+    """
+    centred = embeddings.detach().double() - embeddings.detach().double().mean(0)
+    _, scales, axes_of = torch.linalg.svd(centred, full_matrices=False)
+    # A tiny map has no second component.
+    points = torch.nn.functional.pad(centred @ axes_of[:2].T, (0, 2))[:, :2].numpy()
+    shares = [*(scales.square() / scales.square().sum().clamp_min(1e-30)).tolist(), 0.0]
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    axes = figure.add_subplot()
+    for is_seen, colour, label in ((True, SEEN_COLOUR, "seen"), (False, UNSEEN_COLOUR, "unseen")):
+        rows = [row for row, flag in enumerate(seen) if bool(flag) is is_seen]
+        if rows:
+            axes.scatter(points[rows, 0], points[rows, 1], color=colour, s=18, label=label)
+    for (x, y), task in zip(points, tasks, strict=True):
+        axes.annotate(
+            task.removesuffix("-v3"), (x, y), xytext=(3, 2), textcoords="offset points", fontsize=7
+        )
+    axes.set(xlabel=f"{100 * shares[0]:.0f} % of the spread")
+    axes.set(ylabel=f"{100 * shares[1]:.0f} % of the spread")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False)
+    axes.grid(color="0.94")
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def plot_confusion(
+    rates: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str], episodes: int
+) -> None:
+    """Plot every task's result under every task's prompts: diagonal if the policy reads them.
+
+    Args:
+        rates: fractions by task, then by the task whose prompts were used.
+        path: image file; the suffix is the format.
+        episodes: of each cell.
+    """
+    tasks = list(rates)
+    table = 100 * np.array([[rates[task][other] for other in tasks] for task in tasks])
+    size = 2.2 + 0.42 * len(tasks)
+    figure = Figure(figsize=(size + 1.2, size), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(table, vmin=0, vmax=100, cmap="cividis")
+    for (row, column), value in np.ndenumerate(table):
+        colour = "white" if value < 55 else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    names = [task.removesuffix("-v3") for task in tasks]
+    axes.set_xticks(range(len(tasks)), names, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(tasks)), names, fontsize=8)
+    axes.set(xlabel="prompted with", ylabel="task")
+    figure.colorbar(image, ax=axes, label=f"success % or score, {episodes} episodes", shrink=0.8)
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure, whole or not at all."""
+    """Write a figure atomically."""
     FigureCanvasAgg(figure)
     write_atomic(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))

@@ -1,36 +1,51 @@
-"""A folder of runs as tables, plots and one HTML page that holds them all."""
+"""Report of a folder of runs: comparison tables, plots, and one HTML page that contains them."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import numpy as np
 import torch
 
-from llmdpd_torchrl.evaluation.maps import plot_confusion, plot_profiles, plot_prompt_map
-from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
-from llmdpd_torchrl.evaluation.runs import Table, Variant, compare, find_runs, task_table, variants
+from llmdpd_torchrl.evaluation.comparison import Scores, interquartile_mean, paired_difference
+from llmdpd_torchrl.evaluation.plots import (
+    plot_confusion,
+    plot_learning_curves,
+    plot_profiles,
+    plot_prompt_map,
+    plot_success_bars,
+)
+from llmdpd_torchrl.evaluation.results import (
+    RunResults,
+    Table,
+    VariantResults,
+    find_runs,
+    variants,
+)
+from llmdpd_torchrl.evaluation.statistics import GroupSummary
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_text
 
-__all__ = ["write_report"]
+__all__ = ["compare", "task_table", "write_report"]
 
 _TYPES = {".png": "image/png", ".mp4": "video/mp4"}
-#: A page that a mail program or a browser tab still takes.
-_MOST_BYTES = 25_000_000
+#: Size of a page that mail programs and browser tabs still open.
+_MAX_PAGE_BYTES = 25_000_000
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A picture or film of the page."""
+    """An image or video of the page."""
 
     path: Path
     title: str
@@ -69,7 +84,7 @@ def write_report(
     return page
 
 
-def _figures(found: Sequence[Variant], output: Path) -> list[_Figure]:
+def _figures(found: Sequence[VariantResults], output: Path) -> list[_Figure]:
     figures = []
 
     def add(path: Path, title: str, explanation: str) -> None:
@@ -106,11 +121,11 @@ def _figures(found: Sequence[Variant], output: Path) -> list[_Figure]:
         path = output / f"prompts-{slug}.png"
         if _draw_map(variant, path):
             add(path, f"The texts as the policy sees them: {variant.name}", "Each task's text "
-                "after the trained head. Tasks that lie close are told alike.")  # fmt: skip
-        for film in sorted(run.folder.glob("*.mp4")):
-            add(film, f"Episodes: {variant.name}, seed {run.seed}", "The first evaluation goal of "
-                "each task, the task's text below, and how it ended. Where actions are drawn, it "
-                "is another draw than the evaluation's.")  # fmt: skip
+                "after the trained head. Tasks that lie close have similar prompts.")  # fmt: skip
+        for video in sorted(run.folder.glob("*.mp4")):
+            add(video, f"Episodes: {variant.name}, seed {run.seed}", "The first evaluation goal of "
+                "each task, the task's text below, and how it ended. Where actions are sampled, it "
+                "is another sample than the evaluation's.")  # fmt: skip
     return figures
 
 
@@ -123,7 +138,7 @@ def _draw_confusion(file: Path, path: Path) -> int:
         raise DataError(f"{file} is damaged ({error!r}): evaluate again") from None
 
 
-def _draw_map(variant: Variant, path: Path) -> bool:
+def _draw_map(variant: VariantResults, path: Path) -> bool:
     """Draw the texts after the policy's head, if it has one and its embeddings are stored."""
     folder = variant.runs[0].folder / "checkpoint"
     tasks = [*variant.runs[0].seen, *variant.runs[0].unseen]
@@ -145,84 +160,111 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
 
 
-def _page(title: str, found: Sequence[Variant], tables: dict[str, Table],
+def _page(title: str, found: Sequence[VariantResults], tables: dict[str, Table],
           figures: Sequence[_Figure], output: Path) -> str:  # fmt: skip
-    episodes = sum(len(run.episodes) for variant in found for run in variant.runs)
-    failed = [e for v in found for run in v.runs for e in run.episodes if e.error is not None]
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{episodes} episodes of {sum(len(v.runs) for v in found)} trained policies. A task is "
-        "<em>seen</em> if the policy was trained on it; on an <em>unseen</em> one it acts by its "
-        "prompts alone. Numbers in brackets are 95 % intervals.</p>",
-        "<h2>Comparison</h2>", _table(tables["comparison"]),
-        "<h2>Success (%) or score by task</h2>", _table(tables["tasks"]),
-    ]  # fmt: skip
-    if failed:
-        reasons = sorted({f"{e.task}: {e.error}" for e in failed})
-        parts.append(f"<h2>{len(failed)} episodes broke off and count as not solved</h2><ul>")
-        parts += [f"<li>{html.escape(reason)}</li>" for reason in reasons] + ["</ul>"]
-    left = _MOST_BYTES
+    runs = [run for variant in found for run in variant.runs]
+    crashed = [e for run in runs for e in run.episodes if e.error is not None]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("llmdpd_torchrl.evaluation", "."),
+        autoescape=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        episodes=sum(len(run.episodes) for run in runs),
+        policies=len(runs),
+        **tables,
+        crashed=len(crashed),
+        reasons=sorted({f"{e.task}: {e.error}" for e in crashed}),
+        figures=_embedded(figures, output),
+        commands=sorted({" ".join(run.about.get("command", [])) for run in runs} - {""}),
+    )
+
+
+def _embedded(figures: Sequence[_Figure], output: Path) -> list[dict[str, Any]]:
+    """What the template needs of each figure; those that fit into the page as data URIs."""
+    left = _MAX_PAGE_BYTES
+    found = []
     for figure in figures:
-        size = figure.path.stat().st_size * 4 // 3  # as text
-        embed = size <= left
-        left -= size if embed else 0
-        parts.append(_figure(figure, output, embed))
-    commands = {" ".join(run.about.get("command", [])) for v in found for run in v.runs} - {""}
-    parts += [f"<p><code>{html.escape(command)}</code></p>" for command in sorted(commands)]
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(row(cells, "td") for cells in table.rows)
-    return (
-        f'<div class="wide"><table>\n<thead>{row(table.head, "th")}</thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
-
-
-def _figure(figure: _Figure, output: Path, embed: bool) -> str:
-    title, explanation = html.escape(figure.title), html.escape(figure.explanation)
-    if not embed:
-        return (
-            f"<figure><figcaption><h2>{title}</h2><p>{explanation} Too large for this page: "
-            f"<code>{html.escape(os.path.relpath(figure.path, output))}</code>.</p></figcaption>"
-            "</figure>"
+        kind, size = _TYPES[figure.path.suffix], figure.path.stat().st_size * 4 // 3  # as text
+        data = None
+        if size <= left:
+            left -= size
+            data = f"data:{kind};base64,{base64.b64encode(figure.path.read_bytes()).decode()}"
+        found.append(
+            {
+                "title": figure.title,
+                "explanation": figure.explanation,
+                "path": os.path.relpath(figure.path, output),
+                "is_video": kind.startswith("video"),
+                "data": data,
+            }
         )
-    kind = _TYPES[figure.path.suffix]
-    data = f"data:{kind};base64,{base64.b64encode(figure.path.read_bytes()).decode()}"
-    shown = f'<img src="{data}" alt="{title}">'
-    if kind.startswith("video"):
-        shown = f'<video src="{data}" aria-label="{title}" controls loop muted playsinline></video>'
-    return f"<figure><figcaption><h2>{title}</h2><p>{explanation}</p></figcaption>{shown}</figure>"
+    return found
 
 
-_STYLE = """
-body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 0.3rem; overflow-wrap: anywhere; }
-p { margin: 0.3rem 0 0.8rem; max-width: 45rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-td { white-space: nowrap; }
-figure { margin: 0; }
-img, video { max-width: 100%; height: auto; }
-code { overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) {
-  body { color: #e6e6e6; background: #16181b; }
-  th, td { border-color: #444; }
-  img { background: #fff; border-radius: 4px; }
-}
-"""
+def compare(found: Sequence[VariantResults]) -> Table:
+    """A row a variant: success, or score, on seen and unseen tasks; difference to the first.
+
+    Intervals are of 95 %. Those of the means take the policies as they are and the episodes as
+    drawn (see :func:`summarise`); the interquartile mean's is of tasks and seeds, and there from
+    two seeds on; the difference is paired by goals, on the tasks of the group that is named.
+    """
+    groups = [g for g in ("seen", "unseen") if any(getattr(v.summary, g) for v in found)]
+    hardest = groups[-1]
+    measures = {variant.summary.measure.removeprefix("success ") for variant in found}
+    unit = f" {' or '.join(sorted(measures))}"
+    head = ["variant", *(f"{group}{unit}" for group in groups)]
+    head += [f"{hardest}, points above the first", f"{hardest} IQM{unit}"]
+    head += ["seeds", "episodes", "failed"]
+    rows = []
+    for variant in found:
+        errors = sum(task.errors for task in variant.summary.tasks)
+        count = sum(task.episodes for task in variant.summary.tasks)
+        cells = [variant.name, *(_interval(getattr(variant.summary, group)) for group in groups)]
+        cells += _against(variant, found[0], hardest)
+        rows.append((*cells, str(len(variant.runs)), str(count), str(errors)))
+    return Table(head, rows)
+
+
+def _against(variant: VariantResults, first: VariantResults, group: str) -> tuple[str, str]:
+    """The paired difference to the first variant, and the interquartile mean."""
+    scores, theirs = variant.scores(group), first.scores(group)
+    difference = "-"
+    goals = sum(rows.shape[-1] for rows in scores.values())
+    if variant is not first and scores and goals > len(scores):  # one goal a task has no interval
+        difference = "other episodes"
+        if _same_starts(variant.runs[0], first.runs[0], scores, theirs):
+            value, low, high = (100 * x for x in paired_difference(scores, theirs))
+            difference = f"{value:+.0f} ({low:+.0f} - {high:+.0f})"
+    if len(variant.runs) == 1 or not scores:
+        return difference, "-"
+    means = {task: rows.mean(-1) for task, rows in scores.items()}
+    value, low, high = (100 * x for x in interquartile_mean(means))
+    return difference, f"{value:.0f} ({low:.0f} - {high:.0f})"
+
+
+def _same_starts(one: RunResults, other: RunResults, scores: Scores, theirs: Scores) -> bool:
+    """Whether the tasks of two groups were evaluated on the same goals."""
+    if {task: np.shape(rows)[-1] for task, rows in scores.items()} != {
+        task: np.shape(rows)[-1] for task, rows in theirs.items()
+    }:
+        return False
+    starts = [run.about.get("starts") or {} for run in (one, other)]
+    return all(starts[0].get(task) == starts[1].get(task) for task in scores)
+
+
+def task_table(found: Sequence[VariantResults]) -> Table:
+    """A row a task, a column a variant: success in percent, or score, all seeds together."""
+    cells: dict[str, dict[str, str]] = {}
+    for variant in found:
+        for task in variant.summary.tasks:
+            label = task.task if task.seen else f"{task.task} (unseen)"
+            cells.setdefault(label, {})[variant.name] = task.percent.text()
+    names = [variant.name for variant in found]
+    rows = [(task, *(by.get(name, "-") for name in names)) for task, by in cells.items()]
+    return Table(("task", *names), rows)
+
+
+def _interval(group: GroupSummary | None) -> str:
+    return "-" if group is None else group.percent.text()

@@ -1,32 +1,100 @@
-"""An evaluation as a table in the terminal, as Markdown and as JSON."""
+"""Results of evaluations: ``results.json``, tables, and runs by variant and seed."""
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
+from llmdpd_torchrl.evaluation.comparison import (
+    normalized_scores,
+    performance_profile,
+    successes,
+)
+from llmdpd_torchrl.evaluation.statistics import (
+    EpisodeResult,
+    GroupSummary,
+    ResultsSummary,
+    TaskSummary,
+    summarise,
+)
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_json, write_text
 
 __all__ = [
+    "RunResults",
+    "Table",
+    "VariantResults",
+    "find_runs",
     "git_revision",
     "print_table",
     "read_results_json",
+    "variants",
     "versions",
     "write_markdown",
     "write_results_json",
 ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header, as Markdown, CSV or LaTeX.
+
+    Attributes:
+        head: names of the columns.
+        rows: their cells.
+
+    Examples:
+        >>> print(Table(("task", "%"), [("reach_v3", "100")]).markdown())
+        | task | % |
+        |---|---:|
+        | reach_v3 | 100 |
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self, texts: int = 1) -> str:
+        """A GitHub table; the first ``texts`` columns hold text, the others numbers."""
+        rule = ["---"] * texts + ["---:"] * (len(self.head) - texts)
+        lines = [self.head, rule, *self.rows]
+        text = ["| " + " | ".join(cells) + " |" for cells in lines]
+        text[1] = text[1].replace(" ", "")
+        return "\n".join(text)
+
+    def csv(self) -> str:
+        """Comma-separated values."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.head, *self.rows])
+        return out.getvalue()
+
+    def latex(self) -> str:
+        """A ``tabular`` for the package ``booktabs``."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(re.sub(r"([%&_#$])", r"\\\1", cell) for cell in cells) + r" \\"
+
+        columns = "l" + "r" * (len(self.head) - 1)
+        body = [line(row) for row in self.rows]
+        return "\n".join(
+            [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(self.head), r"\midrule", *body,
+             r"\bottomrule", r"\end{tabular}", ""]
+        )  # fmt: skip
+
 
 _PACKAGES = (
     "llmdpd_torchrl",
@@ -47,7 +115,7 @@ def print_table(summary: ResultsSummary, console: Console | None = None) -> None
         summary: what to print.
         console: where to; by default the standard output. 80 columns are enough.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = _columns(summary)[:-1]  # the last is for wider pages
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
@@ -181,6 +249,148 @@ def _mean_label(group: GroupSummary) -> str:
 def _notes(summary: ResultsSummary) -> Iterator[str]:
     errors = sum(task.errors for task in summary.tasks)
     if errors:
-        verb = "episodes broke off and count" if errors > 1 else "episode broke off and counts"
+        verb = "episodes crashed and count" if errors > 1 else "episode crashed and counts"
         counted = "as not solved" if summary.measure == "success %" else "with a score of 0"
         yield f"{errors} {verb} {counted}; mean length and action change leave them out."
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One ``results.json`` and what it says.
+
+    Attributes:
+        folder: where it lies, with the run's other files.
+        name: of the run, its seed left out.
+        seed: of its training.
+        seen: the training tasks that were evaluated.
+        unseen: the others.
+        episodes: all of them.
+        about: everything else in the file.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, 9.0, 60)
+        >>> run = RunResults(Path("outputs/a-seed1"), "a", 1, ("reach-v3",), (), (episode,), {})
+        >>> variants([run])[0].name
+        'a'
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    episodes: tuple[EpisodeResult, ...]
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VariantResults:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: of the runs.
+        runs: by seed.
+        summary: of all their episodes together.
+
+    Examples:
+        >>> episode = EpisodeResult("reach-v3", 0, True, True, 9.0, 60)
+        >>> run = RunResults(Path("a-seed1"), "a", 1, ("reach-v3",), (), (episode,), {})
+        >>> variants([run])[0].scores("seen")
+        {'reach-v3': array([[1.]])}
+    """
+
+    name: str
+    runs: tuple[RunResults, ...]
+    summary: ResultsSummary
+
+    def scores(self, group: str) -> dict[str, Any]:
+        """Successes, or scores over 100, of ``"seen"`` or ``"unseen"`` tasks, [seeds, goals]."""
+        table = self._table()
+        return {task: table[task] for task in getattr(self.runs[0], group)}
+
+    def profile(self, thresholds: Any) -> Any:
+        """Share of tasks and seeds whose success rate, or score over 100, is above each."""
+        means = {task: rows.mean(-1) for task, rows in self._table().items()}
+        return performance_profile(means, thresholds)
+
+    def _table(self) -> dict[str, Any]:
+        episodes = [run.episodes for run in self.runs]
+        if self.summary.measure != "score":
+            return successes(episodes)
+        return {task: rows / 100 for task, rows in normalized_scores(episodes).items()}
+
+
+def find_runs(folder: str | Path) -> list[RunResults]:
+    """All runs below a folder, or the one that it is.
+
+    Raises:
+        DataError: if there is none, or a file is damaged.
+    """
+    files = sorted(Path(folder).rglob("results.json"))
+    if not files:
+        raise DataError(
+            f"{folder}: there is no results.json in it or below; evaluate a policy first"
+        )
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> RunResults:
+    summary, about = read_results_json(file)
+    names = {field.name for field in fields(EpisodeResult)}
+    try:
+        episodes = tuple(
+            EpisodeResult(**{key: value for key, value in episode.items() if key in names})
+            for episode in about.pop("episodes")
+        )
+        name, seed = str(about["name"]), int(about["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: its episodes, name or seed are wrong ({error!r})") from None
+    # Of the same name, but shown something else, it is another variant.
+    shown = about.get("control", "both")
+    name = re.sub(rf"[-_]?seed{seed}(?=$|[-_ ])", "", name) + (
+        "" if shown == "both" else f" {shown}"
+    )
+    return RunResults(
+        file.parent, name, seed,
+        tuple(task.task for task in summary.tasks if task.seen),
+        tuple(task.task for task in summary.tasks if not task.seen),
+        episodes, about,
+    )  # fmt: skip
+
+
+def variants(runs: Sequence[RunResults]) -> list[VariantResults]:
+    """Runs by name.
+
+    Raises:
+        DataError: if two runs of a name have the same seed, or other tasks or goals.
+    """
+    groups: dict[str, list[RunResults]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    found = []
+    for name, members in groups.items():
+        members.sort(key=lambda run: run.seed)
+        for one, other in itertools.pairwise(members):
+            if one.seed == other.seed:
+                raise DataError(
+                    f"{one.folder} and {other.folder} are both {name!r} of seed {one.seed}: "
+                    "report on one of them, or rename a run"
+                )
+        for run in members[1:]:
+            if not _same_episodes(run, members[0]):
+                raise DataError(
+                    f"{run.folder} and {members[0].folder} are both {name!r}, but of other tasks, "
+                    "goals or evaluation settings: evaluate them alike, or rename one"
+                )
+        episodes = [episode for run in members for episode in run.episodes]
+        summary = summarise(episodes, members[0].seen, members[0].unseen)
+        found.append(VariantResults(name, tuple(members), summary))
+    return found
+
+
+def _same_episodes(one: RunResults, other: RunResults) -> bool:
+    """Whether the same goals were evaluated in the same way."""
+    goals = [{(e.task, e.goal_index) for e in run.episodes} for run in (one, other)]
+    return goals[0] == goals[1] and all(
+        one.about.get(key) == other.about.get(key) for key in ("starts", "evaluation")
+    )

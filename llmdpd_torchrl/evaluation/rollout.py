@@ -15,8 +15,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from llmdpd_torchrl.envs import LanesEnv, SimulatorEnv
-from llmdpd_torchrl.envs.multitask import Pool
+from llmdpd_torchrl.envs import MultiTaskEnv, SimulatorEnv
+from llmdpd_torchrl.envs.multitask import SimulatorPool
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
@@ -148,7 +148,7 @@ class GroupTiming(NamedTuple):
 
 
 def make_policy_env(
-    policy: LLMDPDPolicy, env: SimulatorEnv | LanesEnv, tables: PromptTables
+    policy: LLMDPDPolicy, env: SimulatorEnv | MultiTaskEnv, tables: PromptTables
 ) -> TransformedEnv:
     """An environment that gives ``policy`` its prompts, encoded once per episode."""
     return TransformedEnv(env, Compose(*environment_transforms(policy, tables)))
@@ -162,7 +162,7 @@ def run_group(
     *,
     tables: PromptTables,
     settings: EvaluationSettings,
-    pool: Pool | None = None,
+    pool: SimulatorPool | None = None,
 ) -> Iterator[EpisodeSpec | EpisodeResult | GroupTiming]:
     """Run one group of episodes: a generator of what begins and what ends.
 
@@ -173,7 +173,7 @@ def run_group(
         number: of the group; seeds the actions' noise.
         tables: prompts of the tasks.
         settings: see :class:`EvaluationSettings`.
-        pool: of the suite's simulators, see :class:`~llmdpd_torchrl.envs.LanesEnv`.
+        pool: of the suite's simulators, see :class:`~llmdpd_torchrl.envs.MultiTaskEnv`.
 
     Yields:
         an episode when it begins, its result when it ends, and at last the time that it all took.
@@ -182,7 +182,7 @@ def run_group(
     generator = settings.generator(number)
     waiting = deque(episodes)
     current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
-    lanes = LanesEnv(suite.make, [episode.task for episode in current], pool=pool)
+    lanes = MultiTaskEnv(suite.make, [episode.task for episode in current], pool=pool)
     env = make_policy_env(policy, lanes, tables)
     try:
         for lane, episode in enumerate(current):

@@ -1,35 +1,43 @@
-"""Pictures and films of MuJoCo environments on machines without a screen."""
+"""Videos of evaluation episodes, rendered on machines without a screen."""
 
 from __future__ import annotations
 
 import atexit
 import functools
+import math
 import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from tqdm.auto import tqdm
 
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
+from llmdpd_torchrl.evaluation.suites import Suite
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import write_atomic
 
-__all__ = ["Frame", "add_caption", "render_frame", "rendering_backend", "write_video"]
+__all__ = ["Frame", "record_grid", "render_frame", "rendering_backend", "write_video"]
 
+#: An RGB image of shape [height, width, 3].
 Frame = NDArray[np.uint8]
 
 #: Meta-World mounts these cameras upside down.
 _UPSIDE_DOWN = frozenset({"corner", "corner2", "corner3", "corner4"})
 
 # Run in a process of its own: a broken GL library may raise, hang or kill. It renders a white
-# sphere the way gymnasium will, and a black picture counts as a failure.
+# sphere the way gymnasium will, and a black image counts as a failure.
 _PROBE = """
 import mujoco
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
@@ -42,7 +50,7 @@ mujoco.mj_forward(model, data)
 viewer = OffScreenViewer(model, data, 32, 32)
 brightest = viewer.render("rgb_array").max()
 viewer.close()
-raise SystemExit(0 if brightest > 0 else "the picture is black")
+raise SystemExit(0 if brightest > 0 else "the image is black")
 """
 _PROBE_SECONDS = 120
 
@@ -54,8 +62,8 @@ def rendering_backend() -> tuple[str | None, str]:
     """Find an OpenGL backend that renders without a screen, and select it for this process.
 
     A backend that the user chose with ``MUJOCO_GL`` is the only one tried; otherwise EGL, then
-    OSMesa (on Linux), the first that really draws a picture in a probe process. The finding is
-    remembered for the life of the process. The backend found is put into
+    OSMesa (on Linux), the first that renders an image in a probe process. The finding is
+    cached for the life of the process. The backend found is put into
     ``os.environ["MUJOCO_GL"]``: gymnasium reads it when an environment renders its first frame, so
     it does not matter that MuJoCo and Meta-World are usually imported by then.
 
@@ -69,7 +77,7 @@ def rendering_backend() -> tuple[str | None, str]:
     """
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen in {"disable", "disabled", "off", "false", "0"}:
-        return None, f"no pictures: MUJOCO_GL={chosen} switches rendering off"
+        return None, f"no videos: MUJOCO_GL={chosen} switches rendering off"
     platform = ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
     for backend in (chosen,) if chosen else platform:
         if _renders(backend):
@@ -78,7 +86,7 @@ def rendering_backend() -> tuple[str | None, str]:
     tried = f"MUJOCO_GL={chosen} does" if chosen else f"{' and '.join(platform)} do"
     advice = "unset it, or install" if chosen else "install"
     return None, (
-        f"no pictures: {tried} not render on this machine; on Debian or Ubuntu {advice}: "
+        f"no videos: {tried} not render on this machine; on Debian or Ubuntu {advice}: "
         "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (or libosmesa6)"
     )
 
@@ -101,9 +109,9 @@ def _renders(backend: str) -> bool:
 def render_frame(env: Any) -> Frame:
     """Render what the camera of a MuJoCo environment sees, the right way up.
 
-    Meta-World's four ``corner*`` cameras hang upside down: their pictures are turned by 180°.
+    Meta-World's four ``corner*`` cameras hang upside down: their images are turned by 180°.
     The environment's own GL context is made current first: gymnasium does not, and would return the
-    picture of another environment when two of them render in turns.
+    image of another environment when two of them render in turns.
 
     Args:
         env: a gymnasium MuJoCo environment (Meta-World's are) made with
@@ -154,24 +162,24 @@ def write_video(
     fps: float,
     caption: str | None = None,
 ) -> None:
-    """Write frames as MP4 (H.264 in yuv420p, what every browser plays) or GIF, whole or not at all.
+    """Write frames as MP4 (H.264 in yuv420p, which every browser plays) or GIF, atomically.
 
     Args:
         frames: uint8 arrays of shape [height, width, 3], all of one size.
         path: the file to make; its suffix, ``.mp4`` or ``.gif``, is the format.
         fps: frames a second. A GIF counts in hundredths of a second and browsers slow one down
             that is faster than 50 frames a second.
-        caption: text for a strip under the picture, wrapped to its width.
+        caption: text for a strip under the image, wrapped to its width.
 
     Raises:
         ValueError: if there are no frames, their shapes or types differ, or the suffix is unknown.
 
     Examples:
         >>> import tempfile
-        >>> film = Path(tempfile.mkdtemp()) / "open the door.mp4"
+        >>> video = Path(tempfile.mkdtemp()) / "open the door.mp4"
         >>> frames = [np.full((48, 64, 3), level, np.uint8) for level in range(0, 250, 10)]
-        >>> write_video(frames, film, fps=10, caption="open the door")
-        >>> film.stat().st_size > 0
+        >>> write_video(frames, video, fps=10, caption="open the door")
+        >>> video.stat().st_size > 0
         True
     """
     path = Path(path)
@@ -187,7 +195,7 @@ def write_video(
                 f"not uint8 [height, width, 3] like {shape}"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    captioned = add_caption(frames, caption)
+    captioned = _add_caption(frames, caption)
     if path.suffix == ".gif":
         write_atomic(path, lambda temporary: _write_gif(temporary, captioned, fps))
     else:
@@ -205,7 +213,7 @@ def _with_palette(image: Image.Image) -> Image.Image:
     return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
-def add_caption(frames: Sequence[Frame], caption: str | None) -> Iterator[Frame]:
+def _add_caption(frames: Sequence[Frame], caption: str | None) -> Iterator[Frame]:
     """Yield the frames with a strip of text below, wrapped to their width.
 
     Args:
@@ -251,3 +259,106 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
                 lines.append("")
             lines[-1] += letter
     return lines
+
+
+def record_grid(
+    policy: LLMDPDPolicy,
+    captions: Mapping[str, str],
+    tables: PromptTables | None = None,
+    *,
+    settings: EvaluationSettings | None = None,
+    suite: Suite | None = None,
+    every: int = 4,
+    size: tuple[int, int] = (240, 180),
+    columns: int | None = None,
+    progress: bool = True,
+) -> tuple[list[Frame], dict[str, bool]]:
+    """Record an episode on the first goal of each of several tasks, side by side.
+
+    Episodes that end earlier stay on their last frame. Where actions are sampled, these are other
+    samples than the evaluation's on these goals.
+
+    Args:
+        policy: acts as in :func:`~llmdpd_torchrl.evaluation.evaluate`.
+        captions: by task, the text below its tile; whether it succeeded, or its score, is added.
+        tables: as for ``evaluate``.
+        settings: as for ``evaluate``.
+        suite: as for ``evaluate``.
+        every: one frame in so many steps.
+        size: width and height of a tile's image in pixels.
+        columns: of the grid; default: about as many as rows.
+        progress: whether to show bars.
+
+    Returns:
+        the frames, for :func:`write_video`, and whether each task's episode succeeded.
+
+    Raises:
+        ConfigError: if no task is named, or nothing on this machine can render.
+    """
+    if not captions:
+        raise ConfigError("a grid of episodes needs at least one task")
+    settings = settings or EvaluationSettings()
+    suite = settings.suite(list(captions)) if suite is None else suite
+    videos, outcomes = [], {}
+    for task, caption in captions.items():
+        frames, success, outcome = _record(
+            policy, suite, task, 0, tables, settings, every, size, progress
+        )
+        videos.append(list(_add_caption(frames, f"{caption} [{outcome}]")))
+        outcomes[task] = success
+    return _tile(videos, columns or math.ceil(math.sqrt(len(videos)))), outcomes
+
+
+def _tile(videos: Sequence[Sequence[Frame]], columns: int) -> list[Frame]:
+    """Videos of one width, and of captions of any height, as one."""
+    height = max(frames[0].shape[0] for frames in videos)
+    width = videos[0][0].shape[1]
+    rows = -(-len(videos) // columns)
+    images = []
+    for number in range(max(map(len, videos))):
+        image = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+        for place, frames in enumerate(videos):
+            frame = frames[min(number, len(frames) - 1)]
+            top, left = place // columns * height, place % columns * width
+            image[top : top + frame.shape[0], left : left + width] = frame
+        images.append(image)
+    return images
+
+
+def _record(
+    policy: LLMDPDPolicy,
+    suite: Suite,
+    task: str,
+    goal_index: int,
+    tables: PromptTables | None,
+    settings: EvaluationSettings,
+    every: int,
+    size: tuple[int, int],
+    progress: bool,
+) -> tuple[list[Frame], bool, str]:
+    """The frames of one episode, whether it succeeded, and the outcome in words."""
+    simulator = suite.make(task, render=size)
+    env = make_policy_env(policy, simulator, tables or PromptTables())
+    generator = settings.generator(goal_index)
+    frames = []
+    bar = tqdm(desc=f"record {task}", unit="step", disable=not progress)
+    total = 0.0
+    with bar, torch.no_grad():
+        env.base_env.choose_episode(goal_index)
+        state = env.reset()
+        done, success, steps = False, False, 0
+        while not done:
+            if steps % every == 0:
+                frames.append(render_frame(env.base_env.simulator))
+            action = settings.act(policy, state.unsqueeze(0), generator).squeeze(0)
+            step = env.step(state.set("action", action))["next"]
+            state, done = step.exclude("reward"), bool(step["done"])
+            success |= bool(step.get("success", False))
+            total += float(step["reward"])
+            steps += 1
+            bar.update()
+        frames.append(render_frame(env.base_env.simulator))
+    env.close()
+    score = suite.score(task, total)
+    outcome = "success" if success else "failure"
+    return frames, success, outcome if score is None else f"score {score:.0f}"

@@ -12,16 +12,15 @@ from typing import Any
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
 from llmdpd_torchrl.evaluation import results as report
-from llmdpd_torchrl.evaluation.backends import Backend, make_backend
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
-from llmdpd_torchrl.evaluation.grid import film_grid
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import summarise
-from llmdpd_torchrl.evaluation.video import Frame, rendering_backend, write_video
+from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, write_video
 from llmdpd_torchrl.experiments.config import plain
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.utils.backends import Backend, make_backend
 from llmdpd_torchrl.utils.files import write_json
 
 __all__ = [
@@ -193,7 +192,7 @@ def _render(run: Run, progress: bool) -> list[Frame]:
     cfg = run.cfg
     tables = evaluation_prompts(run)
     settings = evaluation_settings(run)
-    frames, _ = film_grid(
+    frames, _ = record_grid(
         run.policy,
         _captions(run),
         tables,

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
-from llmdpd_torchrl.evaluation.backends import check_backend
 from llmdpd_torchrl.evaluation.controls import check_control
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
@@ -29,6 +28,7 @@ from llmdpd_torchrl.experiments.context import Family, Run
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.utils.backends import check_backend
 from llmdpd_torchrl.utils.cli import run_command
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json

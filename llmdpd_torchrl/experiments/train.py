@@ -10,7 +10,7 @@ import torch
 from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.baselines import get_algorithm
-from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.evaluation.hook import EvaluationHook
 from llmdpd_torchrl.experiments.config import plain, read
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
@@ -164,7 +164,7 @@ def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.Exi
     cfg, split = run.cfg, run.split
     interim = {"episodes_per_task": cfg.evaluation.every_episodes}
     evaluator = make_evaluator(run, split.tasks, progress=False, **interim)
-    IntervalEvaluation(
+    EvaluationHook(
         stack.enter_context(evaluator),
         run.policy,
         every=cfg.evaluation.every,

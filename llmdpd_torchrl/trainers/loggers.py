@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib.util
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import imageio.v2 as imageio
+import imageio.v3 as imageio
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -279,60 +278,29 @@ def _log_video(path: Path, video: torch.Tensor, fps: float) -> None:
 
 
 def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames as H.264 in yuv420p, what every browser plays, with the ffmpeg of imageio.
+    """Write frames as H.264 in yuv420p, which every browser plays.
 
     Args:
-        path: the file to make, whole or not at all.
+        path: the file to make, atomically.
         frames: uint8 arrays of shape [height, width, 3]; the last row and column of odd sizes are
             repeated, because yuv420p needs even ones.
         fps: frames a second.
 
     Raises:
-        OSError: if it can not be written.
+        OSError: if it cannot be written.
         ValueError: if there is no frame.
     """
+    content = io.BytesIO()  # in memory: a full disk is then an error of Python's own write
+    with imageio.imopen(content, "w", plugin="pyav", extension=".mp4") as file:
+        file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+        count = 0
+        for count, frame in enumerate(frames, 1):  # noqa: B007 (used below)
+            even = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
+            file.write_frame(np.pad(frame, even, mode="edge"))
+    if not count:
+        raise ValueError(f"{path}: a video needs at least one frame")
 
     def write(temporary: Path) -> None:
-        writer: Any = imageio.get_writer(
-            temporary,
-            format="FFMPEG",
-            fps=fps,
-            codec="libx264",
-            pixelformat="yuv420p",
-            macro_block_size=2,  # refuse to rescale: the sizes below are even
-            ffmpeg_log_level="error",
-            output_params=["-movflags", "+faststart"],  # plays before all of it has arrived
-        )
-        count = 0
-        with contextlib.closing(writer):  # its own "with" leaves ffmpeg running after an error
-            for count, frame in enumerate(frames, 1):  # noqa: B007 (it is asked for below)
-                even = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
-                try:
-                    writer.append_data(np.pad(frame, even, mode="edge"))
-                except OSError as error:  # ffmpeg is gone
-                    raise _unwritten() from error
-        if not count:
-            raise ValueError(f"{path}: a video needs at least one frame")
-        if not _is_whole(temporary):  # its end is not looked at by imageio
-            raise _unwritten()
+        temporary.write_bytes(content.getvalue())
 
     write_atomic(path, write)
-
-
-def _unwritten() -> OSError:
-    return OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the boxes of an MP4 fill its file, and the one that says what is in it is there."""
-    size, place, names = path.stat().st_size, 0, set()
-    with path.open("rb") as file:
-        while place < size:
-            file.seek(place)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            if length == 1:  # it did not fit into four bytes
-                length = int.from_bytes(head[8:], "big")
-            names.add(head[4:8])
-            place += max(length, 8)
-    return place == size and b"moov" in names

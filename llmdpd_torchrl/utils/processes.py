@@ -1,130 +1,390 @@
-"""Independent jobs in worker processes, with one progress bar over what they count."""
+"""Worker processes of collection and evaluation, and what this machine offers them."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn
 
+import cloudpickle
+import psutil
 from tqdm.auto import tqdm
 
-from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.errors import ConfigError, UserError, first_line
 
 __all__ = [
+    "SINGLE_THREAD",
+    "JobFailed",
+    "LocalBackend",
+    "Scheduler",
+    "WorkerDied",
     "available_cores",
-    "count_episode",
-    "die_with_parent",
-    "one_thread_each",
+    "available_memory",
+    "check_memory",
+    "job_messages",
     "run_jobs",
 ]
 
-Result = TypeVar("Result")
+Job = tuple[Any, ...]
+
+#: Environment of a process that computes in one thread: more would compete for the cores.
+SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+#: Exit code of a worker that would start workers itself while it imports the main script.
+_WITHOUT_GUARD = 90
+#: What a worker sends first, when it has imported the main script.
+_READY = b"ready"
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """Last event of a job that did not finish: its worker died, or its function raised.
+
+    Attributes:
+        reason: one line.
+        error: what the function raised, ``None`` if the worker died.
+        trace: the worker's traceback of it.
+
+    Examples:
+        >>> JobFailed("the worker process was killed by SIGKILL").reason[:10]
+        'the worker'
+    """
+
+    reason: str
+    error: Exception | None = field(default=None, compare=False, repr=False)
+    trace: str = field(default="", compare=False, repr=False)
+
+    def reraise(self) -> NoReturn:
+        """Raise the function's exception here, with the worker's traceback as its cause."""
+        error = RuntimeError(self.reason) if self.error is None else self.error
+        raise error from RuntimeError(f"in a worker process:\n{self.trace}")
+
+
+def run_jobs(
+    function: Callable[..., Iterator[int]],
+    jobs: Sequence[Job],
+    *,
+    episodes: int,
+    description: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[list[int]]:
+    """Call ``function(*job)`` for every job in worker processes, with one bar that counts episodes.
+
+    Args:
+        function: a generator function that yields the steps of each episode as it ends.
+        jobs: its arguments.
+        episodes: number of episodes of all jobs together.
+        description: label of the bar.
+        workers: number of processes; default: one per available core, at most one per job.
+        progress: whether to show the bar.
+
+    Returns:
+        what each job yielded, in the order of the jobs.
+
+    Raises:
+        UserError: if a worker process dies. An exception of a job is raised as it is.
+    """
+    yielded: list[list[int]] = [[] for _ in jobs]
+    backend = LocalBackend(max(1, min(workers or available_cores(), len(jobs))))
+    bar = tqdm(total=episodes, desc=description, unit="episode", disable=not progress)
+    started, steps = time.monotonic(), 0
+    try:
+        with bar:
+            for number, event in backend.run(function, jobs):
+                if isinstance(event, JobFailed):
+                    if event.error is not None:
+                        event.reraise()
+                    raise UserError(
+                        f"{event.reason} during {description!r} (out of memory, or killed); run "
+                        "the same command again, with fewer workers if memory was short"
+                    )
+                yielded[number].append(event)
+                steps += event
+                bar.set_postfix_str(f"{steps / (time.monotonic() - started):.0f} steps/s", False)
+                bar.update()
+    finally:
+        backend.close()
+    return yielded
+
+
+class WorkerDied(Exception):
+    """A worker died; the message is the reason."""
+
+
+class Scheduler(abc.ABC):
+    """Gives jobs to idle workers and reads the events of busy ones, each over its connection."""
+
+    workers: int
+    _idle: list[Any]
+
+    @abc.abstractmethod
+    def _send(self, payload: bytes) -> tuple[Any, Any]:
+        """Give a job to a worker; returns the connection to it, and the worker."""
+
+    @abc.abstractmethod
+    def _ready(self, connections: Sequence[Any]) -> Sequence[Any]:
+        """Wait until some of the connections can be read, and return these."""
+
+    @abc.abstractmethod
+    def _receive(self, connection: Any, worker: Any) -> bytes:
+        """The next message; raises :class:`WorkerDied`."""
+
+    @abc.abstractmethod
+    def _kill(self, worker: Any) -> None:
+        """End a worker in the middle of its job."""
+
+    def run(
+        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Any]]:
+        """See :class:`~llmdpd_torchrl.utils.backends.Backend`."""
+        waiting = deque((n, cloudpickle.dumps((function, job))) for n, job in enumerate(jobs))
+        busy: dict[Any, tuple[int, Any]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.workers:
+                    number, payload = waiting.popleft()
+                    connection, worker = self._send(payload)
+                    busy[connection] = number, worker
+                for connection in self._ready(list(busy)):
+                    number, worker = busy[connection]
+                    try:
+                        message = self._receive(connection, worker)
+                    except WorkerDied as death:
+                        del busy[connection]
+                        yield number, JobFailed(str(death))
+                        continue
+                    if message == _READY:
+                        continue
+                    event = cloudpickle.loads(message)
+                    if event is None:
+                        self._idle.append(worker)
+                        del busy[connection]
+                        continue
+                    yield number, event
+        finally:
+            for _, worker in busy.values():  # the caller has stopped reading
+                self._kill(worker)
+
+
+class LocalBackend(Scheduler):
+    """Spawned processes of one thread each, which are reused from one :meth:`run` to the next.
+
+    Args:
+        workers: number of processes; default: one per available core.
+
+    Raises:
+        ConfigError: if it is below 1.
+
+    Examples:
+        >>> backend = LocalBackend(workers=1)
+        >>> backend.close()
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}: it must be at least 1")
+        self.workers = workers or available_cores()
+        self._idle: list[_Worker] = []
+
+    @property
+    def idle_processes(self) -> list[int | None]:
+        """Process ids of the workers that wait for a job."""
+        return [worker.process.pid for worker in self._idle]
+
+    def _send(self, payload: bytes) -> tuple[Connection, _Worker]:
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                worker.connection.send_bytes(payload)
+                return worker.connection, worker
+            except OSError:  # killed since its last job
+                worker.end()
+        worker = _Worker()
+        with contextlib.suppress(OSError):  # dead already: reading from it raises
+            worker.connection.send_bytes(payload)
+        return worker.connection, worker
+
+    def _ready(self, connections: Sequence[Connection]) -> Sequence[Any]:
+        return wait(connections)
+
+    def _receive(self, connection: Connection, worker: _Worker) -> bytes:
+        message = b""
+        with contextlib.suppress(EOFError, OSError):  # the latter if it died within a message
+            message = connection.recv_bytes()
+        if not message:
+            raise WorkerDied(worker.end())
+        worker.is_ready = True
+        return message
+
+    def _kill(self, worker: _Worker) -> None:
+        worker.process.kill()
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for worker in self._idle:
+            worker.connection.close()
+        for worker in self._idle:
+            worker.process.join()
+        self._idle = []
+
+
+class _Worker:
+    """A process and the connection to it."""
+
+    def __init__(self) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            os._exit(_WITHOUT_GUARD)  # this process is a worker that imports the main script
+        context = multiprocessing.get_context("spawn")
+        self.is_ready = False
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        before = {name: os.environ.get(name) for name in SINGLE_THREAD}
+        os.environ.update(SINGLE_THREAD)
+        try:
+            self.process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()  # otherwise the end of the process would not close the connection
+
+    def end(self) -> str:
+        """Wait for the process to end, and return why it did.
+
+        Raises:
+            ConfigError: if it never started to serve: no other would either.
+        """
+        self.process.join()
+        code = self.process.exitcode or 0
+        with contextlib.suppress(ValueError):
+            if code < 0:
+                return f"the worker process was killed by {signal.Signals(-code).name}"
+        if not self.is_ready:
+            why = "" if code == _WITHOUT_GUARD else f" (exit code {code}, see its traceback)"
+            raise ConfigError(
+                f"the worker processes cannot start{why}: they import the main script, which must "
+                'start its work under `if __name__ == "__main__":`'
+            )
+        return f"the worker process ended with exit code {code}"
+
+
+def _serve(connection: Connection) -> None:
+    """Main function of a worker process: run jobs and send their events until the parent closes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and stops us
+    connection.send_bytes(_READY)
+    while True:
+        try:
+            payload = connection.recv_bytes()
+        except EOFError:
+            return
+        for message in job_messages(payload):
+            connection.send_bytes(message)
+
+
+def job_messages(payload: bytes) -> Iterator[bytes]:
+    """The pickled events of a job, :class:`JobFailed` if it raises, and ``None`` at the end."""
+    try:
+        function, job = cloudpickle.loads(payload)
+        for event in function(*job):
+            yield cloudpickle.dumps(event)
+    except Exception as error:
+        failed = JobFailed(
+            f"{type(error).__name__}: {first_line(error)}", error, traceback.format_exc()
+        )
+        try:
+            message = cloudpickle.dumps(failed)
+            cloudpickle.loads(message)
+        except Exception:  # an exception that cannot be sent
+            message = cloudpickle.dumps(JobFailed(failed.reason, RuntimeError(failed.reason)))
+        yield message
+    yield cloudpickle.dumps(None)
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def run_jobs(
-    function: Callable[..., Result],
-    jobs: Sequence[tuple[Any, ...]],
-    *,
-    workers: int | None,
-    episodes: int,
-    description: str,
-    progress: bool = True,
-) -> list[Result]:
-    """Call ``function(*job)`` for every job in spawned processes and return the results in order.
+#: Of both versions of control groups: the limit, the usage, and which part of the usage are pages
+#: of files, which the system frees when needed.
+_CGROUPS = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+
+
+def available_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be used without swapping: of the machine, and below the container's limit.
 
     Args:
-        function: a module-level function; it calls :func:`count_episode` as it goes.
-        jobs: its arguments.
-        workers: number of processes; default: one per available core, at most one per job.
-        episodes: how many episodes all jobs together count.
-        description: what the bar is called.
-        progress: whether to show it.
+        cgroups: folder of the control groups' files.
+    """
+    found = [psutil.virtual_memory().available]
+    for limit_name, used_name, pages in _CGROUPS:
+        limit, used = cgroups / limit_name, cgroups / used_name
+        if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+            file = used.with_name("memory.stat")
+            stat = dict(map(str.split, file.read_text().splitlines())) if file.is_file() else {}
+            freeable = sum(int(stat.get(name, 0)) for name in pages)
+            found.append(max(0, int(limit.read_text()) - int(used.read_text()) + freeable))
+    return min(found)
+
+
+def check_memory(
+    bytes_needed: int,
+    what: str,
+    *,
+    available: int | None = None,
+    remedy: str = "load fewer tasks or episodes, end other programs, or use a machine with more",
+) -> None:
+    """Refuse to load what does not fit, before the system kills the process in the middle of it.
+
+    Args:
+        bytes_needed: at the most, while it is being loaded.
+        what: its name in the message.
+        available: bytes; default: :func:`available_memory`.
+        remedy: the end of the message.
 
     Raises:
-        UserError: if a worker process dies. What an exception in a job raises is raised here.
+        ConfigError: if it is more than is available.
+
+    Examples:
+        >>> check_memory(1000, "the dataset")
+        >>> check_memory(3 * 2**30, "the dataset", available=2**30)
+        Traceback (most recent call last):
+        ...
+        llmdpd_torchrl.utils.errors.ConfigError: ... needs about 3.0 GiB of memory, 1.0 GiB is ...
     """
-    context = multiprocessing.get_context("spawn")
-    counters = context.Value("q", 0), context.Value("q", 0)
-    count = max(1, min(workers or available_cores(), len(jobs)))
-    bar = tqdm(total=episodes, desc=description, unit="episode", disable=not progress)
-    with bar, ProcessPoolExecutor(count, context, _start_worker, (counters,)) as pool:
-        with one_thread_each():
-            futures: list[Future[Result]] = [pool.submit(function, *job) for job in jobs]
-        pending = set(futures)
-        started = time.monotonic()
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
-                rate = counters[1].value / (time.monotonic() - started)
-                bar.set_postfix_str(f"{rate:.0f} steps/s", refresh=False)
-                bar.update(counters[0].value - bar.n)
-                for future in done:
-                    future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a worker process died during {description!r} (out of memory, or killed); run the "
-                "same command again, with fewer workers if memory was short"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
-
-
-def count_episode(steps: int) -> None:
-    """Tell the bar of the parent process that one more episode, of ``steps`` steps, is done."""
-    if _counters is not None:
-        for counter, amount in zip(_counters, (1, steps), strict=True):
-            with counter.get_lock():
-                counter.value += amount
-
-
-_counters: Any = None
-
-
-def _start_worker(counters: Any) -> None:
-    """Remember the shared counters."""
-    global _counters
-    _counters = counters
-    die_with_parent()
-
-
-def die_with_parent() -> None:
-    """In a worker process: end when the parent does, instead of waiting for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let processes started inside use one thread each: more would fight over the cores."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    available = available_memory() if available is None else available
+    if bytes_needed > available:
+        raise ConfigError(
+            f"{what} needs about {bytes_needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB is available: {remedy}"
+        )

@@ -6,7 +6,8 @@ import torch
 from torchrl.envs import SerialEnv
 from torchrl.envs.utils import check_env_specs
 
-from llmdpd_torchrl.envs import GymMujocoEnv, LanesEnv, MetaWorldEnv
+from llmdpd_torchrl.envs import GymMujocoEnv, MetaWorldEnv, MultiTaskEnv
+from llmdpd_torchrl.envs.multitask import SimulatorError
 
 TASKS = ["reach-v3", "push-v3", "reach-v3"]
 
@@ -17,20 +18,20 @@ def make(task):
 
 @pytest.fixture
 def env():
-    env = LanesEnv(make, TASKS)
+    env = MultiTaskEnv(make, TASKS)
     yield env
     env.close()
 
 
 def test_specs(env):
     check_env_specs(env)
-    hopper = LanesEnv(lambda task: GymMujocoEnv(task, max_steps=6), ["Hopper-v4"] * 2)
+    hopper = MultiTaskEnv(lambda task: GymMujocoEnv(task, max_steps=6), ["Hopper-v4"] * 2)
     check_env_specs(hopper)
     assert "success" not in hopper.observation_spec.keys()  # noqa: SIM118
     hopper.close()
 
 
-def test_lanes_do_what_single_environments_do(env):
+def test_sub_environments_do_what_single_environments_do(env):
     serial = SerialEnv(3, [lambda task=task: make(task) for task in TASKS])
     torch.manual_seed(0)
     actions = torch.rand(6, 3, 4) * 2 - 1
@@ -45,7 +46,7 @@ def test_lanes_do_what_single_environments_do(env):
     serial.close()
 
 
-def test_a_lane_moves_on_and_the_others_stay(env):
+def test_a_sub_environment_moves_on_and_the_others_stay(env):
     state = env.reset()
     before = state["observation"].clone()
     env.assign(1, "sweep-v3", 2)
@@ -62,10 +63,10 @@ def test_a_lane_moves_on_and_the_others_stay(env):
 
 def test_simulators_are_used_again(env):
     env.reset()
-    push = env._plays[1].env
+    push = env.simulators[1]
     env.assign(1, "reach-v3", 0)
     env.assign(0, "push-v3", 1)
-    assert env._plays[0].env is push
+    assert env.simulators[0] is push
 
 
 def test_a_partial_step_leaves_the_others_as_they_are(env):
@@ -93,10 +94,13 @@ class Faulty(MetaWorldEnv):
 
 
 @pytest.mark.parametrize("at", ["begin", "advance"])
-def test_a_simulator_that_raises_ends_its_lane(at, monkeypatch):
+def test_a_simulator_that_raises_ends_its_episode(at, monkeypatch):
     monkeypatch.setattr(Faulty, "at", at)
-    env = LanesEnv(lambda task: (Faulty if task == "push-v3" else MetaWorldEnv)(task, num_goals=1),
-                   TASKS)  # fmt: skip
+
+    def make_one(task):
+        return (Faulty if task == "push-v3" else MetaWorldEnv)(task, num_goals=1)
+
+    env = MultiTaskEnv(make_one, TASKS)
     state = env.reset()
     for _ in range(2):
         state = env.step(state.set("action", torch.zeros(3, 4)))["next"].exclude("reward")
@@ -104,22 +108,22 @@ def test_a_simulator_that_raises_ends_its_lane(at, monkeypatch):
     error = {"begin": "at reset: OSError: no more memory", "advance": ": ArithmeticError: diverged"}
     assert env.errors[1].endswith(error[at])
     assert env.errors[0] is env.errors[2] is None
-    broken = env._plays[1].env
+    broken = env.simulators[1]
     assert not broken.is_closed
     env.assign(1, "push-v3", 0)  # another simulator
-    assert env._plays[1].env is not broken
+    assert env.simulators[1] is not broken
     assert broken.is_closed
     env.close()
 
 
 @pytest.mark.parametrize("fault", ["made", "episode"])
-def test_a_task_that_can_not_begin_fails_alone(fault):
+def test_a_task_that_cannot_begin_fails_alone(fault):
     def make_one(task):
         if task == "push-v3" and fault == "made":
             raise OSError("no such model")
         return make(task)
 
-    env = LanesEnv(make_one, TASKS)
+    env = MultiTaskEnv(make_one, TASKS)
     env.assign(1, "push-v3", 7)  # there are three
     env.assign(0, "reach-v3", 2)
     state = env.step(env.reset().set("action", torch.zeros(3, 4)))["next"]
@@ -129,20 +133,20 @@ def test_a_task_that_can_not_begin_fails_alone(fault):
         "episode": "there is no such episode: IndexError",
     }
     assert env.errors[1].startswith(reasons[fault])
-    env.assign(1, "sweep-v3", 0)  # the lane goes on with another task
+    env.assign(1, "sweep-v3", 0)  # the sub-environment goes on with another task
     state = env.reset(state.exclude("reward").set("_reset", state["done"]))
     state = env.step(state.set("action", torch.zeros(3, 4)))["next"]
     assert not state["done"].any()
     assert env.errors == [None] * 3
     env.close()
-    with pytest.raises(RuntimeError, match="could not be made: ZeroDivisionError"):
-        LanesEnv(lambda task: 1 / 0, TASKS)
+    with pytest.raises(SimulatorError, match="could not be made: ZeroDivisionError"):
+        MultiTaskEnv(lambda task: 1 / 0, TASKS)
 
 
 @pytest.mark.parametrize("wrong", ["observation", "reward"])
-def test_a_diverged_simulator_ends_its_lane(env, wrong):
+def test_a_diverged_simulator_ends_its_episode(env, wrong):
     state = env.reset()
-    first = env._plays[0].env
+    first = env.simulators[0]
     advance = first.advance
     value = {"observation": np.full(39, np.nan, np.float32), "reward": float("inf")}[wrong]
     first.advance = lambda action: advance(action)._replace(**{wrong: value})
@@ -155,17 +159,17 @@ def test_a_diverged_simulator_ends_its_lane(env, wrong):
 
 def test_simulators_go_back_into_the_pool_or_are_closed():
     pool = defaultdict(list)
-    env = LanesEnv(make, TASKS, pool=pool)
+    env = MultiTaskEnv(make, TASKS, pool=pool)
     env.reset()
-    simulators = [play.env for play in env._plays]
+    simulators = list(env.simulators)
     env.close()
     assert {id(s) for s in pool["reach-v3"] + pool["push-v3"]} == {id(s) for s in simulators}
     assert not any(simulator.is_closed for simulator in simulators)
-    again = LanesEnv(make, TASKS, pool=pool)
-    assert {id(play.env) for play in again._plays} == {id(s) for s in simulators}
+    again = MultiTaskEnv(make, TASKS, pool=pool)
+    assert {id(s) for s in again.simulators} == {id(s) for s in simulators}
     again.close()
-    alone = LanesEnv(make, TASKS)
-    simulators = [play.env for play in alone._plays]
+    alone = MultiTaskEnv(make, TASKS)
+    simulators = list(alone.simulators)
     closed = []
     for simulator in simulators:
         simulator.simulator.close = lambda: closed.append(1)
@@ -174,7 +178,7 @@ def test_simulators_go_back_into_the_pool_or_are_closed():
     assert all(simulator.is_closed for simulator in simulators)
 
 
-def test_an_action_that_is_not_finite_ends_its_lane(env):
+def test_an_action_that_is_not_finite_ends_its_episode(env):
     actions = torch.zeros(3, 4)
     actions[2, 1] = torch.inf
     step = env.step(env.reset().set("action", actions))["next"]

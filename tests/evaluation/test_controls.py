@@ -131,13 +131,13 @@ def test_concatenated_demonstrations_are_not_shuffled(bank):
     assert shuffle_steps(bank).concatenated().prompts["mask"].any()
 
 
-def test_confusion_shows_every_task_every_tasks_prompts(dataset):
+def test_confusion_shows_every_task_every_tasks_prompts(dataset, backend):
     """Retrieve-and-play opens a window by the window's demonstration only."""
     policy = retrieve_and_play_policy()
     tables = PromptTables(trajectories=TrajectoryPromptBank.from_dataset(dataset, 128))
     tasks = ("window-open-v3", "reach-v3")
     settings = EvaluationSettings(episodes_per_task=2, max_steps=150)
-    with Evaluator(tasks, settings, workers=1, progress=False) as evaluator:
+    with Evaluator(tasks, settings, backend=backend, progress=False) as evaluator:
         rates = confusion(evaluator, policy, tables)
     assert rates["window-open-v3"]["window-open-v3"] == 1.0
     assert rates["window-open-v3"]["reach-v3"] == 0.0

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import signal
 
+import psutil
 import pytest
 import torch
 
@@ -49,6 +50,7 @@ class FaultySuite(MetaWorldSuite):
         return env
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_the_result_does_not_depend_on_the_workers(stochastic):
     policy = make_policy()
@@ -62,23 +64,23 @@ def test_the_result_does_not_depend_on_the_workers(stochastic):
     assert all(e.length == 12 and e.error is None for e in results[0])
 
 
-def test_workers_are_kept_and_results_are_the_same_again():
+@pytest.mark.integration
+def test_workers_are_reused_and_results_are_the_same_again():
     with Evaluator(TASKS, SETTINGS, workers=2, progress=False) as evaluator:
         first = evaluator(make_policy())
-        processes = [worker.process.pid for worker in evaluator.backend._idle]
+        processes = evaluator.backend.idle_processes
         again = evaluator(make_policy())
-        assert sorted(processes) == sorted(w.process.pid for w in evaluator.backend._idle)
-        workers = list(evaluator.backend._idle)
+        assert sorted(processes) == sorted(evaluator.backend.idle_processes)
         assert len(evaluator.timings) == 2
         assert all(t.simulator + t.policy < t.total for t in evaluator.timings)
     assert first == again
-    assert not any(worker.process.is_alive() for worker in workers)
+    assert not any(psutil.pid_exists(process) for process in processes)
 
 
-@pytest.mark.parametrize("fault", ["killed", "raises"])
-def test_what_fails_is_reported_and_the_rest_goes_on(fault):
+@pytest.mark.parametrize("fault", [pytest.param("killed", marks=pytest.mark.integration), "raises"])
+def test_what_fails_is_reported_and_the_rest_goes_on(backend, fault):
     goals = SETTINGS.suite(TASKS).goals
-    options = {"workers": 2, "progress": False, "settings": SETTINGS}
+    options = {"backend": backend, "progress": False, "settings": SETTINGS}
     whole = MetaWorldSuite(goals, max_steps=12)
     faulty = FaultySuite(goals, max_steps=12, fault=fault)
     expected = evaluate(make_policy(), TASKS, suite=whole, **options)
@@ -105,16 +107,42 @@ class BrokenSuite(MetaWorldSuite):
         raise OSError("no such simulator")
 
 
-def test_a_group_that_can_not_begin_fails_as_a_whole():
+def test_a_group_that_cannot_begin_fails_completely(backend):
     suite = BrokenSuite(SETTINGS.suite(TASKS).goals)
-    options = {"settings": SETTINGS, "suite": suite, "workers": 1, "progress": False}
+    options = {"settings": SETTINGS, "suite": suite, "backend": backend, "progress": False}
     found = evaluate(make_policy(), TASKS, **options)
     assert len(found) == 8
     (error,) = {e.error for e in found}
     assert error.endswith("the simulator could not be made: OSError: no such simulator")
 
 
-def test_other_environments_by_their_normalised_score():
+class Broken(torch.nn.Module):
+    in_keys = ("observation",)
+
+    def forward(self, states, **options):
+        raise ArithmeticError("the policy is broken")
+
+
+def test_a_policy_that_raises_is_no_failure_of_its_episodes(backend):
+    policy = make_policy()
+    policy.actor = Broken()
+    with pytest.raises(ArithmeticError, match="the policy is broken") as error:
+        evaluate(policy, TASKS, settings=SETTINGS, backend=backend, progress=False)
+    assert "in a worker process" in str(error.value.__cause__)
+
+
+def test_a_suite_that_no_worker_can_import(backend):
+    class Suite(BrokenSuite):
+        def make(self, task, *, render=None):
+            return MetaWorldSuite.make(self, task, render=render)
+
+    suite = Suite(SETTINGS.suite(TASKS).goals, max_steps=12)
+    options = {"settings": SETTINGS, "backend": backend, "progress": False}
+    found = evaluate(make_policy(), TASKS, suite=suite, **options)
+    assert found == evaluate(make_policy(), TASKS, **options)
+
+
+def test_other_environments_by_their_normalised_score(backend):
     suite = GymMujocoSuite(
         {"hopper": {"task": "Hopper-v4"}, "heavy": {"task": "Hopper-v4", "task_id": 1}},
         max_steps=20,
@@ -123,7 +151,7 @@ def test_other_environments_by_their_normalised_score():
                          observation_keep=["state"],
                          frame={"values": ["state"], "weights": [None]})  # fmt: skip
     settings = EvaluationSettings(episodes_per_task=3)
-    options = {"settings": settings, "suite": suite, "workers": 1, "progress": False}
+    options = {"settings": settings, "suite": suite, "backend": backend, "progress": False}
     found = evaluate(policy, suite.tasks, **options)
     assert found == evaluate(policy, suite.tasks, **options)
     assert len({e.episode_return for e in found[:3]}) == 3  # other initial states

@@ -5,7 +5,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
-from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.evaluation.hook import EvaluationHook
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 from llmdpd_torchrl.policies import LLMDPDPolicy
@@ -19,8 +19,8 @@ SETTINGS = EvaluationSettings(episodes_per_task=1, max_steps=5)
 
 
 @pytest.fixture(scope="module")
-def evaluator():
-    with Evaluator(TASKS, SETTINGS, workers=1, progress=False) as evaluator:
+def evaluator(backend):
+    with Evaluator(TASKS, SETTINGS, backend=backend, progress=False) as evaluator:
         yield evaluator
 
 
@@ -56,7 +56,7 @@ def test_success_is_logged_and_training_is_not_touched(evaluator, tmp_path):
     trainer.train()
     policy, trainer = make_training(MetricsCSVLogger("run", tmp_path))
     frames = [np.zeros((8, 8, 3), np.uint8)] * 3
-    hook = IntervalEvaluation(
+    hook = EvaluationHook(
         evaluator, policy, every=4, trained_tasks=["push-v3"], film=lambda: frames
     )
     hook.register(trainer)
@@ -85,7 +85,7 @@ def test_the_best_on_trained_tasks_is_kept(tmp_path):
             return [EpisodeResult(t, 0, bool(s), False, 0.0, 5)
                     for t, s in zip(TASKS, next(self.rates), strict=True)]  # fmt: skip
 
-    hook = IntervalEvaluation(
+    hook = EvaluationHook(
         Scripted(), policy, every=1, trained_tasks=["reach-v3"], best=tmp_path / "best"
     )
     for updates in range(1, 5):
@@ -96,7 +96,7 @@ def test_the_best_on_trained_tasks_is_kept(tmp_path):
     assert state["best_value"] == 1.0
     seen = [(row["updates"], row["eval/success_seen"]) for row in state["history"]]
     assert seen == [(1, 0.0), (2, 1.0), (3, 1.0), (4, 0.0)]
-    other = IntervalEvaluation(Scripted(), policy, every=1, trained_tasks=[])
+    other = EvaluationHook(Scripted(), policy, every=1, trained_tasks=[])
     other.load_state_dict(state)
     assert other.best_value == 1.0
     assert other.history == hook.history
@@ -105,6 +105,6 @@ def test_the_best_on_trained_tasks_is_kept(tmp_path):
 def test_mistakes_are_named(evaluator):
     policy, trainer = make_training()
     with pytest.raises(ConfigError, match="must be at least 1 update"):
-        IntervalEvaluation(evaluator, policy, every=0, trained_tasks=[])
+        EvaluationHook(evaluator, policy, every=0, trained_tasks=[])
     with pytest.raises(ConfigError, match=r"multiple of trainer\.log_every=2"):
-        IntervalEvaluation(evaluator, policy, every=3, trained_tasks=[]).register(trainer)
+        EvaluationHook(evaluator, policy, every=3, trained_tasks=[]).register(trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -117,3 +118,14 @@ def test_pyplot_knows_nothing_of_it(tmp_path):
     before = pyplot.get_fignums()
     plots.plot_success_bars(make_summary(2, 1), tmp_path / "bars.png")
     assert pyplot.get_fignums() == before
+
+
+def test_maps_of_little(tmp_path):
+    plots.plot_prompt_map(torch.randn(1, 4), ["reach-v3"], [True], tmp_path / "map.png")
+    plots.plot_prompt_map(
+        torch.zeros(3, 1), ["a", "b", "c"], [True, False, False], tmp_path / "b.png"
+    )
+    plots.plot_confusion(
+        {"a": {"a": 1.0, "b": 0.0}, "b": {"a": 0.5, "b": 1.0}}, tmp_path / "c.png", 3
+    )
+    assert len(list(tmp_path.iterdir())) == 3

@@ -1,5 +1,6 @@
-"""The report, looked at in a real browser."""
+"""Tables, and the page in a real browser."""
 
+import json
 import re
 import shutil
 
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 
 from llmdpd_torchrl.evaluation.__main__ import main
-from llmdpd_torchrl.evaluation.maps import plot_confusion, plot_prompt_map
-from llmdpd_torchrl.evaluation.report import write_report
+from llmdpd_torchrl.evaluation.report import compare, task_table, write_report
+from llmdpd_torchrl.evaluation.results import find_runs, variants
 from llmdpd_torchrl.evaluation.video import write_video
 from llmdpd_torchrl.utils.errors import DataError
 
@@ -19,9 +20,64 @@ BROWSER = next(
 )  # fmt: skip
 
 
+# --- tables ----------------------------------------------------------------------------------
+
+
+def test_the_comparison(make_run, tmp_path):
+    make_run("a", 0, succeeds=lambda task, goal: True)
+    make_run("a", 1, succeeds=lambda task, goal: True, error="the simulator failed")
+    make_run("b", 0, succeeds=lambda task, goal: goal == 0)
+    table = compare(variants(find_runs(tmp_path)))
+    rows = {row[0]: dict(zip(table.head, row, strict=True)) for row in table.rows}
+    assert rows["a"]["seeds"] == "2"
+    assert rows["a"]["failed"] == "1"
+    assert rows["a"]["seen %"].startswith("94 (")
+    assert rows["a"]["unseen IQM %"] == "100 (100 - 100)"
+    assert rows["a"]["unseen, points above the first"] == "-"
+    assert rows["b"]["unseen IQM %"] == "-"  # one seed
+    assert rows["b"]["unseen, points above the first"].startswith("-75 (-100 - ")
+    by_task = task_table(variants(find_runs(tmp_path)))
+    assert by_task.head == ("task", "a", "b")
+    assert [row[0] for row in by_task.rows] == ["reach-v3", "push-v3", "door-lock-v3 (unseen)"]
+
+
+def test_other_episodes_are_not_compared(make_run, tmp_path):
+    make_run("a")
+    folder = make_run("b")
+    file = folder / "results.json"
+    text = file.read_text().replace('"goal_index": 3', '"goal_index": 9')
+    file.write_text(text.replace("door-lock-v3", "door-unlock-v3"))
+    table = compare(variants(find_runs(tmp_path)))
+    assert table.rows[1][3] == "other episodes"
+
+
+def test_other_goals_of_the_same_number_are_not_paired(make_run, tmp_path):
+    make_run("a", starts={"door-lock-v3": [[1.0]]})
+    make_run("b", starts={"door-lock-v3": [[2.0]]})
+    table = compare(variants(find_runs(tmp_path)))
+    assert table.rows[1][3] == "other episodes"
+
+
+def test_what_has_no_unseen_tasks_is_in_the_table(make_run, tmp_path):
+    make_run("a")
+    for seed in (0, 1):
+        file = make_run("b", seed) / "results.json"
+        content = json.loads(file.read_text())
+        content["episodes"] = [e for e in content["episodes"] if e["task"] != "door-lock-v3"]
+        content["summary"]["unseen"] = None
+        content["summary"]["tasks"] = content["summary"]["tasks"][:2]
+        file.write_text(json.dumps(content))
+    rows = compare(variants(find_runs(tmp_path))).rows
+    assert rows[1][0] == "b"
+    assert rows[1][2:5] == ("-", "-", "-")
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
 @pytest.fixture
 def report(make_run, fill_run, tmp_path):
-    """A page with everything on it: two variants, a failed episode, all figures, a film."""
+    """A page with everything on it: two variants, a crashed episode, all figures, a video."""
     folder = make_run(
         "ours", 0, error="the simulator failed: <b>bold</b>", command=["train", "a=1"]
     )
@@ -60,6 +116,7 @@ def test_a_bare_run(make_run, tmp_path):
     assert page.read_text().count("<img") == 2
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "light"), (400, "dark")])
 def test_in_a_browser(report, width, scheme, tmp_path):
@@ -103,7 +160,7 @@ def test_from_the_command_line(make_run, tmp_path, capsys, monkeypatch):
     assert "ours" in shown
     assert "report.html" in shown.replace("\n", "")
     make_run("broken", error="killed")
-    assert main(["report", str(tmp_path)]) == 1  # an episode broke off
+    assert main(["report", str(tmp_path)]) == 1  # an episode crashed
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "there is no results.json" in capsys.readouterr().err
 
@@ -113,12 +170,3 @@ def test_damaged_confusion(make_run, tmp_path):
     (folder / "confusion.json").write_text("{}")
     with pytest.raises(DataError, match=r"confusion\.json is damaged"):
         write_report(tmp_path)
-
-
-def test_maps_of_little(tmp_path):
-    import torch
-
-    plot_prompt_map(torch.randn(1, 4), ["reach-v3"], [True], tmp_path / "map.png")
-    plot_prompt_map(torch.zeros(3, 1), ["a", "b", "c"], [True, False, False], tmp_path / "b.png")
-    plot_confusion({"a": {"a": 1.0, "b": 0.0}, "b": {"a": 0.5, "b": 1.0}}, tmp_path / "c.png", 3)
-    assert len(list(tmp_path.iterdir())) == 3

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from importlib import metadata
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from llmdpd_torchrl.evaluation.results import (
+    Table,
+    find_runs,
     print_table,
     read_results_json,
+    variants,
     write_markdown,
     write_results_json,
 )
@@ -94,3 +99,62 @@ def test_files_that_are_no_results_are_named(tmp_path, content, message):
         read_results_json(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# --- runs of a folder -----------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_their_seed_are_one_variant(make_run, tmp_path):
+    make_run("ours", 1)
+    make_run("ours", 0, succeeds=lambda task, goal: task == "reach-v3")
+    make_run("theirs", 0)
+    make_run("ours", 7, control="wrong")
+    found = variants(find_runs(tmp_path))
+    assert {v.name: [run.seed for run in v.runs] for v in found} == {
+        "ours": [0, 1],
+        "ours wrong": [7],
+        "theirs": [0],
+    }
+    ours = found[0]
+    assert ours.scores("unseen")["door-lock-v3"].tolist() == [[0, 0, 0, 0], [1, 0, 1, 0]]
+    assert ours.summary.seen.success_rate == pytest.approx((6 / 8 + 2 / 8) / 2)
+    # Rates of the two runs' three tasks: 1, 0, 0 and three halves.
+    assert ours.profile([0.0, 0.25, 0.75]).tolist() == pytest.approx([4 / 6, 4 / 6, 1 / 6])
+
+
+def test_runs_of_a_variant_are_of_the_same_goals(make_run, tmp_path):
+    make_run("a", 0, starts={"reach-v3": [[1.0]]})
+    make_run("a", 1, starts={"reach-v3": [[2.0]]})
+    with pytest.raises(DataError, match="of other tasks, goals or evaluation settings"):
+        variants(find_runs(tmp_path))
+
+
+def test_tables_as_files():
+    table = Table(("name", "success, %"), [("a_b & c", "50 (1 - 99)"), ("d", "#1")])
+    assert table.markdown().splitlines()[1] == "|---|---:|"
+    assert list(csv.reader(io.StringIO(table.csv()))) == [list(table.head), *map(list, table.rows)]
+    latex = table.latex()
+    assert r"name & success, \% \\" in latex
+    assert r"a\_b \& c & 50 (1 - 99) \\" in latex
+    assert r"d & \#1 \\" in latex
+    assert latex.count(r"\\") == 3
+
+
+def test_mistakes_are_named(make_run, tmp_path):
+    with pytest.raises(DataError, match=r"no results\.json"):
+        find_runs(tmp_path)
+    folder = make_run("a")
+    again = tmp_path / "outputs" / "copy"
+    again.mkdir()
+    (again / "results.json").write_text((folder / "results.json").read_text())
+    with pytest.raises(DataError, match="are both 'a' of seed 0"):
+        variants(find_runs(tmp_path))
+    (again / "results.json").write_text('{"summary": {"tasks": [], "seen": null, "unseen": null}}')
+    with pytest.raises(DataError, match="its episodes, name or seed are wrong"):
+        find_runs(tmp_path)
+
+
+def test_profiles_fall(make_run, tmp_path):
+    make_run("a")
+    profile = variants(find_runs(tmp_path))[0].profile(np.linspace(0, 1, 11))
+    assert (np.diff(profile) <= 0).all()

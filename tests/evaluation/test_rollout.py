@@ -6,10 +6,8 @@ from tensordict import TensorDict
 
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.evaluation import EpisodeResult, EvaluationSettings, evaluate
-from llmdpd_torchrl.evaluation.grid import film_grid, record_episode
 from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_group
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec
-from llmdpd_torchrl.evaluation.video import rendering_backend
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
@@ -206,56 +204,15 @@ def test_wrong_requests(bank):
             EvaluationSettings(**wrong)
 
 
-@pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
-def test_a_film(tmp_path, bank):
-    import imageio.v3 as iio
-
-    path = tmp_path / "reach.mp4"
-    success = record_episode(
-        make_policy(),
-        "reach-v3",
-        path,
-        PromptTables(TABLE, bank),
-        caption="reach",
-        settings=SETTINGS,
-        every=4,
-        size=(160, 120),
-        progress=False,
-    )
-    frames = iio.imread(path)
-    assert success is False
-    assert len(frames) == 4  # steps 0, 4 and 8, and the last state
-    assert frames.std() > 10
-
-
 @pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])
 @pytest.mark.parametrize("shown", ["text", "trajectory", "nothing"])
-def test_a_policy_that_learnt_to_do_without_a_prompt_acts_without(bank, conditioning, shown):
+def test_a_policy_trained_without_a_prompt_acts_without(bank, backend, conditioning, shown):
     policy = make_policy(conditioning=conditioning, text_dropout=0.2, trajectory_dropout=0.2)
     tables = PromptTables(
         TABLE if shown == "text" else None, bank if shown == "trajectory" else None
     )
-    episodes = evaluate(policy, TASKS, tables, settings=SETTINGS, workers=1, progress=False)
+    episodes = evaluate(policy, TASKS, tables, settings=SETTINGS, backend=backend, progress=False)
     assert len(episodes) == 4
     strict = make_policy(conditioning=conditioning)
     with pytest.raises(ConfigError, match="this policy reads"):
-        evaluate(strict, TASKS, tables, settings=SETTINGS, workers=1, progress=False)
-
-
-@pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
-def test_a_grid_of_films(bank):
-    captions = {"reach-v3": "reach", "window-open-v3": "a long text that needs more lines " * 3,
-                "push-v3": "push"}  # fmt: skip
-    settings = dataclasses.replace(SETTINGS, max_steps=4)
-    frames, outcomes = film_grid(
-        make_policy(prompt="none"), captions, settings=settings, every=2, size=(160, 120),
-        progress=False,
-    )  # fmt: skip
-    assert outcomes == dict.fromkeys(captions, False)
-    assert len(frames) == 3  # steps 0 and 2, and the last state
-    height, width, _ = frames[0].shape
-    assert width == 320
-    assert height > 2 * 140  # two rows, and strips of text
-    assert all(frame.shape == frames[0].shape for frame in frames)
-    with pytest.raises(ConfigError, match="at least one task"):
-        film_grid(make_policy(prompt="none"), {})
+        evaluate(strict, TASKS, tables, settings=SETTINGS, backend=backend, progress=False)

@@ -6,12 +6,19 @@ import os
 import subprocess
 import sys
 
-import imageio.v2 as imageio
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from llmdpd_torchrl.evaluation import video
-from llmdpd_torchrl.evaluation.video import render_frame, rendering_backend, write_video
+from llmdpd_torchrl.evaluation import EvaluationSettings, video
+from llmdpd_torchrl.evaluation.video import (
+    record_grid,
+    render_frame,
+    rendering_backend,
+    write_video,
+)
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.errors import ConfigError
 
 needs_gl = pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
@@ -195,14 +202,13 @@ def test_no_variable_is_needed_and_an_open_environment_ends_quietly():
 
 
 def test_mp4_has_every_frame_even_sizes_and_the_caption(tmp_path):
-    path = tmp_path / "new folder" / "film.mp4"
+    path = tmp_path / "new folder" / "video.mp4"
     write_video(colours(12, 121, 161), path, fps=12, caption="open the door " * 6)
-    with imageio.get_reader(path) as reader:
-        data = reader.get_meta_data()
-        frames = [np.asarray(frame) for frame in reader]
+    data = imageio.immeta(path, plugin="pyav")
+    frames = imageio.imread(path, plugin="pyav")
     assert data["fps"] == 12
     assert data["codec"] == "h264"
-    assert data["pix_fmt"].startswith("yuv420p")
+    assert data["video_format"] == "yuv420p"
     assert len(frames) == 12
     height, width, _ = frames[0].shape
     assert width == 162
@@ -215,8 +221,8 @@ def test_mp4_has_every_frame_even_sizes_and_the_caption(tmp_path):
 
 
 def test_without_a_caption_there_is_no_strip(tmp_path):
-    write_video(colours(3, 48, 64), tmp_path / "film.mp4", fps=5)
-    assert imageio.mimread(tmp_path / "film.mp4")[0].shape == (48, 64, 3)
+    write_video(colours(3, 48, 64), tmp_path / "video.mp4", fps=5)
+    assert imageio.imread(tmp_path / "video.mp4", plugin="pyav")[0].shape == (48, 64, 3)
 
 
 def test_gif_moves_at_its_speed_and_keeps_small_things(tmp_path):
@@ -224,10 +230,9 @@ def test_gif_moves_at_its_speed_and_keeps_small_things(tmp_path):
     frames = [rng.integers(90, 140, (96, 96, 1)).repeat(3, 2).astype(np.uint8) for _ in range(4)]
     for index, frame in enumerate(frames):
         frame[10 * index : 10 * index + 4, 5:9] = (0, 230, 0)
-    write_video(frames, tmp_path / "film.gif", fps=10)
-    with imageio.get_reader(tmp_path / "film.gif") as reader:
-        assert reader.get_meta_data()["duration"] == 100
-        read = [np.asarray(frame)[..., :3].astype(int) for frame in reader]
+    write_video(frames, tmp_path / "video.gif", fps=10)
+    assert imageio.immeta(tmp_path / "video.gif")["duration"] == 100
+    read = imageio.imread(tmp_path / "video.gif")[..., :3].astype(int)
     assert len(read) == 4
     for index, frame in enumerate(read):
         red, green, _ = frame[10 * index + 1, 6]
@@ -242,8 +247,8 @@ def test_long_words_and_line_ends_are_wrapped_into_the_width():
     assert strip.shape[0] > 8 * single.shape[0]
 
 
-def test_a_film_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "film.mp4"
+def test_a_video_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "video.mp4"
     write_video(colours(3, 48, 64), path, fps=5)
     before = path.read_bytes()
 
@@ -251,24 +256,48 @@ def test_a_film_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         yield frames[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(video, "add_caption", failing)
+    monkeypatch.setattr(video, "_add_caption", failing)
     with pytest.raises(KeyboardInterrupt):
         write_video(colours(3, 48, 64), path, fps=5)
     assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+    assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
 
 
 @pytest.mark.parametrize(
     ("frames", "name", "message"),
     [
-        ([], "film.mp4", "at least one frame"),
-        (colours(1, 8, 8), "film.avi", ".mp4 or .gif"),
-        ([*colours(1, 8, 8), *colours(1, 8, 10)], "film.mp4", "frame 1"),
-        ([np.zeros((8, 8, 3))], "film.mp4", "float64"),
-        ([np.zeros((8, 8), np.uint8)], "film.gif", "frame 0"),
+        ([], "video.mp4", "at least one frame"),
+        (colours(1, 8, 8), "video.avi", ".mp4 or .gif"),
+        ([*colours(1, 8, 8), *colours(1, 8, 10)], "video.mp4", "frame 1"),
+        ([np.zeros((8, 8, 3))], "video.mp4", "float64"),
+        ([np.zeros((8, 8), np.uint8)], "video.gif", "frame 0"),
     ],
 )
-def test_frames_that_make_no_film_are_refused(tmp_path, frames, name, message):
+def test_frames_that_make_no_video_are_refused(tmp_path, frames, name, message):
     with pytest.raises(ValueError, match=message):
         write_video(frames, tmp_path / name, fps=5)
     assert not list(tmp_path.iterdir())
+
+
+# --- episodes ---------------------------------------------------------------------------------
+
+
+@needs_gl
+def test_a_grid_of_episodes():
+    captions = {"reach-v3": "reach", "window-open-v3": "a long text that needs more lines " * 3,
+                "push-v3": "push"}  # fmt: skip
+    config = NetworkConfig(prompt="none", hidden=[8])
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config))
+    settings = EvaluationSettings(episodes_per_task=2, max_steps=4)
+    frames, outcomes = record_grid(
+        policy, captions, settings=settings, every=2, size=(160, 120),
+        progress=False,
+    )  # fmt: skip
+    assert outcomes == dict.fromkeys(captions, False)
+    assert len(frames) == 3  # steps 0 and 2, and the last state
+    height, width, _ = frames[0].shape
+    assert width == 320
+    assert height > 2 * 140  # two rows, and strips of text
+    assert all(frame.shape == frames[0].shape for frame in frames)
+    with pytest.raises(ConfigError, match="at least one task"):
+        record_grid(policy, {})

@@ -20,7 +20,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.evaluation import EpisodeResult
-from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.evaluation.hook import EvaluationHook
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import LLMDPDLoss
 from llmdpd_torchrl.policies import LLMDPDPolicy
@@ -97,7 +97,7 @@ def build(
     saved: SavedTraining | None = None,
     logger: str = "csv",
     **options: Any,
-) -> tuple[OfflineTrainer, IntervalEvaluation]:
+) -> tuple[OfflineTrainer, EvaluationHook]:
     """Trainer, checkpoints and evaluation, all registered, nothing loaded."""
     torch.manual_seed(0)
     config = NetworkConfig(
@@ -125,7 +125,7 @@ def build(
         ),
         progress_bar=False,
     )
-    hook = IntervalEvaluation(
+    hook = EvaluationHook(
         ByWeights(),  # type: ignore[arg-type]
         policy,
         every=2 * log_every,

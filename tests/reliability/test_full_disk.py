@@ -82,11 +82,11 @@ def test_one_line_and_a_second_try(whole, tmp_path, monkeypatch, owner, function
 
 
 @pytest.mark.parametrize("most", [0, 2000])
-@pytest.mark.parametrize("count", [2, 60])  # ffmpeg is gone at the end, or in the middle
-def test_a_film_is_whole_or_not_there(tmp_path, count, most):
+@pytest.mark.parametrize("count", [2, 60])
+def test_a_video_is_complete_or_not_there(tmp_path, count, most):
     noise = np.random.default_rng(0).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
-    path = tmp_path / "film.mp4"
-    with small_files(most), pytest.raises(OSError, match=r"film\.mp4") as failed:
+    path = tmp_path / "video.mp4"
+    with small_files(most), pytest.raises(OSError, match=r"video\.mp4") as failed:
         write_video(list(noise), path, fps=10)
     assert failed.value.errno in DISK_ERRORS
     assert not list(tmp_path.iterdir())

@@ -8,49 +8,6 @@ import torch
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
 from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.memory import available_memory, check_memory
-
-
-def write(root, name, text):
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_the_least_that_is_left_counts(tmp_path):
-    write(tmp_path, "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
-    assert available_memory(tmp_path) == 2000 * 1024
-    write(tmp_path, "sys/fs/cgroup/memory.max", "max\n")
-    write(tmp_path, "sys/fs/cgroup/memory.current", "5000\n")
-    assert available_memory(tmp_path) == 2000 * 1024
-    write(tmp_path, "sys/fs/cgroup/memory.max", "7000\n")
-    assert available_memory(tmp_path) == 2000
-    write(tmp_path, "sys/fs/cgroup/memory.max", "4000\n")
-    assert available_memory(tmp_path) == 0
-
-
-def test_pages_of_files_make_way(tmp_path):
-    write(tmp_path, "sys/fs/cgroup/memory.max", "7000\n")
-    write(tmp_path, "sys/fs/cgroup/memory.current", "6000\n")
-    stat = "anon 1500\ninactive_file 3000\nactive_file 500\n"
-    write(tmp_path, "sys/fs/cgroup/memory.stat", stat)
-    assert available_memory(tmp_path) == 4500
-    old = tmp_path / "old"
-    write(old, "sys/fs/cgroup/memory/memory.limit_in_bytes", "7000\n")
-    write(old, "sys/fs/cgroup/memory/memory.usage_in_bytes", "6000\n")
-    write(old, "sys/fs/cgroup/memory/memory.stat", "total_inactive_file 200\n")
-    assert available_memory(old) == 1200
-
-
-def test_what_does_not_fit_is_refused_in_one_line():
-    check_memory(10, "it", available=10)
-    with pytest.raises(ConfigError, match=r"^it needs about 2\.0 GiB of memory, 1\.5 GiB"):
-        check_memory(2 * 2**30, "it", available=3 * 2**29)
-    with pytest.raises(ConfigError, match="the moon"):
-        check_memory(2**60, "the moon")
-
-
-# --- who asks --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -58,7 +15,7 @@ def short_of_memory(monkeypatch):
     """A machine that has so many bytes left."""
 
     def leave(size):
-        monkeypatch.setattr("llmdpd_torchrl.utils.memory.available_memory", lambda: size)
+        monkeypatch.setattr("llmdpd_torchrl.utils.processes.available_memory", lambda: size)
 
     return leave
 

@@ -11,7 +11,7 @@ import torch
 from torchrl.checkpoint import Checkpoint
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from llmdpd_torchrl.evaluation.hook import IntervalEvaluation
+from llmdpd_torchrl.evaluation.hook import EvaluationHook
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.trainers import (
     Checkpointing,
@@ -181,7 +181,7 @@ def test_a_part_that_was_not_saved_is_named(tmp_path):
     stop_at(tmp_path, 20)
     saved = find_checkpoint(tmp_path / "checkpoints")
     trainer, hook = build(tmp_path, updates=UPDATES, every=10, saved=saved)
-    trainer.register_module("another", IntervalEvaluation(hook.evaluator, hook.policy, every=20,
+    trainer.register_module("another", EvaluationHook(hook.evaluator, hook.policy, every=20,
                                                           trained_tasks=[]))  # fmt: skip
     with pytest.raises(ConfigError, match="'another'"):
         resume(trainer, saved)

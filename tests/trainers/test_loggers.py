@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 
-import imageio.v2 as imageio
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -210,7 +210,7 @@ def test_what_no_csv_holds_goes_beside_it(logger, tmp_path):
 def test_video_tensors_become_mp4(logger, tmp_path, shape):
     video = torch.full(shape, 100, dtype=torch.uint8)
     logger.log_video("eval/reach", video, step=4, fps=10)
-    frames = imageio.mimread(tmp_path / "videos" / "eval" / "reach_4.mp4")
+    frames = imageio.imread(tmp_path / "videos" / "eval" / "reach_4.mp4", plugin="pyav")
     assert len(frames) == 6
     assert frames[0].shape in {(34, 48, 3), (32, 48, 3)}
     assert np.asarray(frames[3]).mean() == pytest.approx(100, abs=3)

@@ -1,4 +1,4 @@
-"""History and future: the same while acting and from the dataset, lane by lane."""
+"""History and future: the same while acting and from the dataset, by sub-environment."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.data import OfflineDataset
 from llmdpd_torchrl.data.recording import Recording
-from llmdpd_torchrl.envs import LanesEnv, MetaWorldEnv
+from llmdpd_torchrl.envs import MetaWorldEnv, MultiTaskEnv
 from llmdpd_torchrl.transforms import HistoryTransform, TrajectoryPromptTransform
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
@@ -131,12 +131,12 @@ def test_specs_hold(bank):
     check_env_specs(TransformedEnv(inside, make()))
 
 
-def test_lanes_are_reset_and_stand_still_one_by_one():
+def test_sub_environments_are_reset_and_stand_still_one_by_one():
     def make(task):
         return MetaWorldEnv(task, num_goals=3, max_steps=50)
 
-    lanes = LanesEnv(make, ["reach-v3", "push-v3", "sweep-v3"])
-    env = TransformedEnv(lanes, HistoryTransform(4, 39, 4, target_return=100.0))
+    base_env = MultiTaskEnv(make, ["reach-v3", "push-v3", "sweep-v3"])
+    env = TransformedEnv(base_env, HistoryTransform(4, 39, 4, target_return=100.0))
     state = env.reset()
     moves = torch.tensor([True, True, True])
     for number in range(3):

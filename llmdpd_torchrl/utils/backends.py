@@ -1,0 +1,168 @@
+"""Backends by name: worker processes of this machine, or actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from llmdpd_torchrl.utils.errors import ConfigError, first_line
+from llmdpd_torchrl.utils.processes import (
+    SINGLE_THREAD,
+    Job,
+    LocalBackend,
+    Scheduler,
+    WorkerDied,
+    job_messages,
+)
+
+__all__ = ["Backend", "RayBackend", "check_backend", "make_backend"]
+
+
+class Backend(Protocol):
+    """Runs jobs in workers and returns the events that each job yields as they come.
+
+    Examples:
+        >>> backend: Backend = LocalBackend(workers=1)
+        >>> list(backend.run(range, [(2,), (1,)]))
+        [(0, 0), (0, 1), (1, 0)]
+        >>> backend.close()
+    """
+
+    def run(
+        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Any]]:
+        """Call ``function(*job)``, a generator function, for every job.
+
+        Function, jobs and events are sent with cloudpickle: functions and classes may be defined in
+        a notebook or in the main script.
+
+        Yields:
+            the number of a job and an event that it yielded, :class:`JobFailed` if it failed.
+
+        Raises:
+            ConfigError: if the main script starts workers outside of
+                ``if __name__ == "__main__":``.
+        """
+
+    def close(self) -> None:
+        """Stop the workers."""
+
+
+def make_backend(name: str = "local", workers: int | None = None) -> Backend:
+    """A backend by its name: ``"local"``, ``"ray"``, or ``"ray:ADDRESS"`` of a cluster.
+
+    Args:
+        name: see above.
+        workers: default: one per core.
+
+    Raises:
+        ConfigError: on another name.
+    """
+    check_backend(name)
+    kind, _, address = name.partition(":")
+    if kind == "local":
+        return LocalBackend(workers)
+    return RayBackend(workers, address=address or None)
+
+
+def check_backend(name: str, workers: int | None = None) -> None:
+    """Refuse, before any work, what :func:`make_backend` would refuse; starts nothing.
+
+    Raises:
+        ConfigError: on an unknown backend, one that is not installed, or a wrong number of workers.
+    """
+    kind, _, address = str(name).partition(":")
+    if kind not in ("local", "ray") or (kind == "local" and address):
+        raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}: it must be at least 1")
+
+
+class RayBackend(Scheduler):
+    """Ray actors of one core each, on this machine or a cluster: extra ``ray``.
+
+    The cluster's machines need the package, and the same versions of its dependencies.
+
+    Args:
+        workers: number of actors, at most one per core of the cluster, which is the default.
+        address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``. Default: a Ray of
+            its own on this machine, if none runs.
+
+    Raises:
+        ConfigError: if Ray is not installed or the cluster is not found.
+
+    Examples:
+        >>> RayBackend(address="127.0.0.1:9")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        llmdpd_torchrl.utils.errors.ConfigError: no Ray cluster at '127.0.0.1:9'
+    """
+
+    def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:
+        check_backend("ray", workers)
+        import ray
+
+        self._ray: Any = ray
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
+            options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+            if address:
+                _check_reachable(address)
+                options = {"address": address}
+            try:
+                ray.init(**options, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"no Ray cluster at {address!r}: {first_line(error)}") from None
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.workers = min(workers or cores, cores)  # an actor too many would never start
+        # No retries: a job that killed its actor would run again, and its events come twice.
+        self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_RayWorker)
+        self._idle: list[Any] = []
+
+    def _send(self, payload: bytes) -> tuple[Any, Any]:
+        actor = self._idle.pop() if self._idle else self._actor.remote()
+        return actor.run.options(num_returns="streaming").remote(payload), actor
+
+    def _ready(self, connections: Sequence[Any]) -> Sequence[Any]:
+        return self._ray.wait(connections, num_returns=1)[0]
+
+    def _receive(self, connection: Any, worker: Any) -> bytes:
+        try:
+            return self._ray.get(next(connection))
+        except self._ray.exceptions.RayError as error:
+            raise WorkerDied(f"the Ray actor died ({type(error).__name__})") from None
+
+    def _kill(self, worker: Any) -> None:
+        self._ray.kill(worker)
+
+    def close(self) -> None:
+        """Stop the actors, and Ray if it was started here."""
+        for actor in self._idle:
+            self._ray.kill(actor)
+        self._idle = []
+        if self._started_here:
+            self._ray.shutdown()
+
+
+class _RayWorker:
+    def __init__(self) -> None:
+        os.environ.update(SINGLE_THREAD)
+
+    def run(self, payload: bytes) -> Iterator[bytes]:
+        yield from job_messages(payload)
+
+
+def _check_reachable(address: str) -> None:
+    """Find out within seconds what Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from None
