@@ -79,7 +79,7 @@ def test_the_best_on_trained_tasks_is_kept(tmp_path):
         tasks = TASKS
         rates = iter([(0, 1), (1, 0), (1, 1), (0, 1)])
 
-        def __call__(self, policy, **shown):
+        def __call__(self, policy, tables):
             from llmdpd_torchrl.evaluation import EpisodeResult
 
             return [EpisodeResult(t, 0, bool(s), False, 0.0, 5)
