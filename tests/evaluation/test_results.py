@@ -46,7 +46,7 @@ def test_table_fits_80_columns_and_says_all(summary):
     assert row.split() == ["bin-picking-v3", "45.5", "11", "21.3", "-", "72.0", "80"]
     assert text.index("seen tasks") < text.index(LONG) < text.index("unseen tasks")
     assert text.count("mean of 1 task") == 2
-    assert "1 episode broke off and counts as not solved" in text
+    assert "1 episode crashed and counts as not solved" in text
 
 
 def test_table_without_unseen_tasks_has_no_such_heading():
@@ -54,7 +54,7 @@ def test_table_without_unseen_tasks_has_no_such_heading():
     episodes = [EpisodeResult("a", 0, True, True, 1.0, 5)]
     print_table(summarise(episodes, ["a"], []), Console(file=output, width=80))
     assert "unseen" not in output.getvalue()
-    assert "broke off" not in output.getvalue()
+    assert "crashed" not in output.getvalue()
 
 
 def test_markdown_rows_have_as_many_cells_as_the_head(summary, tmp_path):
