@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from llmdpd_torchrl.prompts.model_files import explain_loading_error
 from llmdpd_torchrl.utils.errors import PromptError, first_line
-from llmdpd_torchrl.utils.memory import available_memory
+from llmdpd_torchrl.utils.processes import available_memory
 
 __all__ = [
     "POOLINGS",
