@@ -189,8 +189,8 @@ def time_saving(folder: Path, updates: int) -> dict[str, Any]:
     begun = time.perf_counter()
     trainer.train()
     total = time.perf_counter() - begun
-    assert checkpointing.last is not None
-    size = sum(file.stat().st_size for file in checkpointing.last.path.rglob("*") if file.is_file())
+    assert trainer.last_checkpoint is not None
+    size = sum(file.stat().st_size for file in trainer.last_checkpoint.rglob("*") if file.is_file())
     return {
         "updates": updates,
         "every": checkpointing.every,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import ImmutableDatasetWriter, TensorStorage
+from torchrl.data import ImmutableDatasetWriter, ReplayBuffer, TensorStorage
 from torchrl.data.datasets.common import BaseDatasetExperienceReplay
-from torchrl.data.replay_buffers import RandomSampler
+from torchrl.data.replay_buffers import RandomSampler, Storage
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.memmap import expect_random_reads
-from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["EpisodeExperienceReplay"]
+__all__ = ["BatchSource", "EpisodeExperienceReplay", "HostSampler", "place_buffer"]
 
 
 class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
@@ -55,7 +56,7 @@ class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
         expect_random_reads(transitions)
         super().__init__(
             storage=TensorStorage(transitions),
-            sampler=RandomSampler(),
+            sampler=HostSampler(),
             writer=ImmutableDatasetWriter(),
             batch_size=batch_size,
             prefetch=None,
@@ -83,3 +84,114 @@ class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
 
     def _is_downloaded(self) -> bool:
         return self._folder is None or self._folder.is_dir()
+
+
+class HostSampler(RandomSampler):
+    """Uniform sampling with replacement, with rows drawn on the CPU wherever the data are.
+
+    So one seed gives one order of rows on every device. On the CPU it is TorchRL's sampler.
+    """
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[torch.Tensor, dict]:
+        """Rows ``[batch_size]`` int64 of a storage."""
+        if not len(storage):
+            raise RuntimeError("the replay buffer is empty")
+        return torch.randint(len(storage), (batch_size,), generator=self._rng), {}
+
+
+def place_buffer(replay_buffer: ReplayBuffer, device: torch.device) -> bool:
+    """Move a uniformly sampled buffer, with its transforms, to a GPU if there is room.
+
+    Args:
+        replay_buffer: changed in place.
+        device: where batches are needed.
+
+    Returns:
+        Whether batches are now sampled on ``device``. They are not if the data need more than half
+        of its free memory, or the sampler is not uniform.
+    """
+    if device.type == "cpu":
+        return True
+    is_uniform = type(replay_buffer.sampler) in (RandomSampler, HostSampler)
+    if device.type != "cuda" or not is_uniform or replay_buffer.storage.ndim != 1:
+        return False
+    data = replay_buffer.storage.get(slice(None))
+    if data.device != device:
+        if 2 * data.bytes() > torch.cuda.mem_get_info(device)[0]:
+            return False
+        replay_buffer.set_storage(TensorStorage(data.to(device)))
+    replay_buffer.set_sampler(HostSampler())
+    replay_buffer.set_rng(getattr(replay_buffer, "_rng", None))
+    replay_buffer.transform.to(device)
+    return True
+
+
+class BatchSource:
+    """Batches of a replay buffer on a device, and the state of its sampler and generator.
+
+    Batches of a buffer that stays on the host are pinned and copied asynchronously.
+
+    Args:
+        replay_buffer: moved to the device by :func:`place_buffer` where it fits.
+        device: of the batches.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> data = TensorDict({"observation": torch.arange(9.0).view(9, 1)}, [9])
+        >>> source = BatchSource(EpisodeExperienceReplay(data, batch_size=3, seed=0), "cpu")
+        >>> state = source.state_dict()
+        >>> first = source.sample()
+        >>> source.load_state_dict(state)
+        >>> bool((source.sample()["observation"] == first["observation"]).all())
+        True
+    """
+
+    def __init__(self, replay_buffer: ReplayBuffer, device: torch.device | str) -> None:
+        self.replay_buffer = replay_buffer
+        self.device = torch.device(device)
+        self._is_there = place_buffer(replay_buffer, self.device)
+
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether threads sample batches ahead of their use, so that the state is ahead too."""
+        return bool(getattr(self.replay_buffer, "_prefetch", False))
+
+    def sample(self) -> TensorDictBase:
+        """The next batch, on the device."""
+        batch = self.replay_buffer.sample()
+        if self.device.type == "cpu":
+            return batch
+        if self.device.type == "cuda" and not self._is_there:
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
+
+    def update_priorities(self, batch: TensorDictBase) -> None:
+        """Pass the priorities that a loss wrote into a batch to a prioritized sampler."""
+        update = getattr(self.replay_buffer, "update_tensordict_priority", None)
+        if update is not None:
+            update(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of sampler and generator; the latter is ``None`` if it is torch's global one."""
+        generator = getattr(self.replay_buffer, "_rng", None)
+        return {
+            "sampler": self.replay_buffer.sampler.state_dict(),
+            "generator": None if generator is None else generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ConfigError: if only one of the two buffers has a generator of its own.
+        """
+        generator = getattr(self.replay_buffer, "_rng", None)
+        state = state_dict["generator"]
+        if (generator is None) != (state is None):
+            raise ConfigError(
+                "the replay buffer has a generator of its own in only one of the two trainings: "
+                "give it the same seed"
+            )
+        self.replay_buffer.sampler.load_state_dict(state_dict["sampler"])
+        if generator is not None:
+            generator.set_state(state)

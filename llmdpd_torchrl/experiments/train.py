@@ -20,14 +20,15 @@ from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
 from llmdpd_torchrl.trainers import (
     Checkpointing,
+    OfflineOptimizationStepper,
+    OfflineTrainer,
     SavedTraining,
+    TargetUpdater,
     find_checkpoint,
     handle_signals,
+    make_logger,
     resume,
 )
-from llmdpd_torchrl.trainers.loggers import make_logger
-from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer
-from llmdpd_torchrl.trainers.target_updater import TargetUpdater
 from llmdpd_torchrl.utils.processes import available_cores
 
 __all__ = ["train"]

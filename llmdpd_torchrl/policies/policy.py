@@ -25,8 +25,13 @@ from llmdpd_torchrl.policies.prompted import PromptedPolicy
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, first_line
-from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json, write_tensors
-from llmdpd_torchrl.utils.seal import check_kinds
+from llmdpd_torchrl.utils.files import (
+    check_kinds,
+    file_sha256,
+    read_document,
+    write_json,
+    write_tensors,
+)
 
 __all__ = ["LLMDPDPolicy"]
 

@@ -1,10 +1,14 @@
-"""Offline training on TorchRL's Trainer: replay source, optimisation, targets, loggers, resume."""
+"""Offline training on TorchRL's Trainer: optimisation, targets, checkpoints and loggers."""
 
-from llmdpd_torchrl.trainers.checkpointing import Checkpointing, resume
-from llmdpd_torchrl.trainers.interruption import Interrupted, handle_signals
-from llmdpd_torchrl.trainers.loggers import make_logger
-from llmdpd_torchrl.trainers.offline import OfflineOptimizationStepper, OfflineTrainer, ReplaySource
-from llmdpd_torchrl.trainers.rotation import Rotation, SavedTraining, find_checkpoint
+from llmdpd_torchrl.trainers.checkpointing import (
+    Checkpointing,
+    SavedTraining,
+    find_checkpoint,
+    resume,
+)
+from llmdpd_torchrl.trainers.loggers import check_logger, make_logger
+from llmdpd_torchrl.trainers.offline import Interrupted, OfflineTrainer, handle_signals
+from llmdpd_torchrl.trainers.stepper import OfflineOptimizationStepper
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater, UpdateSchedule
 
 __all__ = [
@@ -12,11 +16,10 @@ __all__ = [
     "Interrupted",
     "OfflineOptimizationStepper",
     "OfflineTrainer",
-    "ReplaySource",
-    "Rotation",
     "SavedTraining",
     "TargetUpdater",
     "UpdateSchedule",
+    "check_logger",
     "find_checkpoint",
     "handle_signals",
     "make_logger",

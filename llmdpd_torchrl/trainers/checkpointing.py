@@ -1,59 +1,96 @@
-"""Save a training every so many updates, and continue it as if nothing had happened."""
+"""Checkpoints of a training: save, find, and resume bit for bit."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import Timeout
-from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
+from torchrl.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointRotation,
+    GlobalRNGState,
+    StateDictCheckpointAdapter,
+)
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from llmdpd_torchrl.trainers.offline import OfflineTrainer
-from llmdpd_torchrl.trainers.rotation import (
-    Rotation,
-    SavedTraining,
-    check_identity,
-    find_checkpoint,
+from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, first_line, notice
+from llmdpd_torchrl.utils.files import (
+    folder_lock,
+    make_writable_folder,
+    verify_checksums,
+    write_checksums,
+    write_folder_atomic,
 )
-from llmdpd_torchrl.trainers.state_files import StateFilesAdapter, encode_state
-from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
-from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder
 
-__all__ = ["Checkpointing", "resume"]
+__all__ = [
+    "Checkpointing",
+    "SavedTraining",
+    "find_checkpoint",
+    "resume",
+]
+
+_FORMAT_VERSION = 2
+_NAME = re.compile(r"checkpoint-(\d{12})")  # of TorchRL's CheckpointRotation
+
+
+@dataclass(frozen=True)
+class SavedTraining:
+    """A checkpoint whose checksums were verified.
+
+    Attributes:
+        path: its folder.
+        step: updates made when it was saved.
+        identity: data and settings of the training, see :class:`Checkpointing`.
+
+    Examples:
+        >>> SavedTraining(Path("run/checkpoint-000000000100"), 100, {"seed": 0}).step
+        100
+    """
+
+    path: Path
+    step: int
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Checkpointing(TrainerHookBase):
-    """Save everything that a training is, every so many updates and when it stops.
+    """Save the complete state of a training at regular intervals and when it stops.
 
-    Saved are the loss with all its networks, targets and constants, optimizer, schedule, counters,
-    the sampler and its generator, all global generators, the averages since the last log entry, the
-    logger's position, and every hook that is registered as a module. The dataset is not: name its
-    hash in ``identity``. TorchRL's ``Checkpoint`` gathers these; its files are written and read by
-    :class:`~llmdpd_torchrl.trainers.state_files.StateFilesAdapter`, so that nothing is unpickled.
+    A checkpoint holds the loss with all networks and targets, optimizer, learning-rate schedule,
+    counters, the sampler and its generator, all global generators, the running means of the log,
+    the logger's position and every hook that is registered as a module. It does not hold the
+    dataset: name its hash in ``identity``.
 
-    A save that fails, because the disk is full, is said once and the training goes on; the last
-    good checkpoint stays.
+    TorchRL's ``Checkpoint`` and ``CheckpointRotation`` write and prune the files. Each checkpoint
+    is written under a temporary name, covered by a checksum manifest, flushed to disk and renamed,
+    so every visible checkpoint is complete. It is loaded with ``weights_only=True``: nothing in it
+    is executed. It can be resumed on another device.
+
+    A save that fails, for example because the disk is full, is reported once; the training
+    continues, and the last good checkpoint stays.
 
     Args:
-        folder: of the checkpoints; it belongs to one training, which locks it while it runs.
-        every: updates between saves. The trainer must look up at these: use a multiple of its
-            ``log_every``.
-        keep: how many of the newest stay.
-        milestones: keep every checkpoint at a multiple of so many updates, too.
-        best: a metric that is logged and ``"max"`` or ``"min"``: keep the checkpoint at which it
-            was the best, too. Only those count at whose update it was logged.
-        identity: what the training is, as JSON has it, such as ``{"data_hash": ...}``. A training
-            of another identity refuses to continue it.
+        folder: of the checkpoints; locked by one training while it runs.
+        every: updates between saves, a multiple of the trainer's ``log_every``.
+        keep: number of newest checkpoints to keep.
+        identity: JSON values that identify the training, such as ``{"data_hash": ...}``. A training
+            of another identity cannot resume from it.
 
     Raises:
-        ConfigError: if a number is below 1, or the folder can not be written to.
+        ConfigError: if a number is below 1, or the folder is not writable.
 
     Examples:
         >>> import tempfile
-        >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
@@ -81,66 +118,67 @@ class Checkpointing(TrainerHookBase):
         *,
         every: int = 1000,
         keep: int = 2,
-        milestones: int | None = None,
-        best: tuple[str, Literal["max", "min"]] | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        if every < 1:
-            raise ConfigError(f"checkpoint every is {every}: it must be at least 1 update")
+        for name, value in {"every": every, "keep": keep}.items():
+            if value < 1:
+                raise ConfigError(f"checkpoint {name} is {value}: it must be at least 1")
         self.every = every
-        self.metric = None if best is None else best[0]
+        self.folder = make_writable_folder(folder, "checkpoint", "its setting")
         self.identity = json.loads(json.dumps(identity or {}))
-        self.rotation = Rotation(
-            make_writable_folder(folder, "checkpoint", "its setting"),
-            keep=keep,
-            milestones=milestones,
-            best=None if best is None else best[1],
-        )
-        self.last: SavedTraining | None = None
+        self._rotation = CheckpointRotation(self.folder, keep_last=keep)
         self._failing = False
         self._trainer: OfflineTrainer | None = None
 
     def register(self, trainer: Trainer, name: str = "checkpointing") -> None:
-        """Take part in a training.
+        """Register after all other hooks, so that a checkpoint includes their results.
 
         Raises:
-            ConfigError: if the trainer does not look up at these intervals, or its batches are
-                drawn ahead of time, which could not be continued exactly.
+            ConfigError: if the trainer's rounds do not end at multiples of ``every``, or its
+                buffer samples batches ahead, which cannot be resumed exactly.
         """
         if not isinstance(trainer, OfflineTrainer):
-            raise ConfigError(f"checkpoints are of an OfflineTrainer, not {type(trainer).__name__}")
+            raise ConfigError(f"checkpoints need an OfflineTrainer, not {type(trainer).__name__}")
         if self.every % trainer.collector.updates:
             raise ConfigError(
                 f"checkpoint every is {self.every}: use a multiple of "
                 f"trainer.log_every={trainer.log_every}"
             )
-        if trainer.batches.are_drawn_ahead:
+        if trainer.batches.samples_ahead:
             raise ConfigError(
-                "the replay buffer draws batches ahead of time, which can not be continued "
-                "exactly: make it with prefetch=None"
+                "the replay buffer samples batches ahead, which cannot be resumed exactly: create "
+                "it with prefetch=None"
             )
         self._trainer = trainer
-        trainer.checkpointing = self
+        trainer.identity = {**self.identity, **trainer.identity}
         trainer.register_op("setup", self._begin)
-        # The last thing of every round: what it logs and evaluates is saved with it.
         trainer.register_op("post_steps", self._after_round)
 
     def save(self) -> bool:
-        """Save now; returns whether it worked."""
-        assert self._trainer is not None
+        """Save now; return whether it succeeded.
+
+        Raises:
+            DivergenceError: if a loss or gradient since the last log was not finite.
+        """
+        trainer = self._trainer
+        assert trainer is not None
+        trainer.check_finite()
+        step = trainer.collected_frames
+        about = {"version": _FORMAT_VERSION, "step": step, "identity": trainer.identity}
         try:
-            self.last = self.rotation.save(
-                _gather(self._trainer),
-                self._trainer.collected_frames,
-                identity={**self.identity, **self._trainer.plan},
-                metric=None if self.metric is None else self._trainer.logged_now(self.metric),
-            )
+            # Left by an interrupted save, or by a run that has since resumed from an earlier step.
+            stale = [path for number, path in _steps(self.folder).items() if number > step]
+            for path in [*self.folder.glob(".*checkpoint-*"), *stale]:
+                shutil.rmtree(path, ignore_errors=True)
+            components = _components(trainer)
+            trainer.last_checkpoint = self._rotation.save(components, step=step, metadata=about)
         except OSError as error:
             if not self._failing:
-                kept = "there is none yet" if self.last is None else f"{self.last.path} is kept"
+                last = trainer.last_checkpoint
+                kept = "there is none yet" if last is None else f"{last} is kept"
                 notice(
-                    f"can not save to {self.rotation.folder} ({_reason(error)}): training goes on; "
-                    f"of the last good checkpoint: {kept}"
+                    f"cannot save to {self.folder} ({_reason(error)}): training continues; last "
+                    f"good checkpoint: {kept}"
                 )
             self._failing = True
             return False
@@ -148,7 +186,7 @@ class Checkpointing(TrainerHookBase):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: what is saved does not depend on when it is."""
+        """Nothing: the training does not depend on when it is saved."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -160,19 +198,55 @@ class Checkpointing(TrainerHookBase):
             self.save()
 
     def _begin(self) -> None:
-        """Hold the folder as long as the trainer trains, and see that all can be saved."""
+        """Lock the folder while the training runs, and check that every state can be saved."""
         assert self._trainer is not None
-        lock = folder_lock(self.rotation.folder)
+        lock = folder_lock(self.folder)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(
-                f"another training saves into {self.rotation.folder}: wait for it, or choose "
-                "another folder"
+                f"another training saves into {self.folder}: wait for it, or choose another folder"
             ) from None
         self._trainer.during_training.callback(lock.release)
-        # A hook whose state can not be saved is better known now than after hours.
-        encode_state(self._trainer.state_dict(), {})
+        _check_plain(self._trainer.state_dict(), "state")
+
+
+def find_checkpoint(
+    folder: str | os.PathLike[str], identity: Mapping[str, Any] | None = None
+) -> SavedTraining | None:
+    """The newest complete checkpoint of a training; ``None`` if there is no checkpoint.
+
+    Verifies every byte; loads and changes nothing. A damaged checkpoint is reported on stderr, with
+    the file at fault, and the one before it is used.
+
+    Args:
+        folder: as given to :class:`Checkpointing`.
+        identity: compared with that of the checkpoint; omitted keys are not compared.
+
+    Raises:
+        DataError: if no checkpoint is complete, or another release wrote it.
+        ConfigError: if its identity differs, for example its data.
+
+    Examples:
+        >>> import tempfile
+        >>> find_checkpoint(tempfile.mkdtemp()) is None
+        True
+    """
+    steps = _steps(Path(folder))
+    for step in reversed(steps):
+        try:
+            saved = _open(steps[step], step)
+        except DamagedError as error:
+            notice(f"{error}; this checkpoint is skipped for the one before it")
+            continue
+        _check_identity(saved, identity or {})
+        return saved
+    if steps:
+        raise DataError(
+            f"{folder}: none of the {len(steps)} checkpoints is complete; delete them to train "
+            "from scratch"
+        )
+    return None
 
 
 def resume(
@@ -180,54 +254,140 @@ def resume(
     saved: SavedTraining | str | os.PathLike[str],
     identity: Mapping[str, Any] | None = None,
 ) -> SavedTraining | None:
-    """Bring a trainer that was built the same way to where a checkpoint left it.
+    """Restore a checkpoint into a trainer that was built the same way, on any device.
 
-    Register every hook first. ``metrics.csv`` loses the rows after the checkpoint, which will be
-    written again; give its step to the logger (``resume_step``) when it is made.
+    Register every hook first. Rows of ``metrics.csv`` after the checkpoint are removed, since they
+    will be written again; pass the checkpoint's step to the logger (``resume_step``).
 
     Args:
-        trainer: to be continued.
-        saved: what :func:`find_checkpoint` found, or the folder of all checkpoints, of which the
-            newest whole one is taken.
-        identity: see :class:`Checkpointing`; default: that of the trainer's.
+        trainer: to restore into.
+        saved: result of :func:`find_checkpoint`, or the folder in which to find one.
+        identity: see :class:`Checkpointing`; default: that of the registered one.
 
     Returns:
-        what was loaded; ``None`` if the folder holds no checkpoint.
+        The checkpoint; ``None`` if the folder holds none.
 
     Raises:
-        ConfigError: if it is of another training, or does not fit the trainer.
-        DataError: if checkpoints are there, and none is whole.
+        ConfigError: if it belongs to another training, or does not fit the trainer.
+        DataError: if there are checkpoints and none is complete.
     """
-    if identity is None and trainer.checkpointing is not None:
-        identity = trainer.checkpointing.identity
+    identity = {**(identity or {}), **trainer.identity}
     if not isinstance(saved, SavedTraining):
         found = find_checkpoint(saved, identity)
         if found is None:
             return None
         saved = found
-    check_identity(saved, {**(identity or {}), **trainer.plan})
+    _check_identity(saved, identity)
     try:
-        # On the CPU: everything brings its tensors to where it has them itself.
-        _gather(trainer).load(saved.path, map_location="cpu")
+        # Loaded on the CPU: every component moves its tensors to its own device.
+        _components(trainer).load(saved.path, map_location="cpu")
     except CheckpointError as error:
         raise ConfigError(
             f"{saved.path} does not fit this training ({_reason(error.__cause__ or error)}); build "
-            "it as it was when it was saved, or train anew into another folder"
+            "it as it was when it was saved, or train from scratch into another folder"
         ) from error
+    trainer.last_checkpoint = saved.path
     return saved
 
 
-def _gather(trainer: OfflineTrainer) -> Checkpoint:
-    """All that is saved, in TorchRL's terms."""
-    checkpoint = Checkpoint().register_adapter(object, StateFilesAdapter())
+class _SafeCheckpoint(Checkpoint):
+    """TorchRL's checkpoint, flushed to disk and with a checksum manifest before it is visible."""
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        def write(part: Path) -> None:
+            super(_SafeCheckpoint, self).save(part, **options)
+            write_checksums(part)
+
+        write_folder_atomic(Path(path), write)
+        return Path(path)
+
+
+class _TorchAdapter(StateDictCheckpointAdapter):
+    """``torch.save`` into memory first: into a file, it hides a full disk in a RuntimeError."""
+
+    def save(
+        self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        content = io.BytesIO()
+        torch.save(component.state_dict(*args, **kwargs), content)
+        path.mkdir(parents=True)
+        (path / self.state_torch).write_bytes(content.getvalue())
+
+
+class _RandomState(GlobalRNGState):
+    """All global generators; on another machine, those of missing GPUs are left out."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        gpus = torch.cuda.device_count()
+        state = {key: value for key, value in state_dict.items() if key != "torch_cuda"}
+        if gpus and "torch_cuda" in state_dict:
+            state["torch_cuda"] = state_dict["torch_cuda"][:gpus]
+        super().load_state_dict(state)
+
+
+def _components(trainer: OfflineTrainer) -> Checkpoint:
+    """Everything that is saved."""
+    checkpoint = _SafeCheckpoint()
+    checkpoint.register_adapter(object, _TorchAdapter(payload_format="torch"))
     checkpoint.register("trainer", trainer)
     if trainer.logger is not None:
         checkpoint.register("logger", trainer.logger)
-    return checkpoint.register("random", GlobalRNGState())
+    return checkpoint.register("random", _RandomState())
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """Folders of all checkpoints by step, in ascending order; TorchRL hides damaged ones."""
+    if not folder.is_dir():
+        return {}
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+
+def _open(path: Path, step: int) -> SavedTraining:
+    """Verify a checkpoint and read its metadata."""
+    if (path / "seal.json").exists():
+        raise DataError(f"{path}: an earlier release wrote it; resume with that, or delete it")
+    verify_checksums(path, (".json", ".pt"))
+    try:
+        about = Checkpoint.manifest(path)["metadata"]
+        version, saved_at, identity = about["version"], about["step"], dict(about["identity"])
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path / 'manifest.json'}: damaged ({_reason(error)})") from error
+    if version != _FORMAT_VERSION:
+        raise DataError(
+            f"{path}: is version {version!r}, this release reads {_FORMAT_VERSION}; use the "
+            "release that wrote it"
+        )
+    if saved_at != step:
+        raise DamagedError(f"{path}: holds update {saved_at}, it was renamed")
+    return SavedTraining(path, step, identity)
+
+
+def _check_identity(saved: SavedTraining, identity: Mapping[str, Any]) -> None:
+    """Raise a ConfigError that names the first key whose value differs."""
+    for key, value in json.loads(json.dumps(identity)).items():  # as JSON stores it
+        if saved.identity.get(key) != value:
+            raise ConfigError(
+                f"{saved.path} cannot be resumed: {key} is {value!r} now and was "
+                f"{saved.identity.get(key)!r} when it was saved; change it back, or train from "
+                "scratch into another folder"
+            )
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Raise a TypeError that names what ``weights_only=True`` would not load."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]")
+    elif value is not None and not isinstance(value, bool | int | float | str | torch.Tensor):
+        raise TypeError(f"{where}: a value of type {type(value).__name__} cannot be saved")
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The cause of an error, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, KeyError):

@@ -1,4 +1,4 @@
-"""Loggers of a run: one ``metrics.csv`` always, Weights & Biases beside it when asked for."""
+"""Loggers of a training: ``metrics.csv`` always, one of TorchRL's remote loggers beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,28 +15,25 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.record.loggers.common import Logger
-from torchrl.record.loggers.wandb import WandbLogger
+from torchrl.record.loggers import Logger, WandbLogger, get_logger
 
-from llmdpd_torchrl.trainers.logger_group import LoggerGroup, as_floats
-from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
+from llmdpd_torchrl.trainers.metrics_file import MetricsFile
 from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
-from llmdpd_torchrl.utils.files import sync, write_atomic, write_json
+from llmdpd_torchrl.utils.files import sync, write_bytes, write_json
 
-__all__ = ["MetricsCSVLogger", "make_logger", "write_mp4"]
+__all__ = ["LoggerGroup", "MetricsCSVLogger", "check_logger", "make_logger", "write_mp4"]
 
 
 class MetricsCSVLogger(Logger):
-    """TorchRL logger that keeps all scalars of a run in one tidy ``metrics.csv``.
+    """TorchRL logger that writes all scalars of a run into one tidy ``metrics.csv``.
 
-    TorchRL's own ``CSVLogger`` writes a file a scalar. Videos become ``videos/NAME_STEP.mp4``,
-    strings lines of ``texts/NAME.txt``, hyperparameters ``hparams.json``, and a histogram becomes
-    five columns (minimum, quartiles, maximum), which a CSV file can hold.
+    TorchRL's own ``CSVLogger`` writes one file per scalar. Videos become ``videos/NAME_STEP.mp4``,
+    hyperparameters ``hparams.json``, and histograms five columns: minimum, quartiles and maximum.
 
     Args:
         exp_name: name of the run.
-        log_dir: folder of the run; the files go straight into it.
-        resume_step: see :class:`MetricsFile`. ``load_state_dict`` forgets later rows as well.
+        log_dir: folder of the run, of all these files.
+        resume_step: see :class:`MetricsFile`; ``load_state_dict`` removes later rows as well.
 
     Examples:
         >>> import tempfile
@@ -49,26 +46,16 @@ class MetricsCSVLogger(Logger):
     experiment: MetricsFile
 
     def __init__(
-        self,
-        exp_name: str,
-        log_dir: str | os.PathLike[str],
-        resume_step: int | None = None,
+        self, exp_name: str, log_dir: str | os.PathLike[str], resume_step: int | None = None
     ) -> None:
         self._resume_step = resume_step
         super().__init__(exp_name, os.fspath(log_dir))
-        steps, columns = read_metrics(self.experiment.path)
-        # The last step of each metric: a scalar logged without a step goes to the one after it.
-        self._last_steps = {
-            name: int(steps[np.flatnonzero(~np.isnan(values))[-1]])
-            for name, values in columns.items()
-            if not np.isnan(values).all()
-        }
 
     def _create_experiment(self) -> MetricsFile:
         return MetricsFile(Path(self.log_dir) / "metrics.csv", self._resume_step)
 
     def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
-        """Write one value; without ``step``, to the step after this metric's last."""
+        """Write one value, by default to the last row, or to the next one if that has it."""
         self.log_metrics({name: value}, step)
 
     def log_metrics(
@@ -77,37 +64,23 @@ class MetricsCSVLogger(Logger):
         step: int | None = None,
         *,
         keys_sep: str = "/",
-    ) -> dict[str, Any]:
+    ) -> dict[str, float]:
         """Write scalars into one row and return them as floats; nested keys are joined."""
-        values = as_floats(metrics, keys_sep)
-        if step is None:
-            step = 1 + max((self._last_steps.get(name, -1) for name in values), default=-1)
-        self.experiment.write(int(step), values)
-        for name in values:
-            self._last_steps[name] = max(int(step), self._last_steps.get(name, -1))
+        values = _as_floats(metrics, keys_sep)
+        self.experiment.write(self.experiment.next_step(values) if step is None else step, values)
         return values
 
     def log_video(
-        self,
-        name: str,
-        video: torch.Tensor,
-        step: int | None = None,
-        *,
-        fps: float = 20,
+        self, name: str, video: torch.Tensor, step: int | None = None, *, fps: float = 20
     ) -> None:
-        """Write a video as MP4.
+        """Write a video, uint8 [..., T, C, H, W] with C 1 or 3, as MP4.
 
-        Args:
-            name: what it shows.
-            video: uint8 of shape [..., T, C, H, W] with C 1 or 3, TorchRL's layout; leading
-                dimensions are shown one after the other.
-            step: goes into the file's name.
-            fps: frames a second.
+        Videos of leading dimensions are shown one after the other.
         """
-        _log_video(self._file("videos", name, step, ".mp4"), video, fps)
+        _write_video(Path(self.log_dir) / "videos" / f"{name}_{step}.mp4", video, fps)
 
     def log_hparams(self, cfg: DictConfig | dict) -> None:
-        """Write the configuration as ``hparams.json``; what JSON does not know becomes its repr."""
+        """Write the configuration as ``hparams.json``; other objects are written as strings."""
         write_json(Path(self.log_dir) / "hparams.json", _plain(cfg))
 
     def log_histogram(
@@ -115,27 +88,17 @@ class MetricsCSVLogger(Logger):
     ) -> None:
         """Write minimum, quartiles and maximum; ``bins`` and other keywords do not apply."""
         values = torch.as_tensor(data).detach().flatten().double().cpu().numpy()
-        quantiles = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
-        labels = ("min", "q25", "median", "q75", "max")
-        self.log_metrics(
-            {f"{name}/{label}": float(q) for label, q in zip(labels, quantiles, strict=True)}, step
-        )
-
-    def log_str(self, name: str, value: str, step: int | None = None) -> None:
-        """Append a line "step: value" to the text file of ``name``."""
-        with open(self._file("texts", name, None, ".txt"), "a", encoding="utf-8") as file:
-            file.write(value + "\n" if step is None else f"{step}: {value}\n")
+        quantiles = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
+        labels = (f"{name}/{label}" for label in ("min", "q25", "median", "q75", "max"))
+        self.log_metrics(dict(zip(labels, quantiles, strict=True)), step)
 
     def __repr__(self) -> str:
         return f"MetricsCSVLogger(exp_name={self.exp_name!r}, log_dir={self.log_dir!r})"
 
     def _checkpoint_state(self) -> dict[str, Any]:
         sync(self.experiment.path)  # a checkpoint must not outlive the rows before it
-        return {
-            "last_step": self.experiment.last_step,
-            "last_steps": dict(self._last_steps),
-            "pending": [(step, dict(values)) for step, values in self.experiment.pending],
-        }
+        pending = [(step, dict(values)) for step, values in self.experiment.pending]
+        return {"last_step": self.experiment.last_step, "pending": pending}
 
     def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
         self.experiment.truncate(state_dict["last_step"])
@@ -146,30 +109,143 @@ class MetricsCSVLogger(Logger):
             )
         for step, values in state_dict["pending"]:
             self.experiment.write(step, values)
-        self._last_steps = dict(state_dict["last_steps"])
 
-    def _file(self, folder: str, name: str, step: int | None, suffix: str) -> Path:
-        stem = name if step is None else f"{name}_{step}"
-        path = Path(self.log_dir) / folder / f"{stem}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+
+class LoggerGroup(Logger):
+    """Several loggers as one; without any, it logs nothing.
+
+    A logger that raises is reported in one line and left out from then on: a lost connection must
+    not end a training.
+
+    Args:
+        loggers: the members.
+        exp_name: name of the run.
+        log_dir: folder of the run.
+
+    Attributes:
+        failed: members that raised.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> group = LoggerGroup([MetricsCSVLogger("demo", folder)], "demo", folder)
+        >>> group.log_scalar("loss", 0.5, step=10)
+        >>> group.experiment[0].last_step
+        10
+    """
+
+    experiment: list[Any]
+
+    def __init__(
+        self, loggers: Sequence[Logger], exp_name: str, log_dir: str | os.PathLike[str]
+    ) -> None:
+        self.loggers = list(loggers)
+        self.failed: list[Logger] = []
+        super().__init__(exp_name, os.fspath(log_dir))
+
+    def _create_experiment(self) -> list[Any]:
+        return [logger.experiment for logger in self.loggers]
+
+    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
+        """Log one value."""
+        self.log_metrics({name: value}, step)
+
+    def log_metrics(
+        self,
+        metrics: dict[str, Any] | TensorDictBase,
+        step: int | None = None,
+        *,
+        keys_sep: str = "/",
+    ) -> dict[str, float]:
+        """Log scalars and return them as floats; nested keys are joined."""
+        values = _as_floats(metrics, keys_sep)
+        self._each(lambda logger: logger.log_metrics(dict(values), step))
+        return values
+
+    def log_video(
+        self, name: str, video: torch.Tensor, step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Log a video, uint8 [..., T, C, H, W]."""
+        self._each(lambda logger: logger.log_video(name, video, step=step, **kwargs))
+
+    def log_hparams(self, cfg: DictConfig | dict) -> None:
+        """Log the configuration."""
+        self._each(lambda logger: logger.log_hparams(cfg))
+
+    def log_histogram(self, name: str, data: Sequence | torch.Tensor, **kwargs: Any) -> None:
+        """Log a histogram."""
+        self._each(lambda logger: logger.log_histogram(name, data, **kwargs))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Flush every logger."""
+        self._each(lambda logger: logger.flush(timeout))
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Close every logger."""
+        self._each(lambda logger: logger.shutdown(timeout))
+        self._service_shutdown = True
+
+    def _each(self, call: Callable[[Logger], Any]) -> None:
+        """Call every logger that has not failed."""
+        for logger in self.loggers:
+            if logger in self.failed:
+                continue
+            try:
+                call(logger)
+            except Exception as error:  # of any kind: a network, an account, a disk
+                self.failed.append(logger)
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                notice(f"{type(logger).__name__} failed ({reason}): continuing without it")
+
+    def __repr__(self) -> str:
+        return f"LoggerGroup({self.loggers!r})"
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        states: dict[str, Any] = {}
+        self._each(lambda logger: states.update({self._name(logger): logger.state_dict()}))
+        return {"loggers": states}
+
+    def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
+        # A logger that had failed, or was added, has no state.
+        for logger in self.loggers:
+            if self._name(logger) in state_dict["loggers"]:
+                logger.load_state_dict(state_dict["loggers"][self._name(logger)])
+
+    def _name(self, logger: Logger) -> str:
+        return f"{self.loggers.index(logger)} {type(logger).__name__}"
 
 
 class _Wandb(WandbLogger):
     """TorchRL's logger where it needs moviepy (for videos) or a keyword (for histograms)."""
 
     def log_histogram(self, name: str, data: Sequence | torch.Tensor, **kwargs: Any) -> None:
-        # TorchRL hands on bins=None, which wandb refuses; 64 is wandb's own default.
-        super().log_histogram(name, data, **{"bins": 64, **kwargs})
+        super().log_histogram(name, data, **{"bins": 64, **kwargs})  # wandb refuses bins=None
 
-    def log_video(self, name: str, video: torch.Tensor, **kwargs: Any) -> None:
+    def log_video(
+        self, name: str, video: torch.Tensor, step: int | None = None, fps: float = 20
+    ) -> None:
         import wandb
 
-        step, fps = kwargs.pop("step", None), kwargs.pop("fps", 20)
         path = Path(self.log_dir) / "wandb" / "videos" / f"{name}_{step}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _log_video(path, video, fps)
+        _write_video(path, video, fps)
         self._log_payload({name: wandb.Video(str(path), format="mp4")}, step=step)
+
+
+def check_logger(kind: str, wandb_mode: str | None = None) -> None:
+    """Check the settings of :func:`make_logger` before any work.
+
+    Raises:
+        ConfigError: if ``kind`` or ``wandb_mode`` is unknown, or a package is missing.
+    """
+    remote = ("wandb", "tensorboard", "trackio", "mlflow")
+    if kind not in ("csv", "none", *remote):
+        raise ConfigError(f'logger "{kind}" is unknown: choose csv, {", ".join(remote)} or none')
+    if wandb_mode not in (None, "online", "offline", "disabled"):
+        raise ConfigError(
+            f'wandb mode "{wandb_mode}" is unknown: choose online, offline or disabled'
+        )
+    if kind in remote and importlib.util.find_spec(kind) is None:
+        raise ConfigError(f'logger "{kind}" needs the package {kind}: pip install {kind}')
 
 
 def make_logger(
@@ -178,101 +254,105 @@ def make_logger(
     *,
     name: str,
     config: dict[str, Any],
-    wandb_mode: Literal["online", "offline", "disabled"] = "online",
-    wandb_project: str = "llmdpd_torchrl",
+    wandb_mode: Literal["online", "offline", "disabled"] | None = None,
+    wandb_project: str | None = None,
     resume_step: int | None = None,
 ) -> Logger:
-    """Make the logger that the configuration asks for.
+    """Make the logger of a run.
 
     Args:
-        kind: "csv" (``directory/metrics.csv``), "wandb" (the same, and a Weights & Biases run
-            beside it) or "none".
+        kind: "csv" (``directory/metrics.csv``); "wandb", "tensorboard", "trackio" or "mlflow" (the
+            same, and TorchRL's logger of that kind beside it); or "none".
         directory: folder of the run.
         name: name of the run.
         config: the resolved configuration, logged as hyperparameters.
         wandb_mode: "online" needs ``wandb login``; "offline" writes below ``directory`` for a later
-            ``wandb sync``; "disabled" makes every call to it do nothing.
-        wandb_project: project the run belongs to.
-        resume_step: last finished update of the run that is continued, ``None`` for a new run.
+            ``wandb sync``; "disabled" turns wandb off. Default: the variable ``WANDB_MODE``, or
+            "online".
+        wandb_project: of wandb and trackio. Default: the variable ``WANDB_PROJECT``, or
+            "llmdpd_torchrl".
+        resume_step: last finished update of the run to continue, ``None`` for a new run.
 
     Raises:
-        ConfigError: if ``kind`` or ``wandb_mode`` is unknown, wandb is not installed or not logged
-            in, or ``directory`` holds the metrics of another run.
+        ConfigError: see :func:`check_logger`; also if wandb cannot start, or ``directory`` holds
+            the metrics of another run.
     """
+    check_logger(kind, wandb_mode)  # before the CSV file exists, so that a second try can make it
     if kind == "none":
         return LoggerGroup([], name, directory)
-    if kind not in {"csv", "wandb"}:
-        raise ConfigError(f'logger "{kind}" is unknown: choose csv, wandb or none')
-    if kind == "wandb":
-        _check_wandb(wandb_mode)  # before the CSV file exists, so that a second try can make it
     table = MetricsCSVLogger(name, directory, resume_step)
     table.log_hparams(config)
     if kind == "csv":
         return table
-    resumed = resume_step is not None
-    beside = _start_wandb(directory, name, config, wandb_mode, wandb_project, resumed)
+    project = wandb_project or os.environ.get("WANDB_PROJECT") or "llmdpd_torchrl"
+    if kind == "wandb":
+        beside = _start_wandb(directory, name, config, wandb_mode, project, resume_step is not None)
+    else:
+        folder = str(Path(directory) / kind)
+        beside = get_logger(kind, folder, name, trackio_kwargs={"project": project})
+        beside.log_hparams(_plain(config))
     return LoggerGroup([table, beside], name, directory)
-
-
-def _check_wandb(mode: str) -> None:
-    if mode not in {"online", "offline", "disabled"}:
-        raise ConfigError(f'wandb mode "{mode}" is unknown: choose online, offline or disabled')
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError(
-            'logger "wandb" needs the package wandb: pip install "llmdpd_torchrl[wandb]"'
-        )
 
 
 def _start_wandb(
     directory: str | os.PathLike[str],
     name: str,
     config: dict[str, Any],
-    mode: str,
+    mode: str | None,
     project: str,
     resumed: bool,
 ) -> Logger:
     import wandb
 
-    id_file = Path(directory) / "wandb_id.txt"  # a resumed run goes on in the same wandb run
+    mode = mode or os.environ.get("WANDB_MODE")
+    id_file = Path(directory) / "wandb_id.txt"  # a resumed run continues the same wandb run
     try:
         logger = _Wandb(
             name,
             save_dir=directory,
             id=id_file.read_text().strip() if resumed and id_file.exists() else None,
             project=project,
-            mode=mode,
             config=_plain(config),
             log_env_packages=False,  # the run's environment report has them
+            **({"mode": mode} if mode else {}),
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:  # no login, no network
         reason = first_line(error)
         raise ConfigError(
-            f"wandb can not start ({reason}): run `wandb login`, or set the wandb mode to offline"
+            f"wandb cannot start ({reason}): run `wandb login`, or set the wandb mode to offline"
         ) from error
     id_file.write_text(f"{logger.experiment.id}\n")
     return logger
 
 
+def _as_floats(metrics: dict[str, Any] | TensorDictBase, keys_sep: str) -> dict[str, float]:
+    """Scalars as floats; nested keys are joined."""
+    if isinstance(metrics, TensorDictBase):
+        metrics = metrics.flatten_keys(keys_sep).to_dict()
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def _plain(cfg: Any) -> Any:
-    """Turn a configuration into what JSON knows: dictionaries, lists, numbers, strings."""
+    """A configuration in JSON's types: dictionaries, lists, numbers, strings."""
     if OmegaConf.is_config(cfg):
         cfg = OmegaConf.to_container(cfg, resolve=True)
     if isinstance(cfg, Mapping):
         return {str(key): _plain(value) for key, value in cfg.items()}
-    if isinstance(cfg, (list, tuple)):
+    if isinstance(cfg, list | tuple):
         return [_plain(value) for value in cfg]
-    if cfg is None or isinstance(cfg, (bool, int, str)):
+    if cfg is None or isinstance(cfg, bool | int | str):
         return cfg
     return cfg if isinstance(cfg, float) and math.isfinite(cfg) else str(cfg)
 
 
-def _log_video(path: Path, video: torch.Tensor, fps: float) -> None:
+def _write_video(path: Path, video: torch.Tensor, fps: float) -> None:
     if video.dtype != torch.uint8 or video.ndim < 4 or video.shape[-3] not in {1, 3}:
         raise ValueError(
             f"a video is uint8 [..., T, C, H, W] with 1 or 3 channels, "
             f"not {video.dtype} {tuple(video.shape)}"
         )
     frames = video.flatten(0, -4).permute(0, 2, 3, 1).cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
     frames = frames.expand(*frames.shape[:-1], 3)
     write_mp4(path, frames.numpy(), fps)
 
@@ -300,7 +380,4 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
     if not count:
         raise ValueError(f"{path}: a video needs at least one frame")
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content.getvalue())
-
-    write_atomic(path, write)
+    write_bytes(path, content.getvalue())

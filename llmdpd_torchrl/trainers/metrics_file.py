@@ -1,4 +1,4 @@
-"""The one ``metrics.csv`` of a run: written row by row, cut back on resume, read for plots."""
+"""The tidy ``metrics.csv`` of a run: written row by row, truncated on resume, read for plots."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, notice
-from llmdpd_torchrl.utils.files import write_atomic
+from llmdpd_torchrl.utils.files import write_bytes
 
 __all__ = ["MetricsFile", "read_metrics"]
 
 
 class MetricsFile:
-    """A CSV file with one row a step and one column a metric, whole after every write.
+    """A CSV file with one row per step and one column per metric, complete after every write.
 
-    The first column is ``step``; a metric that was not logged at a step leaves its cell empty.
-    Writing to the last step again completes its row; a new metric, or an older step, rewrites the
-    file (both are rare), everything else appends one line and flushes it. Rows that can not be
-    written, because the disk is full for example, are kept and tried again with the next one.
+    The first column is ``step``; the cell of a metric that was not logged at a step is empty.
+    Writing to the last step again extends its row. A new metric or an older step rewrites the file;
+    anything else appends a line. Rows that cannot be written, for example because the disk is full,
+    are kept in memory and written with the next one.
 
     Args:
-        path: the file. Its folder is made.
-        resume_step: ``None`` starts a new file and refuses to touch an old one; a step continues an
-            old one, and forgets its rows *after* that step, which the resumed run will write again.
+        path: the file. Its folder is created.
+        resume_step: ``None`` starts a new file and refuses an old one that has rows; a step
+            continues an old one and removes its rows *after* that step.
 
     Raises:
-        ConfigError: if there are rows already and ``resume_step`` is ``None``.
-        DataError: if the file that is to be continued can not be read.
+        ConfigError: if the file has rows and ``resume_step`` is ``None``.
+        DataError: if the file to continue cannot be read.
 
     Attributes:
-        pending: rows that are not on the disk yet, as steps and values.
+        last_step: the highest step in the file, -1 in an empty one.
+        pending: steps and values of rows that are not on disk yet.
 
     Examples:
         >>> import tempfile
@@ -51,12 +52,10 @@ class MetricsFile:
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         self.path = Path(path)
-        self._columns: list[str] = []
-        self._last_step = -1
-        self._last_row: dict[str, float] = {}
-        self._last_start = 0  # byte at which the last row begins
-        self._end = 0  # byte at which it ends; what is behind it was cut off while written
         self.pending: list[tuple[int, dict[str, float]]] = []
+        self.last_step = -1
+        self._last_row: dict[str, float] = {}
+        self._last_start = self._end = 0  # bytes at which the last row begins and ends
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = _read_rows(self.path) if self.path.exists() else {}
         if rows and resume_step is None:
@@ -64,19 +63,13 @@ class MetricsFile:
                 f"{self.path} holds another run's metrics: "
                 "resume that run, choose another folder, or delete the file"
             )
-        self._rewrite(rows)
-        if resume_step is not None:
-            self.truncate(resume_step)
-
-    @property
-    def last_step(self) -> int:
-        """The highest step in the file, -1 in an empty one."""
-        return self._last_step
+        last = math.inf if resume_step is None else resume_step
+        self._rewrite({step: row for step, row in rows.items() if step <= last})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Put ``values`` into the row of ``step``; a value that is there already is replaced."""
+        """Put ``values`` into the row of ``step``, replacing values that are already there."""
         if "step" in values:
-            raise ValueError('a metric can not be called "step", the name of the first column')
+            raise ValueError('a metric cannot be called "step", the name of the first column')
         waiting = bool(self.pending)
         self.pending.append((step, {name: float(value) for name, value in values.items()}))
         try:
@@ -86,48 +79,52 @@ class MetricsFile:
         except OSError as error:
             if not waiting:
                 notice(
-                    f"can not write {self.path} ({error.strerror or error}): its rows are kept in "
-                    "memory and tried again"
+                    f"cannot write {self.path} ({error.strerror or error}): its rows are kept in "
+                    "memory and written later"
                 )
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        if step < self._last_step or not values.keys() <= set(self._columns):
-            rows = _read_rows(self.path)
-            rows[step] = {**rows.get(step, {}), **values}
-            self._rewrite(rows)
-            return
-        if step == self._last_step:
-            values = {**self._last_row, **values}
-        start = self._last_start if step == self._last_step else self._end
-        with open(self.path, "r+b") as file:
-            file.seek(start)
-            file.write(self._line(step, values))
-            end = file.tell()
-            file.truncate()
-        self._last_step, self._last_row = step, values
-        self._last_start, self._end = start, end
+    def next_step(self, names: Iterable[str]) -> int:
+        """The last step, or the one after it if its row has one of these metrics."""
+        has = any(name in self._last_row for name in names)
+        return max(self.last_step, 0) + has
 
     def truncate(self, step: int) -> None:
-        """Forget the rows after ``step``."""
-        if step < self._last_step:
+        """Remove the rows after ``step``."""
+        if step < self.last_step:
             rows = _read_rows(self.path)
             self._rewrite({key: row for key, row in rows.items() if key <= step})
 
-    def _rewrite(self, rows: Mapping[int, Mapping[str, float]]) -> None:
-        # A dict keeps the columns in the order in which they first appeared.
-        self._columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        steps = sorted(rows)
-        lines = [_csv_line(["step", *self._columns])]
-        lines += [self._line(step, rows[step]) for step in steps]
-        write_atomic(self.path, lambda temporary: _write_bytes(temporary, b"".join(lines)))
-        self._last_step = steps[-1] if steps else -1
-        self._last_row = dict(rows[steps[-1]]) if steps else {}
-        self._last_start = sum(map(len, lines[:-1]))
-        self._end = self._last_start + len(lines[-1])
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if step < self.last_step or not values.keys() <= set(self._columns):
+            rows = _read_rows(self.path)
+            rows.setdefault(step, {}).update(values)
+            self._rewrite(dict(sorted(rows.items())))
+            return
+        is_last = step == self.last_step
+        row = {**self._last_row, **values} if is_last else values
+        start = self._last_start if is_last else self._end
+        with open(self.path, "r+b") as file:
+            file.seek(start)
+            file.write(self._lines({step: row}))
+            end = file.tell()
+            file.truncate()
+        self.last_step, self._last_row, self._last_start, self._end = step, row, start, end
 
-    def _line(self, step: int, values: Mapping[str, float]) -> bytes:
-        cells = [repr(values[name]) if name in values else "" for name in self._columns]
-        return _csv_line([str(step), *cells])
+    def _rewrite(self, rows: Mapping[int, dict[str, float]]) -> None:
+        self._columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        self.last_step, self._last_row = next(reversed([*rows.items()]), (-1, {}))
+        before = self._lines({k: v for k, v in rows.items() if k < self.last_step}, header=True)
+        last = self._lines({self.last_step: self._last_row} if rows else {})
+        self._last_start, self._end = len(before), len(before + last)
+        write_bytes(self.path, before + last)
+
+    def _lines(self, rows: Mapping[int, Mapping[str, float]], header: bool = False) -> bytes:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *self._columns], restval="", lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows({"step": step, **row} for step, row in rows.items())
+        return text.getvalue().encode()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -150,7 +147,7 @@ def read_metrics(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, np
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, float]]:
-    """Read ``{step: {metric: value}}``, leaving out a last line that was cut off while written."""
+    """Read ``{step: {metric: value}}``, without a last line that is incomplete."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -169,13 +166,3 @@ def _read_rows(path: Path) -> dict[int, dict[str, float]]:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}: delete the line") from error
     return rows
-
-
-def _csv_line(cells: Sequence[str]) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue().encode()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

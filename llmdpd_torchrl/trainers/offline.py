@@ -1,49 +1,44 @@
-"""Offline training on TorchRL's Trainer: a replay source in the collector's place."""
+"""Offline training on TorchRL's Trainer, with a replay buffer in the collector's place."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
+import signal
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import nn
+from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer
-from torchrl.trainers.trainers import OptimizationStepper
 
+from llmdpd_torchrl.data.replay import BatchSource
 from llmdpd_torchrl.modules.build import check_state
-from llmdpd_torchrl.trainers.guard import FiniteGuard
-from llmdpd_torchrl.trainers.logger_group import LoggerGroup
-from llmdpd_torchrl.trainers.progress import BatchSource, RunningMeans
+from llmdpd_torchrl.trainers.loggers import LoggerGroup
+from llmdpd_torchrl.trainers.stepper import OfflineOptimizationStepper, RunningMeans
 from llmdpd_torchrl.trainers.target_updater import TargetUpdater
-from llmdpd_torchrl.utils.errors import ConfigError, UserError
+from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
+from llmdpd_torchrl.utils.files import write_json, write_tensors
 
-if TYPE_CHECKING:
-    from llmdpd_torchrl.trainers.checkpointing import Checkpointing
-
-__all__ = ["OfflineOptimizationStepper", "OfflineTrainer", "ReplaySource"]
+__all__ = ["Interrupted", "OfflineTrainer", "ReplaySource", "handle_signals"]
 
 
 class ReplaySource:
-    """Stands where an online trainer has its collector: an endless source of "frames".
+    """Placeholder for an online trainer's collector: an endless source of "frames".
 
-    A frame is one update; the batch of an update is drawn by the trainer's ``process_optim_batch``
-    hook. Each item is a placeholder of ``updates`` frames.
+    A frame is one update; its batch is sampled by the trainer's ``process_optim_batch`` hook. Each
+    item is an empty tensordict of ``updates`` frames.
 
     Args:
-        updates: frames an item.
-
-    Examples:
-        >>> next(iter(ReplaySource(5))).numel()
-        5
+        updates: frames per item.
     """
 
     init_random_frames = 0
@@ -57,119 +52,17 @@ class ReplaySource:
             yield TensorDict({}, batch_size=[self.updates])
 
     def set_seed(self, seed: int, static_seed: bool = False) -> int:
-        """Nothing is drawn here."""
+        """Return the seed: nothing is sampled here."""
         return seed
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to stop."""
+        """Do nothing, as a collector without an environment."""
 
-    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
-        """No policy acts while training offline."""
+    update_policy_weights_ = load_state_dict = shutdown
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save."""
         return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
-
-
-class OfflineOptimizationStepper(OptimizationStepper):
-    """One Adam over actor, critics and prompt encoder, with gradients clipped per network.
-
-    All entries of the loss's output that begin with ``loss_`` are summed and differentiated once,
-    so that the shared prompt encoder is run forwards and backwards once.
-
-    Args:
-        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`, or another loss whose parts
-            do not reach each other's networks.
-        learning_rate: of Adam.
-        total_updates: over which the learning rate falls to zero along a half cosine; ``None``
-            keeps it constant.
-        max_grad_norm: per network; ``None`` does not clip.
-
-    Raises:
-        ConfigError: if a number is out of range.
-
-    Examples:
-        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-        >>> from llmdpd_torchrl.objectives import DiffusionQLLoss
-        >>> actor = DiffusionActor(2, 3, hidden=(8,), in_keys=["observation"])
-        >>> loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 2, hidden=(8,)))
-        >>> sorted(OfflineOptimizationStepper(loss).groups)
-        ['actor_network', 'qvalue_network']
-    """
-
-    def __init__(
-        self,
-        loss_module: LossModule,
-        *,
-        learning_rate: float = 3e-4,
-        total_updates: int | None = None,
-        max_grad_norm: float | None = 10.0,
-    ) -> None:
-        if learning_rate <= 0:
-            raise ConfigError(f"learning_rate is {learning_rate}: it must be above 0")
-        if max_grad_norm is not None and max_grad_norm <= 0:
-            raise ConfigError(f"max_grad_norm is {max_grad_norm}: it must be above 0, or null")
-        self.groups = self._parameter_groups(loss_module)
-        # A tensor as learning rate keeps the scheduler from recompiling or synchronising.
-        self.optimizer = torch.optim.Adam(
-            [{"params": parameters, "name": name} for name, parameters in self.groups.items()],
-            lr=learning_rate,
-            fused=True,
-        )
-        self.max_grad_norm = max_grad_norm
-        self.scheduler = (
-            None
-            if total_updates is None
-            else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_updates)
-        )
-
-    @staticmethod
-    def _parameter_groups(loss_module: LossModule) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by network; a parameter belongs to the first network that has it."""
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in loss_module.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(name.partition("_params")[0], []).append(parameter)
-        return groups
-
-    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """Update all networks once and return detached scalars."""
-        guard = trainer.guard if isinstance(trainer, OfflineTrainer) else None
-        losses = trainer.compute_loss(sub_batch)
-        terms = [loss for name, loss in losses.items() if name.startswith("loss_")]
-        functools.reduce(torch.add, terms).backward()
-        result = losses.detach()
-        for name, parameters in self.groups.items():
-            # Also measures the norm where nothing is clipped.
-            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
-            result[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(parameters, limit)
-        if guard is not None:
-            watched = {
-                name: value
-                for name, value in result.items()
-                if name.startswith(("loss_", "grad_norm_"))
-            }
-            # The fused optimizer makes no step where this is 1, and the host need not know.
-            self.optimizer.found_inf = guard.watch(watched)  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return result
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of optimizer and schedule."""
-        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state_dict["scheduler"])
 
 
 class OfflineTrainer(Trainer):
@@ -177,21 +70,34 @@ class OfflineTrainer(Trainer):
 
     Frames are updates: ``total_frames``, ``collected_frames``, log and save intervals count them.
 
+    On a GPU, the buffer is moved there where it fits (see
+    :class:`~llmdpd_torchrl.data.replay.BatchSource`); otherwise batches are
+    pinned and copied asynchronously. Between two log entries no value is read from the device, so
+    that the host samples the next batch while the device computes. Rows are sampled on the host:
+    their order is the same on every device.
+
+    A loss or gradient that is not finite ends the training with an error that names the update and
+    the buffer's rows: on the CPU at once, on another device at the next log entry or checkpoint,
+    and without a change of the networks in between.
+
     Args:
-        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`.
-        replay_buffer: sampled once per update.
+        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`, or another loss of TorchRL.
+        replay_buffer: sampled once per update. Priorities are updated where it has any.
         total_updates: length of the training.
         stepper: owns the optimizer; default: :class:`OfflineOptimizationStepper` with a cosine
             schedule over ``total_updates``.
         target_updater: default: :class:`~llmdpd_torchrl.trainers.TargetUpdater` of the loss.
-        logger: a TorchRL logger; scalars are the means over the last ``log_every`` updates.
+        logger: a TorchRL logger; scalars are means over the last ``log_every`` updates.
         log_every: updates between log entries.
         progress_bar: whether to show one.
-        failures: folder that keeps what is to be looked at when a loss or a gradient is not finite,
-            see :class:`~llmdpd_torchrl.trainers.guard.FiniteGuard`; ``None`` keeps nothing.
+        failures: folder for the batch, the networks and the numbers of an update that is not
+            finite (``divergence-UPDATE/``); ``None`` writes nothing.
+        device: of loss and batches; default: that of the loss.
+        check_finite: when to look for values that are not finite: at each ``"update"`` or at each
+            ``"log"`` entry; default: the former on the CPU, the latter elsewhere.
 
     Raises:
-        ConfigError: if a count is below 1.
+        ConfigError: if a count is below 1, or a ``stepper`` was built for another device.
 
     Examples:
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
@@ -225,13 +131,18 @@ class OfflineTrainer(Trainer):
         log_every: int = 100,
         progress_bar: bool = True,
         failures: str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
+        check_finite: Literal["update", "log"] | None = None,
     ) -> None:
         if total_updates < 1 or log_every < 1:
             raise ConfigError(
                 f"total_updates is {total_updates} and log_every {log_every}: both must be >= 1"
             )
-        # The trainer looks up after this many updates; both intervals end on such a moment.
+        self.device = _place_loss(loss_module, device, movable=stepper is None)
+        # Updates per round; log entries and the end of the training are ends of rounds.
         chunk = math.gcd(total_updates, log_every)
+        if logger is not None and not isinstance(logger, LoggerGroup):
+            logger = LoggerGroup([logger], logger.exp_name, logger.log_dir)  # survives its failure
         super().__init__(
             collector=ReplaySource(chunk),
             total_frames=total_updates,
@@ -240,45 +151,47 @@ class OfflineTrainer(Trainer):
             loss_module=loss_module,
             optimization_stepper=stepper
             or OfflineOptimizationStepper(loss_module, total_updates=total_updates),
-            logger=_surviving(logger),
+            logger=logger,
             progress_bar=progress_bar,
             log_interval=0,
-            # Off: it would keep every logged value of every update for ever.
+            # Off: it would keep every logged value of every update.
             auto_log_optim_steps=False,
         )
         self.target_updater = target_updater or TargetUpdater(loss_module)
         self.log_every = log_every
-        #: What must be the same when the training is continued, beside what the caller names.
-        self.plan = {"total_updates": total_updates, "log_every": log_every}
-        #: Set by :class:`~llmdpd_torchrl.trainers.Checkpointing`.
-        self.checkpointing: Checkpointing | None = None
+        #: What must be equal to resume, see :class:`~llmdpd_torchrl.trainers.Checkpointing`.
+        self.identity: dict[str, Any] = {"total_updates": total_updates, "log_every": log_every}
+        #: Folder of the newest checkpoint that was saved or resumed from.
+        self.last_checkpoint: Path | None = None
         #: Hooks may enter contexts here; they are left when :meth:`train` ends, however it does.
         self.during_training = contextlib.ExitStack()
-        # TorchRL keeps every logged value for ever, and these positions on the class.
+        # TorchRL keeps every logged value, and these positions on the class.
         self._log_dict: defaultdict[str, Any] = defaultdict(lambda: deque(maxlen=1))
         self._last_log: dict[str, Any] = {}
-        self.batches = BatchSource(replay_buffer)
+        self.batches = BatchSource(replay_buffer, self.device)
         self._means = RunningMeans()
-        self.guard = FiniteGuard(failures)
+        self._failures = None if failures is None else Path(failures)
+        default = "update" if self.device.type == "cpu" else "log"
+        self._checks_updates = (check_finite or default) == "update"
+        self._fault: TensorDictBase | None = None
         self.register_op("setup", self._show_progress)
-        self.register_op("process_optim_batch", self._draw)
+        self.register_op("process_optim_batch", lambda _: self.batches.sample())
         self.register_op("post_optim", self.target_updater.step)
-        self.register_op("post_optim", self._look_in_time)
-        self.register_op("post_optim_complete_log", self._look)
+        self.register_op("post_optim_log", self.batches.update_priorities)
         self.register_op("post_optim_complete_log", self._log_means)
         self.register_module("target_updater", self.target_updater)
         self.register_module("means", self._means)
         self.register_module("batches", self.batches)
 
     def train(self) -> None:
-        """Run all updates that are left; none are of a finished training that was resumed."""
+        """Run all remaining updates; none if a finished training was resumed."""
         if self.collected_frames >= self.total_frames:
             return
         with self.during_training:
             super().train()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             DataError: if a network has other tensors.
@@ -288,72 +201,189 @@ class OfflineTrainer(Trainer):
         check_state(saved, self.loss_module.state_dict(), "loss_module", "this training")
         super().load_state_dict(state_dict)
 
-    def compute_loss(
-        self, sub_batch: TensorDictBase, method: str | None = None
-    ) -> TensorDictBase | tuple[Any, ...]:
-        """The loss of a batch; where it refuses one, the error says which it was.
-
-        Raises:
-            UserError: of the kind that the loss raises.
-        """
-        try:
-            return super().compute_loss(sub_batch, method)
-        except UserError as error:
-            if self.updates_made == 1:  # a mistake of the settings; every later batch has its form
-                raise
-            self.guard.explain(self, error, sub_batch)
-            raise
-
     @property
     def updates_made(self) -> int:
-        """Updates so far, with the one that is being made."""
+        """Number of updates so far, including the current one."""
         return self._optim_count
 
     @property
     def is_last_round(self) -> bool:
-        """Whether the training ends after this round: it is complete, or was asked to stop."""
+        """Whether the training ends after this round: it is complete or was asked to stop."""
         return self._stop_training or self.collected_frames >= self.total_frames
 
-    def logged_now(self, name: str) -> float | None:
-        """What was logged under ``name`` at this very update, if it is a finite number."""
-        if self._last_log.get(name) != self.collected_frames:
+    def watch(self, result: TensorDictBase, batch: TensorDictBase) -> Tensor | None:
+        """Note the first update whose losses or gradient norms are not all finite.
+
+        Args:
+            result: scalars of this update.
+            batch: of this update.
+
+        Returns:
+            1.0 from that update on and 0.0 before, the ``found_inf`` of PyTorch's optimizers;
+            ``None`` if every update is checked at once.
+
+        Raises:
+            DivergenceError: if every update is checked, and this one is not finite.
+        """
+        values = {k: v for k, v in result.items() if k.startswith(("loss_", "grad_norm_"))}
+        finite = torch.stack([value.isfinite() for value in values.values()]).all()
+        if self._checks_updates and finite:
             return None
-        value = float(self._log_dict[name][-1])
-        return value if math.isfinite(value) else None
+        fault = TensorDict({"values": values, "broken": ~finite})
+        fault["update"] = torch.full_like(finite, self.updates_made, dtype=torch.int64)
+        if isinstance(rows := batch.get("index", default=None), Tensor):
+            fault["rows"] = rows.to(finite.device, non_blocking=True)
+        if self._checks_updates:
+            raise self._divergence(fault, batch)
+        if self._fault is not None:
+            first = self._fault
+            if {k: v.shape for k, v in first.items(True, True)} == {
+                k: v.shape for k, v in fault.items(True, True)
+            }:
+                fault = fault.apply(lambda new, old: torch.where(first["broken"], old, new), first)
+            else:  # batches of another size: look at the earlier ones now
+                self.check_finite()
+        self._fault = fault
+        return fault["broken"].float()
+
+    def check_finite(self) -> None:
+        """Look at the updates since the last call; waits for the device.
+
+        Raises:
+            DivergenceError: naming the first update that was not finite.
+        """
+        fault, self._fault = self._fault, None
+        if fault is not None and fault["broken"]:
+            raise self._divergence(fault, None)
+
+    def _divergence(self, fault: TensorDictBase, batch: TensorDictBase | None) -> DivergenceError:
+        """Save the batch, the networks and the numbers; return the error to raise."""
+        update = int(fault["update"])
+        values = {name: float(value) for name, value in fault["values"].items()}
+        rows = fault["rows"].flatten().cpu() if "rows" in fault else None
+        name = next(name for name, value in values.items() if not math.isfinite(value))
+        message = f"{name} is not finite at update {update}"
+        if rows is not None:
+            more = f", ... ({len(rows)} in all)" if len(rows) > 8 else ""
+            message += f", buffer rows {', '.join(map(str, rows[:8].tolist()))}{more}"
+        if self._failures is not None:
+            folder = self._failures / f"divergence-{update}"
+            if batch is None and rows is not None:
+                batch = self.batches.replay_buffer.storage[rows]
+            about = {
+                "update": update,
+                "values": {key: repr(value) for key, value in values.items()},  # JSON has no NaN
+                "rows": None if rows is None else rows.tolist(),
+                "networks": "as before this update, except for the targets",
+            }
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if batch is not None:
+                    write_tensors(folder / "batch.safetensors", batch.flatten_keys(".").to_dict())
+                write_tensors(folder / "networks.safetensors", self.loss_module.state_dict())
+                write_json(folder / "about.json", about)
+                message += f"; saved in {folder}"
+            except OSError as error:
+                message += f"; it could not be saved in {folder} ({first_line(error)})"
+        if self.last_checkpoint is not None:
+            message += f"; the last good checkpoint is {self.last_checkpoint}"
+        return DivergenceError(
+            f"{message}; lower the learning rate or the guidance weight, or clip gradients"
+        )
 
     def _show_progress(self) -> None:
-        """Let the bar of a resumed training start where it left off, and end whatever happens."""
+        """Start the bar of a resumed training at its update, and close it at the end."""
         if self.progress_bar:
             self._pbar.initial = self._pbar.n = self.collected_frames
             self._pbar.refresh()
             self.during_training.callback(self._pbar.close)
 
-    def _draw(self, _: TensorDictBase) -> TensorDictBase:
-        """The batch of the next update."""
-        return self.guard.remember(self.batches.replay_buffer.sample())
-
-    def _look_in_time(self) -> None:
-        if self.guard.is_full:
-            self.guard.check(self)
-
-    def _look(self, updates: int, means: TensorDictBase) -> None:
-        """Before anything of this round is logged, evaluated or saved."""
-        self.guard.check(self)
-
     def _log_means(self, updates: int, means: TensorDictBase) -> Mapping[str, Any] | None:
-        """Average what the trainer averaged over its chunks, and hand it on at the log interval."""
+        """At a log entry, return the means since the last one, if all are finite."""
         self._means.add(means)
         if updates % self.log_every and updates != self.total_frames:
             return None
+        self.check_finite()
         scalars = {f"train/{key}": value for key, value in self._means.take().items()}
         if self.progress_bar:
-            shown = {"bc": "train/bc", "q": "train/q_value"}
-            self._pbar_str.update({k: scalars[v] for k, v in shown.items() if v in scalars})
+            names = {"bc": "train/bc", "q": "train/q_value"}
+            self._pbar_str.update({k: scalars[v] for k, v in names.items() if v in scalars})
         return scalars
 
 
-def _surviving(logger: Logger | None) -> Logger | None:
-    """The logger in a group, which goes on without one that raises."""
-    if logger is None or isinstance(logger, LoggerGroup):
-        return logger
-    return LoggerGroup([logger], logger.exp_name, logger.log_dir)
+def _place_loss(
+    loss_module: LossModule, device: torch.device | str | None, movable: bool
+) -> torch.device:
+    """Move a loss to ``device``; return the device that it is on."""
+    current = next(loss_module.parameters()).device
+    if device is None:
+        return current
+    wanted = torch.empty(0, device=device).device  # with its number
+    if wanted != current and not movable:
+        raise ConfigError(
+            f"the loss is on {current}, and device is {wanted}: move the networks before building "
+            "loss and stepper"
+        )
+    loss_module.to(wanted)
+    return wanted
+
+
+class Interrupted(SystemExit):
+    """The training stopped on a signal; the exit code is 128 plus the signal's number.
+
+    That is 143 after SIGTERM and 130 after SIGINT (Ctrl-C), as shells and schedulers expect.
+
+    Examples:
+        >>> Interrupted(signal.SIGTERM).code
+        143
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+@contextlib.contextmanager
+def handle_signals(
+    trainer: OfflineTrainer,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+) -> Iterator[None]:
+    """Stop the training in this context on a signal: it ends its round, saves and exits.
+
+    A round takes at most ``log_every`` updates and an evaluation. A second signal has its usual
+    effect at once.
+
+    Args:
+        trainer: saves if a :class:`Checkpointing` is registered.
+        signals: to handle. Python handles signals in the main thread only.
+
+    Raises:
+        Interrupted: after the training has stopped.
+
+    Examples:
+        >>> with handle_signals(trainer):  # doctest: +SKIP
+        ...     trainer.train()
+    """
+    received: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def restore() -> None:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+        trainer.request_stop(f"received {signal.Signals(number).name}")
+
+    for kind in signals:
+        before[kind] = signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        restore()
+    if received:
+        path = trainer.last_checkpoint
+        rest = "nothing saved" if path is None else f"saved as {path}; re-run to resume"
+        name = signal.Signals(received[0]).name
+        notice(f"{name}: stopped after {trainer.collected_frames} updates, {rest}")
+        raise Interrupted(received[0])

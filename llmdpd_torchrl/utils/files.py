@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, folders that one process at a time changes, hashes."""
+"""Atomic writes of files and folders, locks, and checksum manifests."""
 
 from __future__ import annotations
 
@@ -9,50 +9,57 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError
 
 __all__ = [
+    "CHECKSUMS",
     "DISK_ERRORS",
+    "check_kinds",
     "file_sha256",
     "folder_lock",
     "make_writable_folder",
     "read_document",
     "sync",
+    "verify_checksums",
     "write_atomic",
+    "write_bytes",
+    "write_checksums",
     "write_folder_atomic",
     "write_json",
     "write_tensors",
     "write_text",
 ]
 
-#: Numbers of an ``OSError`` that are the disk's fault: full, over quota, read-only, broken.
+#: Name of a folder's checksum manifest, see :func:`write_checksums`.
+CHECKSUMS = "checksums.sha256"
+#: ``OSError`` numbers that the disk causes: full, over quota, read-only, broken.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str) -> Path:
-    """Make ``folder`` if need be, and check that files can be made in it.
+    """Create ``folder`` if it is missing, and check that it is writable.
 
     Args:
-        folder: to be made.
-        what: what it is called in a message.
-        setting: the setting that names it.
+        folder: the folder.
+        what: its name in error messages.
+        setting: the setting that holds its path, for error messages.
 
     Raises:
-        ConfigError: if it can not be made or written to.
+        ConfigError: if it cannot be created or is not writable.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"can not make the {what} folder {folder} ({error.strerror}); set {setting} to one "
-            "that you may write"
+            f"cannot create the {what} folder {folder} ({error.strerror}); set {setting} to a "
+            "writable one"
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"the {what} folder {folder} is not writable; set {setting} to another")
@@ -60,21 +67,21 @@ def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str
 
 
 def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Read a JSON file that says what it is: its ``format`` and ``format_version``.
+    """Read a JSON file with the fields ``format`` and ``format_version``.
 
     Raises:
-        DataError: if it is not JSON, of another kind, or of another version.
+        DataError: if it is not JSON, or its format or version differs.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); make it anew") from None
+        raise DataError(f"{path}: not valid JSON ({error}); create it again") from None
     if not isinstance(document, dict) or document.get("format") != kind:
         raise DataError(f"{path}: not a file of format {kind!r}")
     if document.get("format_version") != version:
         raise DataError(
             f"{path}: format_version is {document.get('format_version')!r}, this release reads "
-            f"{version}; make it anew, or use the release that wrote it"
+            f"{version}; create it again, or use the release that wrote it"
         )
     return document
 
@@ -89,15 +96,15 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def folder_lock(folder: Path) -> FileLock:
-    """A context manager that waits for, then holds, the lock of an existing folder.
+    """The lock of an existing folder, a context manager that waits until it is free.
 
-    The operating system releases the lock when a process dies, so nothing is ever left locked.
+    The operating system releases it when the process ends, however it ends.
     """
     return FileLock(folder / ".lock")
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -106,24 +113,24 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it.
+    """Write a temporary file beside ``path``, flush it to disk, then rename it to ``path``.
 
-    An interruption at any moment leaves the old file, or none, and never half a file. The temporary
-    name keeps the suffix of ``path``, because some writers choose their format by it.
+    An interruption leaves the old file, or none, never a partial one. The temporary name keeps the
+    suffix of ``path``, by which some writers choose their format.
 
     Args:
-        path: the file to make. Its folder must exist.
-        write: called once with the temporary path.
+        path: the file. Its folder must exist.
+        write: writes the content; called once with the temporary path.
 
     Raises:
-        OSError: naming ``path``, if the disk is full, for example.
+        OSError: naming ``path``, for example if the disk is full.
 
     Examples:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> write_atomic(target, lambda temporary: temporary.write_text("whole"))
+        >>> write_atomic(target, lambda temporary: temporary.write_text("text"))
         >>> target.read_text()
-        'whole'
+        'text'
     """
     path = Path(path)
     temporary = None
@@ -134,11 +141,11 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600, an ordinary file obeys the umask
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates it with 0600
         sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in DISK_ERRORS:  # the file that nobody misses has a name that says nothing
+        if error.errno in DISK_ERRORS:  # the temporary name would not help the user
             error.filename = os.fspath(path)
         raise
     finally:
@@ -147,31 +154,36 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder beside ``folder``, then rename it.
+    """Fill a temporary folder beside ``folder``, then rename it, replacing an old ``folder``.
 
-    An interruption at any moment leaves no ``folder``; what it leaves besides is removed by the
-    next call. Hold the :func:`folder_lock` of the parent meanwhile.
+    An interruption leaves no partial ``folder``; temporary folders that it leaves behind are
+    removed by the next call. Hold the :func:`folder_lock` of the parent during the call.
 
     Args:
-        folder: to make. It must not exist, its parent must.
-        write: called once with the temporary folder; it flushes its files to disk itself.
+        folder: the folder. Its parent must exist.
+        write: writes the files and flushes them to disk; called once with the temporary folder.
 
     Examples:
         >>> target = Path(tempfile.mkdtemp()) / "a"
-        >>> write_folder_atomic(target, lambda part: write_text(part / "b.txt", "whole"))
+        >>> write_folder_atomic(target, lambda part: write_text(part / "b.txt", "text"))
         >>> (target / "b.txt").read_text()
-        'whole'
+        'text'
     """
     prefix = f".{folder.name}-"
     for left in folder.parent.glob(f"{glob.escape(prefix)}*.tmp"):
         shutil.rmtree(left)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".tmp"))
+    replaced = folder.with_name(f"{prefix}replaced.tmp")
     try:
         write(part)
-        part.chmod(0o777 & ~_umask())  # mkdtemp makes 0700, an ordinary folder obeys the umask
+        part.chmod(0o777 & ~_umask())  # mkdtemp creates it with 0700
+        if folder.exists():
+            os.rename(folder, replaced)
         os.rename(part, folder)
+        sync(folder.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # gone already if it was renamed
+        for left in (part, replaced):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -188,10 +200,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
     """Write torch tensors as safetensors with :func:`write_atomic`.
 
-    They may lie on any device and share their memory; what is no tensor is left out. Unlike
-    ``safetensors.torch.save_file`` it says as an ``OSError`` that the disk is full.
+    Tensors may be on any device and share memory; other values are left out. Unlike
+    ``safetensors.torch.save_file``, a full disk raises an ``OSError``.
     """
-    # Not needed by those who only read a document.
+    # Imported here: most users of this module need no torch.
     import torch
     from safetensors.torch import save
 
@@ -202,6 +214,16 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
             if isinstance(value, torch.Tensor)
         }
     )
+    write_bytes(path, content)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8 with :func:`write_atomic`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` with :func:`write_atomic`."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
@@ -209,10 +231,98 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
     write_atomic(path, write)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with :func:`write_atomic`."""
+def write_checksums(folder: Path) -> None:
+    """Write a folder's checksum manifest, then flush all its files to disk.
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+    The manifest lists the SHA-256 of every other file in the format of ``sha256sum``; its last
+    line, a comment, is the SHA-256 of the lines above it.
 
-    write_atomic(path, write)
+    Examples:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_text(folder / "a.json", "[1]")
+        >>> write_checksums(folder)
+        >>> verify_checksums(folder, [".json"])
+        >>> write_text(folder / "a.json", "[2]")
+        >>> verify_checksums(folder, [".json"])
+        Traceback (most recent call last):
+        ...
+        llmdpd_torchrl.utils.errors.DamagedError: ...a.json: damaged ...
+    """
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in _file_names(folder)]
+    body = "".join(lines).encode()
+    (folder / CHECKSUMS).write_bytes(body + _own_line(body))
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def verify_checksums(folder: Path, suffixes: Collection[str]) -> None:
+    """Check every byte of a folder against its manifest, and the kinds of its files before that.
+
+    Args:
+        folder: written by :func:`write_checksums`.
+        suffixes: of the files that it may hold beside the manifest.
+
+    Raises:
+        DamagedError: naming the first file that is damaged, missing, unlisted or of another kind.
+    """
+    check_kinds(folder, {*suffixes, Path(CHECKSUMS).suffix})
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        raise DamagedError(f"{path}: missing, so {folder} was not completely written")
+    *lines, own = path.read_bytes().splitlines(keepends=True) or [b""]
+    if own != _own_line(b"".join(lines)):
+        raise DamagedError(f"{path}: damaged (it is not what was written)")
+    split = (line.decode().rstrip("\n").split("  ", 1) for line in lines)
+    listed = {name: digest for digest, name in split}
+    found = set(_file_names(folder))
+    for name in sorted(found ^ set(listed)):
+        problem = "is not listed" if name in found else "is missing, though it is listed"
+        raise DamagedError(f"{folder / name}: {problem} in {CHECKSUMS}")
+    for name, digest in listed.items():
+        if file_sha256(folder / name) != digest:
+            raise DamagedError(f"{folder / name}: damaged (its SHA-256 is not that in {CHECKSUMS})")
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Relative paths of all files but the manifest, sorted."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path != CHECKSUMS)
+
+
+def _own_line(body: bytes) -> bytes:
+    return f"# {hashlib.sha256(body).hexdigest()}\n".encode()
+
+
+def check_kinds(
+    folder: str | os.PathLike[str],
+    suffixes: Collection[str],
+    *,
+    links: bool = False,
+    ignored: Collection[str] = (),
+) -> None:
+    """Refuse a folder that holds anything but plain files of certain kinds.
+
+    Some libraries unpickle certain files of a folder. Refusing every pickle by its name keeps the
+    check independent of which files these are.
+
+    Args:
+        folder: searched recursively.
+        suffixes: of the files it may hold, such as ``".json"``.
+        links: whether symbolic links to such files are allowed.
+        ignored: names of folders, and of files without a suffix, that are skipped.
+
+    Raises:
+        DamagedError: naming the first file of another kind.
+    """
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in ignored]
+        for name in sorted([*folders, *files]):
+            path = Path(root, name)
+            if path.is_symlink() and (name in folders or not links):
+                raise DamagedError(f"{path}: a symbolic link, which does not belong here")
+            if name in files and name not in ignored and path.suffix not in suffixes:
+                raise DamagedError(
+                    f"{path}: a file of this kind does not belong here (only "
+                    f"{', '.join(sorted(suffixes))}); nothing was read: delete it if you do not "
+                    "know where it comes from"
+                )

@@ -192,7 +192,7 @@ def test_an_interrupted_training_ends_where_one_that_was_not_does(tmp_path, run_
         [*command, *shared, "name=cut"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     output = tmp_path / "outputs" / "cut"
-    while process.poll() is None and not list(output.glob("training/*/*/seal.json")):
+    while process.poll() is None and not list(output.glob("training/*/*/checksums.sha256")):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)

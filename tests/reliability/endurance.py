@@ -25,7 +25,6 @@ class Endurance:
         metrics_bytes: of ``metrics.csv`` for each of its rows.
         rows: of ``metrics.csv``.
         kept: most values that the trainer remembered of one logged number.
-        watched: values that the guard had not looked at in the end.
         checkpoints: that were there in the end.
     """
 
@@ -33,7 +32,6 @@ class Endurance:
     metrics_bytes: float
     rows: int
     kept: int
-    watched: int
     checkpoints: int
 
 
@@ -53,7 +51,6 @@ def endure(folder: Path, updates: int) -> Endurance:
         metrics_bytes=metrics.stat().st_size / rows,
         rows=rows,
         kept=max(len(values) for values in trainer._log_dict.values()),
-        watched=len(trainer.guard._values),
         checkpoints=sum(path.is_dir() for path in (folder / "checkpoints").iterdir()),
     )
 

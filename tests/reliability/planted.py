@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 
-__all__ = ["NAMES", "payload", "places"]
+import torch
+
+__all__ = ["NAMES", "payload", "places", "zipped"]
 
 #: Names under which one library or another looks for a pickle.
 NAMES = (
@@ -32,6 +35,13 @@ class _Mark:
 def payload(mark: Path) -> bytes:
     """A pickle that makes the file ``mark`` when it is loaded."""
     return pickle.dumps(_Mark(mark))
+
+
+def zipped(mark: Path) -> bytes:
+    """The same as ``torch.save`` writes it."""
+    content = io.BytesIO()
+    torch.save(_Mark(mark), content)
+    return content.getvalue()
 
 
 def places(folder: Path) -> list[Path]:

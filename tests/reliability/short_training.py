@@ -46,7 +46,7 @@ class ByWeights:
 
     tasks = TASKS
 
-    def __call__(self, policy: LLMDPDPolicy, **shown: Any) -> list[EpisodeResult]:
+    def __call__(self, policy: LLMDPDPolicy, *prompts: Any) -> list[EpisodeResult]:
         total = sum(parameter.detach().double().sum() for parameter in policy.actor.parameters())
         score = int(float(total) * 1e6)
         return [
@@ -96,6 +96,7 @@ def build(
     every: int = 20,
     saved: SavedTraining | None = None,
     logger: str = "csv",
+    trainer_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[OfflineTrainer, EvaluationHook]:
     """Trainer, checkpoints and evaluation, all registered, nothing loaded."""
@@ -124,6 +125,7 @@ def build(
             logger, folder, name="short", config={}, resume_step=saved.step if saved else None
         ),
         progress_bar=False,
+        **(trainer_options or {}),
     )
     hook = EvaluationHook(
         ByWeights(),  # type: ignore[arg-type]
@@ -133,13 +135,13 @@ def build(
         best=folder / "best",
     )
     hook.register(trainer)
-    options = {"best": ("eval/success_seen", "max"), "identity": IDENTITY, **options}
+    options = {"identity": IDENTITY, **options}
     Checkpointing(folder / "checkpoints", every=every, **options).register(trainer)
     return trainer, hook
 
 
 def train(folder: Path, say: bool = False, **options: Any) -> OfflineTrainer:
-    """Train from the beginning, or from the last whole checkpoint, to the end."""
+    """Train from the beginning, or from the last complete checkpoint, to the end."""
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # sums are made in one order, in whatever process
     saved = find_checkpoint(folder / "checkpoints", IDENTITY)

@@ -7,6 +7,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.trainers import find_checkpoint, resume
 from llmdpd_torchrl.utils.errors import UserError
-from llmdpd_torchrl.utils.seal import SEAL_NAME, open_seal, seal_folder
+from llmdpd_torchrl.utils.files import write_checksums
 from tests.reliability.entries import call
 from tests.reliability.short_training import build
 
@@ -147,17 +148,18 @@ def test_headers_of_hdf5(tmp_path, places):
 
 @FUZZ
 @given(data=st.data())
-def test_states_under_a_forged_seal(uninterrupted, tmp_path, data):
+def test_states_under_a_forged_manifest(uninterrupted, tmp_path, data):
     folder = tmp_path / "checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(uninterrupted / "checkpoints", folder)
     newest = sorted(path for path in folder.iterdir() if path.is_dir())[-1]
-    about = open_seal(newest, "llmdpd-checkpoint", 1)
-    (newest / SEAL_NAME).unlink()
-    names = ["manifest.json", *newest.glob("components/*/state.json")]
+    names = ["manifest.json", *sorted(newest.glob("components/*/state.pt"))]
     path = newest / data.draw(st.sampled_from(names))
-    path.write_text(json.dumps(replaced(json.loads(path.read_text()), data)))
-    seal_folder(newest, "llmdpd-checkpoint", 1, about)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(replaced(json.loads(path.read_text()), data)))
+    else:
+        torch.save(replaced(torch.load(path, weights_only=True), data), path)
+    write_checksums(newest)
 
     def load():
         saved = find_checkpoint(folder)

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torchrl.record.loggers import Logger
 
-from llmdpd_torchrl.trainers import find_checkpoint
-from llmdpd_torchrl.trainers.guard import FiniteGuard
+from llmdpd_torchrl.trainers import Checkpointing, find_checkpoint
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 from llmdpd_torchrl.utils.errors import DataError, DivergenceError
 from tests.reliability.harness import small_files
@@ -21,10 +20,12 @@ UPDATES = 100
 # --- numbers that are none -------------------------------------------------------------------
 
 
-def poisoned(folder, at, **options):
+def poisoned(folder, at, failures=None, check_finite=None, **options):
     """A training whose batch of one update has a reward that is not a number."""
-    trainer, _ = build(folder, updates=UPDATES, every=20, **options)
-    trainer.guard.folder = folder
+    trainer_options = {"failures": failures or folder, "check_finite": check_finite}
+    trainer, _ = build(
+        folder, updates=UPDATES, every=20, trainer_options=trainer_options, **options
+    )
     seen = {}
 
     def poison(batch):
@@ -39,13 +40,17 @@ def poisoned(folder, at, **options):
     return trainer, seen
 
 
-def test_the_update_and_its_rows_are_named_and_kept(tmp_path):
-    trainer, seen = poisoned(tmp_path, at=47)
+# On a GPU it looks when it logs, so as not to wait for the device at each update.
+@pytest.mark.parametrize(("check_finite", "stops_at"), [(None, 47), ("update", 47), ("log", 60)])
+def test_the_update_and_its_rows_are_named_and_kept(tmp_path, check_finite, stops_at):
+    trainer, seen = poisoned(tmp_path, at=47, check_finite=check_finite)
     with pytest.raises(DivergenceError) as stopped:
         trainer.train()
     message = str(stopped.value)
     assert "\n" not in message
-    assert "loss_qvalue is not finite at update 47, made of the buffer's rows" in message
+    first = ", ".join(map(str, seen["rows"][:8]))
+    assert "loss_qvalue is not finite at update 47, " in message
+    assert f"buffer rows {first}, ... (16 in all)" in message
     assert "checkpoint-000000000040" in message
     folder = tmp_path / "divergence-47"
     about = json.loads((folder / "about.json").read_text())
@@ -53,16 +58,17 @@ def test_the_update_and_its_rows_are_named_and_kept(tmp_path):
     assert about["values"]["loss_qvalue"] == "nan"
     batch = load_file(folder / "batch.safetensors")
     assert torch.equal(batch["index"], torch.tensor(seen["rows"]))
-    # The networks did not move any more, though thirteen more updates of the round were made.
+    # The networks did not change, though up to thirteen more updates of the round were made.
     networks = load_file(folder / "networks.safetensors")
-    assert trainer.updates_made == 60
+    assert trainer.updates_made == stops_at
     for name, value in networks.items():
         if not name.startswith("target_"):
             assert torch.equal(value, seen["networks"][name]), name
 
 
-def test_nothing_broken_is_saved_or_logged_and_it_can_be_continued(tmp_path):
-    trainer, _ = poisoned(tmp_path / "a", at=47)
+@pytest.mark.parametrize("check_finite", ["update", "log"])
+def test_nothing_broken_is_saved_or_logged_and_it_can_be_continued(tmp_path, check_finite):
+    trainer, _ = poisoned(tmp_path / "a", at=47, check_finite=check_finite)
     with pytest.raises(DivergenceError):
         trainer.train()
     assert find_checkpoint(tmp_path / "a" / "checkpoints").step == 40
@@ -76,37 +82,57 @@ def test_nothing_broken_is_saved_or_logged_and_it_can_be_continued(tmp_path):
         assert torch.equal(value, theirs[name])
 
 
-def test_watching_does_not_change_a_training(tmp_path, monkeypatch):
-    watched = train(tmp_path / "a", updates=40)
-    monkeypatch.setattr(FiniteGuard, "watch", lambda self, values: None)
-    alone = train(tmp_path / "b", updates=40)
-    theirs = alone.loss_module.state_dict()
-    for name, value in watched.loss_module.state_dict().items():
+def test_looking_does_not_change_a_training(tmp_path):
+    at_updates = train(tmp_path / "a", updates=40, trainer_options={"check_finite": "update"})
+    at_logs = train(tmp_path / "b", updates=40, trainer_options={"check_finite": "log"})
+    theirs = at_logs.loss_module.state_dict()
+    for name, value in at_updates.loss_module.state_dict().items():
         assert torch.equal(value, theirs[name])
 
 
-def test_a_long_round_is_looked_at_in_between(tmp_path, monkeypatch):
-    monkeypatch.setattr("llmdpd_torchrl.trainers.guard._MOST", 10)
-    trainer, _ = poisoned(tmp_path, at=3)
-    with pytest.raises(DivergenceError, match="update 3,"):
+def test_a_checkpoint_between_two_log_entries_looks_first(tmp_path):
+    trainer, _ = poisoned(tmp_path, at=43, check_finite="log", log_every=20)
+    Checkpointing(tmp_path / "more", every=20).register(trainer)
+
+    def stop():
+        if trainer.collected_frames == 60:
+            trainer.check_finite()
+
+    trainer.register_op("pre_steps_log", lambda batch: stop())
+    with pytest.raises(DivergenceError, match="update 43,"):
         trainer.train()
-    assert trainer.updates_made == 10
+    assert find_checkpoint(tmp_path / "more").step == 40
 
 
-def test_a_batch_that_the_loss_refuses_is_named_and_kept(tmp_path):
-    trainer, seen = poisoned(tmp_path, at=7)
+@pytest.mark.parametrize("check_finite", ["update", "log"])
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_loss_that_is_not_finite_is_noticed_where_gradients_are(
+    tmp_path, check_finite, max_grad_norm
+):
+    trainer, _ = build(tmp_path, updates=UPDATES, trainer_options={"check_finite": check_finite})
+    trainer.optimization_stepper.max_grad_norm = max_grad_norm
+    compute = trainer.compute_loss
 
-    def widen(batch):
-        if trainer.updates_made == 7:
-            batch["next", "reward"] = batch["next", "reward"].expand(-1, 2).contiguous()
-        return batch
+    def infinite(batch):
+        losses = compute(batch)
+        if trainer.updates_made == 3:  # a constant has no gradient
+            losses["loss_qvalue"] = losses["loss_qvalue"] + torch.inf
+        return losses
 
-    trainer.register_op("process_optim_batch", widen)
-    with pytest.raises(DataError, match=r"\('next', 'reward'\) has shape \[") as stopped:
+    trainer.compute_loss = infinite
+    with pytest.raises(DivergenceError, match="loss_qvalue is not finite at update 3,"):
         trainer.train()
-    assert f"(update 7, made of the buffer's rows {seen['rows'][0]}, " in str(stopped.value)
-    batch = load_file(tmp_path / "divergence-7" / "batch.safetensors")
-    assert batch["next.reward"].shape[1] == 2
+
+
+def test_batches_of_other_sizes_are_looked_at_apart(tmp_path):
+    trainer, seen = poisoned(tmp_path, at=7, check_finite="log")
+    trainer.register_op(
+        "process_optim_batch", lambda batch: batch[:9] if trainer.updates_made == 9 else batch
+    )
+    with pytest.raises(DivergenceError, match="update 7,"):
+        trainer.train()
+    about = json.loads((tmp_path / "divergence-7" / "about.json").read_text())
+    assert about["rows"] == seen["rows"]
 
 
 def test_a_mistake_of_the_settings_keeps_its_words(tmp_path):
@@ -118,10 +144,9 @@ def test_a_mistake_of_the_settings_keeps_its_words(tmp_path):
 
 
 def test_where_nothing_can_be_kept_the_error_says_so(tmp_path):
-    trainer, _ = poisoned(tmp_path, at=7)
     (tmp_path / "file").write_text("")
-    trainer.guard.folder = tmp_path / "file"
-    with pytest.raises(DivergenceError, match="could not be kept"):
+    trainer, _ = poisoned(tmp_path, at=7, failures=tmp_path / "file")
+    with pytest.raises(DivergenceError, match="could not be saved"):
         trainer.train()
 
 
@@ -144,7 +169,7 @@ class Failing(Logger):
             raise ConnectionError("the network\nis gone")
         return metrics
 
-    log_scalar = log_video = log_hparams = log_histogram = log_str = log_metrics
+    log_scalar = log_video = log_hparams = log_histogram = log_metrics
 
     def __repr__(self):
         return "Failing()"
@@ -156,7 +181,7 @@ def test_a_logger_that_dies_is_said_once_and_left_out(tmp_path, capsys):
     trainer.train()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "Failing failed (ConnectionError: the network): going on without it" in lines[0]
+    assert "Failing failed (ConnectionError: the network): continuing without it" in lines[0]
     assert read_metrics(tmp_path / "metrics.csv")[0].tolist() == [20, 40, 60, 80, 100]
     # It is not in the checkpoint, and another training need not have it back.
     train(tmp_path, updates=UPDATES)
@@ -190,11 +215,11 @@ def test_a_training_outlives_a_full_disk_and_loses_nothing(tmp_path, capsys):
     trainer.register_op("post_optim", fill)
     trainer.train()
     lines = capsys.readouterr().err.splitlines()
-    starts = ["can not write", "can not save to", "can not save the best policy"]
+    starts = ["cannot write", "cannot save to", "can not save the best policy"]
     assert all(any(line.startswith(f"note: {start}") for start in starts) for line in lines)
-    (unsaved,) = [line for line in lines if line.startswith("note: can not save to")]
+    (unsaved,) = [line for line in lines if line.startswith("note: cannot save to")]
     assert "checkpoint-000000000020 is kept" in unsaved
-    assert len([line for line in lines if line.startswith("note: can not write")]) == 1
+    assert len([line for line in lines if line.startswith("note: cannot write")]) == 1
     train(tmp_path / "b", updates=UPDATES, every=20)
     expected = (tmp_path / "b" / "metrics.csv").read_bytes()
     assert (tmp_path / "a" / "metrics.csv").read_bytes() == expected

@@ -28,7 +28,7 @@ def _quiet_wandb(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for variable in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "home" / variable))
-    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -191,9 +191,6 @@ def test_what_no_csv_holds_goes_beside_it(logger, tmp_path):
         "limit": "inf",
         "seeds": [1, 2],
     }
-    logger.log_str("note", "one", step=1)
-    logger.log_str("note", "two")
-    assert (tmp_path / "texts" / "note.txt").read_text() == "1: one\ntwo\n"
     logger.log_histogram("weights", torch.arange(5.0), step=3)
     _, columns = read_metrics(tmp_path / "metrics.csv")
     assert {name: values.item() for name, values in columns.items()} == {
@@ -233,7 +230,6 @@ def test_group_passes_everything_to_all(tmp_path):
     group = LoggerGroup(members, "run", tmp_path)
     group.log_scalar("loss", torch.tensor(1.0), step=1)
     assert group.log_metrics({"q": torch.tensor(2.0)}, step=1) == {"q": 2.0}
-    group.log_str("note", "text")
     group.log_hparams({"x": 1})
     group.log_histogram("w", [1.0, 2.0], step=1)
     group.log_video("film", torch.zeros(2, 3, 16, 16).byte(), step=1)
@@ -247,7 +243,6 @@ def test_group_passes_everything_to_all(tmp_path):
         assert steps.tolist() == [1]
         assert (columns["loss"].item(), columns["q"].item()) == (1.0, 2.0)
         assert (tmp_path / name / "hparams.json").exists()
-        assert (tmp_path / name / "texts" / "note.txt").read_text() == "text\n"
         assert (tmp_path / name / "videos" / "film_1.mp4").exists()
 
 
@@ -274,7 +269,10 @@ def test_none_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "mode", "message"),
-    [("tensorboard", "online", "csv, wandb or none"), ("wandb", "dryrun", "online, offline or")],
+    [
+        ("comet", "online", "csv, wandb, tensorboard, trackio, mlflow or none"),
+        ("wandb", "dryrun", "online, offline or"),
+    ],
 )
 def test_unknown_settings_are_named(tmp_path, kind, mode, message):
     with pytest.raises(ConfigError, match=message):
@@ -282,14 +280,28 @@ def test_unknown_settings_are_named(tmp_path, kind, mode, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_wandb_the_line_names_the_extra(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["wandb", "tensorboard", "trackio", "mlflow"])
+def test_without_the_package_the_line_names_it(tmp_path, monkeypatch, kind):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "wandb" else find_spec(name)
+        importlib.util, "find_spec", lambda name: None if name == kind else find_spec(name)
     )
-    with pytest.raises(ConfigError, match=r'pip install "llmdpd_torchrl\[wandb\]"'):
-        make_logger("wandb", tmp_path, name="run", config={})
+    with pytest.raises(ConfigError, match=rf"needs the package {kind}: pip install {kind}"):
+        make_logger(kind, tmp_path, name="run", config={})
     assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_beside_the_csv(tmp_path):
+    pytest.importorskip("tensorboard")
+    logger = make_logger("tensorboard", tmp_path, name="run", config={"seed": 1})
+    logger.log_scalar("loss", 1.0, step=0)
+    logger.flush()
+    assert not logger.failed
+    state = logger.state_dict()
+    logger.load_state_dict(state)
+    logger.shutdown()
+    assert read_metrics(tmp_path / "metrics.csv")[0].tolist() == [0]
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
 
 
 @has_wandb
@@ -301,7 +313,6 @@ def test_wandb_runs_without_a_network_and_the_csv_is_written(tmp_path, mode):
     logger.log_scalar("loss", 1.0, step=0)
     logger.log_metrics({"loss": torch.tensor(0.5), "q": 2.0}, step=1)
     logger.log_histogram("weights", torch.arange(5.0), step=1)
-    logger.log_str("note", "text", step=1)
     logger.log_video("film", torch.zeros(2, 3, 16, 16).byte(), step=1)
     logger.shutdown()
     steps, columns = read_metrics(directory / "metrics.csv")
@@ -309,6 +320,17 @@ def test_wandb_runs_without_a_network_and_the_csv_is_written(tmp_path, mode):
     assert columns["loss"].tolist() == [1.0, 0.5]
     offline_runs = list((directory / "wandb").glob("offline-run-*/*.wandb"))
     assert len(offline_runs) == (mode == "offline")
+
+
+@has_wandb
+@pytest.mark.usefixtures("_quiet_wandb")
+def test_the_environments_wandb_mode_and_project_hold(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    logger = make_logger("wandb", tmp_path / "run", name="run", config={})
+    assert logger.loggers[1].experiment.settings.mode == "offline"
+    assert logger.loggers[1].experiment.project == "mine"
+    logger.shutdown()
 
 
 @has_wandb

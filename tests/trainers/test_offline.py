@@ -3,13 +3,25 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import TD3BCLoss
 
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
-from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, make_logger
+from llmdpd_torchrl.trainers import (
+    Checkpointing,
+    OfflineOptimizationStepper,
+    OfflineTrainer,
+    TargetUpdater,
+    UpdateSchedule,
+    make_logger,
+    resume,
+)
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.files import write_checksums
 
 
 def make_buffer(rows=64):
@@ -132,3 +144,107 @@ def test_a_loss_that_is_not_finite_stops_the_training():
 def test_wrong_numbers(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+# --- other losses and samplers ---------------------------------------------------------------
+
+
+def test_it_trains_a_loss_of_torchrl_whose_output_has_a_number_per_row(tmp_path):
+    actor = TensorDictModule(MLP(in_features=3, out_features=2), ["observation"], ["action"])
+    critic = ValueOperator(MLP(in_features=5, out_features=1), in_keys=["observation", "action"])
+    loss = TD3BCLoss(actor, critic, bounds=(-1, 1))
+    schedules = {name: UpdateSchedule(0.005) for name in ("actor_network", "qvalue_network")}
+    logger = make_logger("csv", tmp_path, name="run", config={})
+    train(loss, 4, target_updater=TargetUpdater(loss, schedules), logger=logger, log_every=2)
+    steps, metrics = read_metrics(tmp_path / "metrics.csv")
+    assert steps.tolist() == [2, 4]
+    assert "train/loss_qvalue" in metrics
+
+
+def test_priorities_go_back_to_the_buffer():
+    updated = []
+
+    class Counting(TensorDictReplayBuffer):
+        def update_tensordict_priority(self, data):
+            updated.append(data["index"].shape)
+
+    buffer = Counting(storage=LazyTensorStorage(64), batch_size=16)
+    buffer.extend(make_buffer()[:])
+    OfflineTrainer(make_loss(), buffer, total_updates=3, progress_bar=False).train()
+    assert updated == [(16,)] * 3
+
+
+# --- devices ---------------------------------------------------------------------------------
+
+
+def test_a_stepper_of_another_device_is_refused():
+    loss = make_loss()
+    stepper = OfflineOptimizationStepper(loss)
+    with pytest.raises(ConfigError, match="the loss is on cpu, and device is meta"):
+        OfflineTrainer(loss, make_buffer(), total_updates=1, stepper=stepper, device="meta")
+
+
+def trained_on(device, folder, updates, total=50):
+    """A training that is asked to stop after so many updates, or continued from there."""
+    buffer = make_buffer()
+    buffer.set_rng(torch.Generator().manual_seed(3))
+    trainer = OfflineTrainer(
+        make_loss(), buffer, total_updates=total, log_every=20, progress_bar=False, device=device
+    )
+    Checkpointing(folder, every=10).register(trainer)
+    saved = resume(trainer, folder)
+    trainer.register_op(
+        "post_steps_log",
+        lambda _: trainer.request_stop() if trainer.collected_frames >= updates else None,
+    )
+    rows = []
+    trainer.register_op("process_optim_batch", lambda batch: rows.append(batch["index"]) or batch)
+    trainer.train()
+    return trainer, saved, torch.stack(rows).cpu()
+
+
+def test_the_random_state_of_missing_gpus_is_left_out(tmp_path, monkeypatch):
+    trained_on("cpu", tmp_path, 30)  # the means of ten updates are not logged yet
+    (newest,) = tmp_path.glob("checkpoint-*30")
+    path = newest / "components" / "0000-random" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "torch_cuda": [torch.get_rng_state()] * 2}, path)
+    write_checksums(newest)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    _, saved, _ = trained_on("cpu", tmp_path, 50)
+    assert saved.step == 30
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+def test_a_checkpoint_continues_on_another_device(tmp_path, first, second):
+    _, _, expected = trained_on("cpu", tmp_path / "whole", 50)
+    _, _, before = trained_on(first, tmp_path / "parts", 30)
+    trainer, saved, after = trained_on(second, tmp_path / "parts", 50)
+    assert saved.step == 30
+    assert next(trainer.loss_module.parameters()).device.type == second
+    assert torch.equal(torch.cat([before, after]), expected)  # one order of rows on every device
+    assert all(value.isfinite().all() for value in trainer.loss_module.state_dict().values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fits", [True, False])
+def test_nothing_waits_for_the_device_between_two_log_entries(tmp_path, monkeypatch, fits):
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    trainer = OfflineTrainer(
+        make_loss(), make_buffer(), total_updates=20, log_every=20, progress_bar=False,
+        device="cuda",
+    )  # fmt: skip
+
+    def watch(batch):
+        assert batch.device.type == "cuda"
+        torch.cuda.set_sync_debug_mode("error" if trainer.updates_made < 20 else "default")
+        return batch
+
+    trainer.register_op("process_optim_batch", watch)
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.collected_frames == 20

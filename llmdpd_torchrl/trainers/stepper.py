@@ -1,0 +1,157 @@
+"""One optimisation step of all networks, and means of what the steps return."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import nn
+from torchrl.objectives import LossModule
+from torchrl.trainers import Trainer
+from torchrl.trainers.trainers import OptimizationStepper
+
+from llmdpd_torchrl.utils.errors import ConfigError
+
+__all__ = ["OfflineOptimizationStepper", "RunningMeans"]
+
+
+class OfflineOptimizationStepper(OptimizationStepper):
+    """One Adam for actor, critics and prompt encoder, with gradients clipped per network.
+
+    Sums all entries of the loss's output that begin with ``loss_`` and differentiates the sum once,
+    so that the shared prompt encoder runs forwards and backwards once.
+
+    Args:
+        loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`, or another loss whose terms
+            do not reach each other's networks.
+        learning_rate: of Adam.
+        total_updates: updates over which the learning rate falls to zero along a half cosine;
+            ``None`` keeps it constant.
+        max_grad_norm: per network; ``None`` does not clip.
+
+    Raises:
+        ConfigError: if a number is out of range.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
+        >>> from llmdpd_torchrl.objectives import DiffusionQLLoss
+        >>> actor = DiffusionActor(2, 3, hidden=(8,), in_keys=["observation"])
+        >>> loss = DiffusionQLLoss(actor, make_qvalue_networks(3, 2, hidden=(8,)))
+        >>> sorted(OfflineOptimizationStepper(loss).groups)
+        ['actor_network', 'qvalue_network']
+    """
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        *,
+        learning_rate: float = 3e-4,
+        total_updates: int | None = None,
+        max_grad_norm: float | None = 10.0,
+    ) -> None:
+        if learning_rate <= 0:
+            raise ConfigError(f"learning_rate is {learning_rate}: it must be above 0")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ConfigError(f"max_grad_norm is {max_grad_norm}: it must be above 0, or null")
+        self.groups = self._parameter_groups(loss_module)
+        self.optimizer = torch.optim.Adam(
+            [{"params": parameters, "name": name} for name, parameters in self.groups.items()],
+            lr=learning_rate,
+            fused=True,
+        )
+        self.max_grad_norm = max_grad_norm
+        self.scheduler = (
+            None
+            if total_updates is None
+            else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_updates)
+        )
+
+    @staticmethod
+    def _parameter_groups(loss_module: LossModule) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by network; a shared parameter belongs to the first one."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in loss_module.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(name.partition("_params")[0], []).append(parameter)
+        return groups
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        """Update all networks once; return losses, gradient norms and means of other outputs.
+
+        Raises:
+            DivergenceError: on the CPU, if a loss or gradient is not finite; the networks then stay
+                as they were.
+        """
+        losses = trainer.compute_loss(sub_batch)
+        terms = [loss for name, loss in losses.items() if name.startswith("loss_")]
+        functools.reduce(torch.add, terms).backward()
+        result = losses.detach().apply(lambda v: v if v.ndim == 0 else v.float().mean())
+        for name, parameters in self.groups.items():
+            # Without a limit, it only measures the norm.
+            limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+            result[f"grad_norm_{name}"] = nn.utils.clip_grad_norm_(parameters, limit)
+        watch = getattr(trainer, "watch", None)  # of an OfflineTrainer
+        if watch is not None:
+            # Where this is 1, the fused optimizer skips its step without reading the device.
+            self.optimizer.found_inf = watch(result, sub_batch)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of optimizer and schedule."""
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+class RunningMeans:
+    """Means of the per-round means that TorchRL's trainer computes, accumulated on the device.
+
+    Examples:
+        >>> means = RunningMeans()
+        >>> for value in (1.0, 3.0):
+        ...     means.add(TensorDict({"loss": torch.tensor(value)}))
+        >>> means.take()
+        {'loss': 2.0}
+    """
+
+    def __init__(self) -> None:
+        self._sums: TensorDictBase | None = None
+        self._count = 0
+
+    def add(self, means: TensorDictBase) -> None:
+        """Add the means of one round."""
+        if self._sums is None:
+            self._sums = means
+        else:  # on the CPU after a checkpoint was loaded
+            self._sums = self._sums.apply(lambda total, mean: total.to(mean.device) + mean, means)
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means of all rounds since the last call; waits for the device once."""
+        assert self._sums is not None
+        means = (self._sums / self._count).cpu()
+        self._sums, self._count = None, 0
+        return {key: float(value) for key, value in means.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and number of rounds since the last log entry."""
+        sums = None if self._sums is None else self._sums.to_dict()
+        return {"sums": sums, "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        sums = state_dict["sums"]
+        self._sums = None if sums is None else TensorDict(sums)
+        self._count = state_dict["count"]
