@@ -101,7 +101,7 @@ def plot_sides(
 
 def write_readme_table(benchmark: str, lines: Sequence[str]) -> None:
     """Put a table between the README's marks of this benchmark."""
-    start, end = f"<!-- written by benchmarks.{benchmark} -->", "<!-- end -->"
+    start, end = f"<!-- written by python -m benchmarks.{benchmark} -->", "<!-- end -->"
     readme = RESULTS.parents[1] / "README.md"
     head, found, rest = readme.read_text().partition(start)
     _, closed, tail = rest.partition(end)

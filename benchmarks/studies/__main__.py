@@ -1,40 +1,42 @@
-"""The comparison, and the page about it: ``docs/results.md``.
+"""Studies of trained policies, and the page about them: ``docs/results.md``.
 
-    python -m benchmarks.studies --list  # what is done, what is missing, how long
-    python -m benchmarks.studies experiment=comparison     # runs what is missing, writes the page
-    python -m benchmarks.studies --plan experiment=steps   # what that would run, one line a policy
-    python -m benchmarks.studies --page  # writes the page from what is kept
-    python -m benchmarks.studies --check  # recompute the figures from what is kept
+    python -m benchmarks.studies --list             # what is done, what is missing, how long
+    python -m benchmarks.studies comparison         # runs what is missing, writes the page
+    python -m benchmarks.studies --plan steps       # what that would run, one line a policy
+    python -m benchmarks.studies --page             # writes the page from the stored files
+    python -m benchmarks.studies --check            # recomputes the figures from the stored files
+    python -m benchmarks.studies hopper data=FILE   # a study that a module of its own runs
 
-An experiment is a file in ``definitions/``; see ``registry.py``. What is kept
-(``benchmarks/results/runs/``: a CSV file an arm, a row an episode, and a JSON file a training) is
-not run again, and may be deleted to run it anew. A run that was stopped goes on by the same
-command; several share the work, by themselves or by ``variants`` and ``seeds``. Further settings:
+A study is a file in ``definitions/``; see ``registry.py``. What is stored (``benchmarks/results/``:
+a CSV file an arm, a row an episode, and a JSON file a training) is not run again, and may be
+deleted to run it from scratch. Re-run the same command to resume; several processes share the
+work, by themselves or by ``variants`` and ``seeds``. Further settings:
 
     variants=[pooled,retrieved]  seeds=[0]    only these; also variants that need something special
-    data=FOLDER                               default: data_cache/metaworld_ml45; made if not there
+    data=PATH                                 default: data_cache/metaworld_ml45, made if needed
     workers=N                                 processes of evaluations; default: one a core
     output=FOLDER                             of the trainings; default: outputs/results
-    configs=FOLDER  keep=FOLDER  page=FILE    of definitions, kept files, and the page
+    definitions=FOLDER  store=FOLDER  page=FILE
+
+A study with a module of its own has the settings of its ``Options``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.common import RESULTS, check_figures, write_figures, write_readme_table
-from benchmarks.studies.page import build_page, figures, summary
-from benchmarks.studies.registry import Claim, Experiment, read_claims, read_experiments
+from benchmarks.common import RESULTS, check_figures
+from benchmarks.studies import figures
+from benchmarks.studies.options import read_options
+from benchmarks.studies.page import build_page
+from benchmarks.studies.registry import Study, read_claims, read_studies
 from benchmarks.studies.store import Store
 from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.files import write_text
@@ -44,187 +46,153 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Options:
-    """What can be set on the command line, as key=value."""
+    """Settings of the common runner."""
 
-    experiment: str = ""
     variants: Sequence[str] = ()
     seeds: Sequence[int] = ()
     data: str = ""
     workers: int | None = None
     output: str = str(ROOT / "outputs" / "results")
-    configs: str = str(Path(__file__).parent / "definitions")
-    keep: str = str(RESULTS)
+    definitions: str = str(Path(__file__).parent / "definitions")
+    store: str = str(RESULTS)
     page: str = str(ROOT / "docs" / "results.md")
 
-    @classmethod
-    def read(cls, settings: Sequence[str]) -> Options:
-        """From ``key=value``.
 
-        Raises:
-            ConfigError: on an unknown key or a value of another kind.
-        """
-        known = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for setting in settings:
-            key, equals, value = setting.partition("=")
-            if not equals or key not in known:
-                raise ConfigError(f"{setting}: give key=value, with {', '.join(sorted(known))}")
-            values[key] = value
-            if key in ("variants", "seeds", "workers"):
-                try:
-                    values[key] = yaml.safe_load(value)
-                except yaml.YAMLError:
-                    raise ConfigError(f"{setting}: {key} can not be read") from None
-        options = cls(**values)
-        for key, kind in (("variants", str), ("seeds", int)):
-            value = getattr(options, key)
-            if not isinstance(value, list | tuple) or not all(isinstance(v, kind) for v in value):
-                raise ConfigError(f"{key} is {value!r}: give a list, such as '{key}=[...]'")
-        if options.workers is not None and not isinstance(options.workers, int):
-            raise ConfigError(f"workers is {options.workers!r}: give a whole number")
-        return options
-
-    def one(self, experiments: Mapping[str, Experiment]) -> Experiment:
-        """The experiment that is asked for.
-
-        Raises:
-            ConfigError: if there is no such one.
-        """
-        if self.experiment not in experiments:
-            raise ConfigError(
-                f"experiment is {self.experiment!r}: use one of {', '.join(experiments)}"
-            )
-        return experiments[self.experiment]
+def _module(study: Study) -> Any:
+    return importlib.import_module(f"benchmarks.studies.{study.module}")
 
 
-def run(experiment: Experiment, options: Options, store: Store, plan: bool) -> None:
-    """Run what is missing of an experiment, or say what would be run.
+def run(study: Study, options: Options, store: Store, plan: bool) -> None:
+    """Run what is missing of a study, or print what would be run.
 
     Raises:
         UserError: if that fails.
     """
-    if experiment.script:
-        _run_script(experiment, options, store, plan)
-        return
-    # Not above: the page and the list should not wait for torch.
-    from benchmarks.studies.runner import Place, check, jobs, seconds_left
-    from benchmarks.studies.runner import run as do
+    # Not above: the page and the figures should not wait for the simulators.
+    from benchmarks.studies import runner
 
-    data = Path(options.data or ROOT / "data_cache" / "metaworld_ml45").resolve()
-    place = Place(store, data, Path(options.output).resolve(), options.workers)
-    wanted = jobs(experiment, options.variants, options.seeds)
-    check(wanted, place)
+    place = _place(options, store)
+    wanted = runner.jobs(study, options.variants, options.seeds)
+    if study.measures_scores and not options.data:
+        if not any(job.missing(store) for job in wanted):
+            return
+        raise ConfigError(f"study {study.name} needs data=PATH, where its recorded episodes are")
+    runner.check(wanted, place)
     for job in wanted:
         if not plan:
-            do(job, place)
+            runner.run(job, place)
         elif arms := job.missing(store):
-            minutes = seconds_left(job, place) / 60
-            shown = ", ".join(f"{arm.name}-{arm.group}" for arm in arms)
-            print(f"{job.command()}  # {shown}; about {minutes:.0f} minutes")
+            minutes = runner.seconds_left(job, place) / 60
+            names = ", ".join(f"{arm.name}-{arm.group}" for arm in arms)
+            print(f"{job.command()}  # {names}; about {minutes:.0f} minutes")
 
 
-def list_experiments(experiments: Mapping[str, Experiment], options: Options, store: Store) -> None:
-    """A line an experiment: what is done, what is missing, and about how long that takes."""
-    from benchmarks.studies.runner import Place, jobs, seconds_left
+def _place(options: Options, store: Store) -> Any:
+    from benchmarks.studies.runner import Place
 
-    place = Place(store, Path(options.data), Path(options.output).resolve())
-    for experiment in experiments.values():
+    data = Path(options.data or ROOT / "data_cache" / "metaworld_ml45").resolve()
+    return Place(store, data, Path(options.output).resolve(), options.workers)
+
+
+def list_studies(studies: Mapping[str, Study], options: Options, store: Store) -> None:
+    """Print a line a study: what is done, what is missing, and about how long that takes."""
+    from benchmarks.studies.runner import jobs, seconds_left
+
+    place = _place(options, store)
+    for study in studies.values():
+        if study.module:
+            print(f"{study.name}: run by benchmarks/studies/{study.module}.py")
+            continue
         arms = [
             (variant, seed, arm)
-            for variant in experiment.variants
-            for seed in experiment.seeds_of(variant)
+            for variant in study.variants
+            for seed in study.seeds_of(variant)
             for arm in variant.arms
         ]
-        done = sum(store.episodes(experiment, *key) is not None for key in arms)
-        line = f"{experiment.name}: {done} of {len(arms)} arms are there"
-        if experiment.script:
-            line += f"; run by benchmarks.studies.{experiment.script}"
-        elif done < len(arms):
-            seconds = sum(seconds_left(job, place) for job in jobs(experiment, (), ()))
+        done = sum(store.episodes(study, *key) is not None for key in arms)
+        line = f"{study.name}: {done} of {len(arms)} arms are there"
+        if done < len(arms):
+            seconds = sum(seconds_left(job, place) for job in jobs(study, (), ()))
             line += f"; about {seconds / 3600:.1f} hours for the rest"
-            needs = [f"{v.name} ({v.needs})" for v in experiment.variants if v.needs]
+            needs = [f"{v.name} ({v.needs})" for v in study.variants if v.needs]
             line += f", without {', '.join(needs)}" if needs else ""
         print(line)
 
 
-def _run_script(experiment: Experiment, options: Options, store: Store, plan: bool) -> None:
-    """An experiment of another benchmark's, which keeps its files itself."""
-    seeds = tuple(options.seeds) or experiment.seeds
-    missing = [
-        (v.name, s) for v in experiment.variants for s in seeds if store.missing(experiment, v, s)
-    ]
-    command = ["-m", f"benchmarks.studies.{experiment.script}"]
-    command += ["--data", options.data] if options.data else []
-    command += ["--seeds", *map(str, seeds)]
-    if plan or not missing:
-        print(f"python {' '.join(command)}" if missing else f"{experiment.name}: kept")
-        return
-    if options.variants:
-        raise ConfigError(
-            f"experiment {experiment.name} is run by {command[0]}, whose own options choose "
-            "policies: leave variants out"
-        )
-    code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
-    if code:
-        raise ConfigError(f"{command[0]} ended with exit code {code}: see above")
-
-
-def write_page(
-    experiments: Mapping[str, Experiment], claims: Sequence[Claim], options: Options, store: Store
-) -> None:
-    """Write the page from what is kept."""
-    path = Path(options.page)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    where = os.path.relpath(store.root, path.parent)
-    write_text(path, build_page(experiments, claims, store, Path(where).as_posix()))
-    print(f"page: {path}")
-
-
-def _write_figures(found: Mapping[str, float], raw: Mapping[str, str]) -> None:
-    """Beside the other benchmarks' figures; of the same ones, the file stays as it is."""
-    path = RESULTS / "results.json"
-    if not path.exists() or json.loads(path.read_text())["figures"] != found:
-        write_figures("results", found, raw, "python -m benchmarks.studies --page")
+def check(names: Sequence[str], studies: Mapping[str, Study], store: Store) -> int:
+    """Compare the committed figures with those of the stored files; returns the exit code."""
+    found = figures.all_figures(studies, store)
+    code = 0
+    for name, values in found.items():
+        if not names or name in names:
+            code |= check_figures(name, values, tolerance=1e-9)
+    modules = [s for s in studies.values() if s.module and (s.name in names or not names)]
+    for study in modules:
+        # One that measures again, which takes a while, only if it is named.
+        if names or not getattr(_module(study), "MEASURES_AGAIN", False):
+            code |= _module(study).check()
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing and write the page, or one of these alone."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.studies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("settings", nargs="*", help="key=value, see above")
+    parser.add_argument("words", nargs="*", help="a study, and key=value, see above")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--list", action="store_true", help="what is done and what is missing")
     mode.add_argument("--plan", action="store_true", help="what would be run; runs nothing")
     mode.add_argument("--page", action="store_true", help="write the page; runs nothing")
     mode.add_argument("--check", action="store_true", help="recompute the committed figures")
     given = parser.parse_args(arguments)
+    names = [word for word in given.words if "=" not in word]
+    settings = [word for word in given.words if "=" in word]
     try:
-        options = Options.read(given.settings)
-        store = Store(Path(options.keep).resolve())
-        configs = Path(options.configs)
-        experiments = read_experiments(configs)
-        claims = read_claims(configs.parent / "claims.yaml", experiments)
-        if given.check:
-            return check_figures("results", figures(experiments, store)[0], tolerance=1e-9)
-        if given.list:
-            list_experiments(experiments, options, store)
+        own = [s for s in settings if s.startswith("definitions=")]
+        studies = read_studies(Path(read_options(Options, own).definitions))
+        unknown = [name for name in names if name not in {*studies, *figures.NAMES}]
+        if unknown or not (names or given.list or given.page or given.check):
+            name = unknown[0] if unknown else ""
+            raise ConfigError(f"study is {name!r}: use one of {', '.join(studies)}")
+        if not given.check and len(names) == 1 and studies[names[0]].module:
+            module = _module(studies[names[0]])
+            options = read_options(module.Options, settings)
+            if not given.plan:
+                module.run(options)
             return 0
-        if not given.page:
-            run(options.one(experiments), options, store, given.plan)
-        if not given.plan:
-            write_page(experiments, claims, options, store)
-            if store.root == RESULTS:
-                table = summary(experiments["comparison"], store).markdown()
-                write_readme_table("studies", table.splitlines())
-                _write_figures(*figures(experiments, store))
+        return _common(given, names, read_options(Options, settings), studies)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; re-run the same command to resume", file=sys.stderr)
         return 130
+
+
+def _common(
+    given: argparse.Namespace, names: Sequence[str], options: Options, studies: Mapping[str, Study]
+) -> int:
+    store = Store(Path(options.store).resolve())
+    claims = read_claims(Path(options.definitions).parent / "claims.yaml", studies)
+    if given.check:
+        return check(names, studies, store)
+    if given.list:
+        list_studies(studies, options, store)
+        return 0
+    for name in () if given.page else names:
+        run(studies[name], options, store, given.plan)
+    if not given.plan:
+        path = Path(options.page)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        where = Path(os.path.relpath(store.root, path.parent)).as_posix()
+        write_text(path, build_page(studies, claims, store, where))
+        print(f"page: {path}")
+        if store.root == RESULTS:
+            figures.publish(studies, store)
     return 0
 
 

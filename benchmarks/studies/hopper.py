@@ -1,24 +1,20 @@
 """Diffusion-QL with Q guidance and without on a Hopper file: ``results/hopper.json``.
 
 Each run, one seed and one weight of the guidance term, trains actor and critics for the same number
-of updates and evaluates the last networks on the same 100 episodes; its raw result is kept in
+of updates and evaluates the last networks on the same 100 episodes; its raw result is stored in
 ``results/hopper/`` and not made again. ``wins`` counts the seeds whose score with guidance is above
-that without. A run that is killed goes on from its last state in ``outputs/hopper/``.
-
-    python -m benchmarks.studies.hopper --data hopper_medium.hdf5
-    python -m benchmarks.studies.hopper --check  # recompute from the kept files
+that without. A run that is killed resumes from its last state in ``outputs/hopper/``.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
-import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -34,10 +30,10 @@ from llmdpd_torchrl.modules.conditioning import ObservationConditioner, Observat
 from llmdpd_torchrl.objectives import GUIDANCE_MODES, DiffusionQLLoss
 from llmdpd_torchrl.tasks.table import normalized_score
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, TargetUpdater
-from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import write_atomic, write_json
 
-KEEP = RESULTS / "hopper"
+STORED = RESULTS / "hopper"
 STATES = Path(__file__).parents[2] / "outputs" / "hopper"
 EPISODES = 100
 SELECTIONS = ("drawn", "deterministic", "ranked")
@@ -46,11 +42,24 @@ HIDDEN = (128, 128)
 SAVE_EVERY = 10_000
 
 
-def build(dataset: OfflineDataset, lmbda: float, options: argparse.Namespace) -> DiffusionQLLoss:
+@dataclass
+class Options:
+    """Settings of the study; ``data`` is a D4RL-layout .hdf5 file of Hopper."""
+
+    data: str = ""
+    updates: int = 50_000
+    seeds: Sequence[int] = (0, 1, 2)
+    lmbda: Sequence[float] = (0.0, 1.0)
+    guidance: str = "one_step"
+    device: str = "cpu"
+    store: str = str(STORED)
+
+
+def build(dataset: OfflineDataset, lmbda: float, options: Options) -> DiffusionQLLoss:
     """Diffusion-QL's networks and settings, made cheaper for a CPU where it costs no quality.
 
-    Two layers of 128 for three of 256, SiLU for Mish, and two of the five reverse steps for the
-    target's action.
+    Two layers of 128 instead of three of 256, SiLU instead of Mish, and two of the five reverse
+    steps for the target's action.
     """
     layout = dataset.manifest.observation_layout
     features = ObservationFeatures(layout["fields"], list(layout["fields"]))
@@ -83,10 +92,10 @@ def build(dataset: OfflineDataset, lmbda: float, options: argparse.Namespace) ->
 
 
 def train(
-    loss: DiffusionQLLoss, dataset: OfflineDataset, seed: int, state: Path, options: Any
+    loss: DiffusionQLLoss, dataset: OfflineDataset, seed: int, state: Path, options: Options
 ) -> float:
     """Update until ``options.updates``, from the saved state if there is one; seconds it took."""
-    # A constant rate: Diffusion-QL's cosine is hardly begun when its training ends.
+    # A constant rate: Diffusion-QL's cosine has hardly begun when its training ends.
     stepper = OfflineOptimizationStepper(loss, learning_rate=3e-4, max_grad_norm=9.0)
     updater = TargetUpdater(loss)
     seconds = 0.0
@@ -126,8 +135,8 @@ def returns(loss: DiffusionQLLoss, select: str, device: str) -> list[float]:
 
     Args:
         loss: holds the trained networks.
-        select: ``"drawn"``: one draw from the policy; ``"deterministic"``: what it does without;
-            ``"ranked"``: of ``CANDIDATES`` draws, the one that the lower target critic rates best.
+        select: ``"drawn"``: one sample of the policy; ``"deterministic"``: one without noise;
+            ``"ranked"``: of ``CANDIDATES`` samples, the one with the best lower target value.
         device: of the networks.
     """
     environments = [gymnasium.make("Hopper-v4") for _ in range(EPISODES)]
@@ -181,25 +190,28 @@ def target_values(
     return torch.stack(values).amin(0)
 
 
-def run(dataset: OfflineDataset, seed: int, lmbda: float, options: argparse.Namespace) -> Path:
-    """Train and evaluate one seed of one arm, unless its result is kept already."""
-    name = f"{options.data.stem}-{options.guidance}-lmbda{lmbda:g}-seed{seed}-{options.updates}"
-    path = options.keep / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"returns": {}}
-    missing = [select for select in SELECTIONS if select not in kept["returns"]]
+def run_one(dataset: OfflineDataset, seed: int, lmbda: float, options: Options) -> Path:
+    """Train and evaluate one seed of one arm, unless its result is stored already."""
+    data = Path(options.data)
+    name = f"{data.stem}-{options.guidance}-lmbda{lmbda:g}-seed{seed}-{options.updates}"
+    path = Path(options.store) / f"{name}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"returns": {}}
+    missing = [select for select in SELECTIONS if select not in stored["returns"]]
     if not missing:
-        print(f"{name}: kept")
+        print(f"{name}: stored")
         return path
     STATES.mkdir(parents=True, exist_ok=True)
-    options.keep.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     loss = build(dataset, lmbda, options)
     seconds = train(loss, dataset, seed, STATES / f"{name}.pt", options)
-    totals = kept["returns"] | {select: returns(loss, select, options.device) for select in missing}
+    totals = stored["returns"] | {
+        select: returns(loss, select, options.device) for select in missing
+    }
     write_json(
         path,
         {
-            "data": options.data.name,
+            "data": data.name,
             "data_hash": dataset.manifest.data_hash,
             "seed": seed,
             "lmbda": lmbda,
@@ -219,7 +231,7 @@ def run(dataset: OfflineDataset, seed: int, lmbda: float, options: argparse.Name
 
 
 def figures(paths: list[Path]) -> dict[str, float]:
-    """All figures, from the kept files."""
+    """All figures, from the stored files."""
     runs = [json.loads(path.read_text()) for path in paths]
     lmbdas = sorted({run["lmbda"] for run in runs})
     result: dict[str, float] = {}
@@ -244,41 +256,29 @@ def figures(paths: list[Path]) -> dict[str, float]:
     return result
 
 
-def main() -> int:
-    """Run what is missing and write the figures, or check them against the kept files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, help="a D4RL-layout .hdf5 file of Hopper")
-    parser.add_argument("--updates", type=int, default=50_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lmbda", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--guidance", default="one_step", choices=GUIDANCE_MODES)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--keep", type=Path, default=KEEP, help="folder of the runs' results")
-    parser.add_argument("--check", action="store_true", help="recompute from the kept files")
-    options = parser.parse_args()
-    if options.check:
-        committed = json.loads((RESULTS / "hopper_raw.json").read_text())
-        paths = [RESULTS / name for name in committed.values()]
-        return check_figures("hopper", figures(paths), tolerance=1e-9)
-    if options.data is None:
-        parser.error("give --data, the file to train on")
-    try:
-        dataset = OfflineDataset.from_recordings([read_d4rl_file(options.data)])
-        paths = [
-            run(dataset, seed, lmbda, options) for seed in options.seeds for lmbda in options.lmbda
-        ]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.keep == KEEP:
+def run(options: Options) -> None:
+    """Run what is missing, and write the figures unless the results are stored elsewhere.
+
+    Raises:
+        ConfigError: without a file to train on, and on an unknown guidance.
+    """
+    if not options.data:
+        raise ConfigError("hopper needs data=FILE, a D4RL-layout .hdf5 file to train on")
+    if options.guidance not in GUIDANCE_MODES:
+        modes = ", ".join(GUIDANCE_MODES)
+        raise ConfigError(f"guidance is {options.guidance!r}: use one of {modes}")
+    dataset = OfflineDataset.from_recordings([read_d4rl_file(Path(options.data))])
+    paths = [
+        run_one(dataset, seed, lmbda, options) for seed in options.seeds for lmbda in options.lmbda
+    ]
+    if Path(options.store) == STORED:
         raw = {path.stem: f"hopper/{path.name}" for path in paths}
-        command = "python -m benchmarks.studies.hopper --data " + options.data.name
+        command = f"python -m benchmarks.studies hopper data={Path(options.data).name}"
         write_figures("hopper", figures(paths), raw, command)
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def check() -> int:
+    """Compare the committed figures with the stored files; returns the exit code."""
+    committed = json.loads((RESULTS / "hopper_raw.json").read_text())
+    paths = [RESULTS / name for name in committed.values()]
+    return check_figures("hopper", figures(paths), tolerance=1e-9)

@@ -1,19 +1,16 @@
 """The ``quick`` preset with prompts and without: ``results/quick.json``.
 
-Runs ``examples/train_metaworld.py`` once an arm, one after another, keeps each arm's
+Runs ``examples/train_metaworld.py`` once an arm, one after another, stores each arm's
 ``results.json`` in ``results/quick/``, and takes the figures from those files.
-
-    python -m benchmarks.studies.quick  # runs what is missing in outputs/ and rewrites
-    python -m benchmarks.studies.quick --check  # compares the committed files with the figures
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +25,18 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run_arm(name: str, overrides: tuple[str, ...]) -> None:
-    """Run one arm and keep its result."""
-    command = [sys.executable, "examples/train_metaworld.py", *overrides]
-    subprocess.run(command, cwd=ROOT, check=True)
-    keep = RESULTS / "quick"
-    keep.mkdir(parents=True, exist_ok=True)
-    for file in ("results", "timings"):
-        shutil.copy(ROOT / "outputs" / name / f"{file}.json", keep / f"{name}-{file}.json")
+@dataclass
+class Options:
+    """This study has no settings."""
 
 
 def read(name: str, file: str = "results") -> dict[str, Any]:
-    """A kept file of an arm."""
+    """A stored file of an arm."""
     return json.loads((RESULTS / "quick" / f"{name}-{file}.json").read_text())
 
 
 def figures() -> dict[str, float]:
-    """All figures, from the kept files."""
+    """All figures, from the stored files."""
     means = {}
     for arm in ARMS:
         summary = read(arm)["summary"]
@@ -60,8 +52,7 @@ def figures() -> dict[str, float]:
 
 
 def write_pages() -> None:
-    """Rewrite the README's table and the plot beside it from the kept files."""
-    (ROOT / "docs").mkdir(exist_ok=True)
+    """Rewrite the README's table and the plot beside it from the stored files."""
     summaries = {arm: ResultsSummary.from_dict(read(arm)["summary"]) for arm in ARMS}
     plot_success_bars(
         summaries["quick-both-seed0"],
@@ -75,23 +66,23 @@ def write_pages() -> None:
             f"{100 * m.success_rate:.0f} ({100 * m.low:.0f}-{100 * m.high:.0f})" for m in means
         ]
         lines.append(f"| {means[0].tasks} {group} tasks | {' | '.join(cells)} |")
-    write_readme_table("studies.quick", lines)
+    write_readme_table("studies quick", lines)
 
 
-def main() -> int:
-    """Run what is missing and write the figures, or check them against the kept files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="recompute from the kept files")
-    options = parser.parse_args()
-    if options.check:
-        return check_figures("quick", figures(), tolerance=1e-9)
+def run(options: Options) -> None:
+    """Run what is missing in ``outputs/``, store the results and write the figures."""
+    folder = RESULTS / "quick"
+    folder.mkdir(parents=True, exist_ok=True)
     for name, overrides in ARMS.items():
-        run_arm(name, overrides)
+        command = [sys.executable, "examples/train_metaworld.py", *overrides]
+        subprocess.run(command, cwd=ROOT, check=True)
+        for file in ("results", "timings"):
+            shutil.copy(ROOT / "outputs" / name / f"{file}.json", folder / f"{name}-{file}.json")
     raw = {name: f"quick/{name}-results.json" for name in ARMS}
-    write_figures("quick", figures(), raw, "python -m benchmarks.studies.quick")
+    write_figures("quick", figures(), raw, "python -m benchmarks.studies quick")
     write_pages()
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def check() -> int:
+    """Compare the committed figures with the stored files; returns the exit code."""
+    return check_figures("quick", figures(), tolerance=1e-9)

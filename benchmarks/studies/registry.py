@@ -1,25 +1,28 @@
-"""What the comparison consists of: experiments, variants, arms and claims, read from YAML files.
+"""The registry of studies: what each consists of, and the claims that they test.
 
-An experiment (``definitions/NAME.yaml``):
+A study is a file ``definitions/NAME.yaml``:
 
     title, question: what it is called, what it asks
     of_the_paper: what of the paper it tests
+    family: metaworld (success rates, the default) or locomotion (scores)
+    folder: of its files, among the results; default: runs
     preset, overrides, seeds: what all its variants have in common
     episodes, seen_episodes: of each unseen and each seen task
-    order: its place on the page
+    order, page: its place on the page, and whether it is there at all
     reference: {variant, arm}: what the others are compared with; without variant: each its own;
         and with ``also``, a list: further variants about which the finding has a sentence
-    groups: {unseen, seen}: what these are called in this experiment, if something else
+    groups: {unseen, seen}: what these are called in this study, if something else
     per_task: whether the page has a table of all tasks
     arms: of the variants that list none
     variants:
       NAME: {label, overrides, arms, policy, needs, reference}
-      NAME: {use: the experiment that defines it, arms}
+      NAME: {use: the study that defines it, arms}
+    module: instead of variants, a file of this folder that measures and stores by itself
 
-An arm is what is shown on which tasks: ``both``, ``none/seen``, or a mapping of ``control``,
-``group`` and some of :data:`SHOWN`. In ``overrides``, ``{data}`` is the folder of the data. A
-variant that ``needs`` something is run only if it is named. With ``script``, an experiment is of
-another benchmark's, whose kept files it reads: ``SCRIPT.py``, ``results/SCRIPT/``.
+An arm is one set of prompts on one group of tasks: ``both``, ``none/seen``, or a mapping of
+``control``, ``group``, ``name`` (of its files) and some of :data:`DEMONSTRATIONS`. In
+``overrides``, ``{data}`` is where the data are. A variant that ``needs`` something runs only if it
+is named.
 """
 
 from __future__ import annotations
@@ -35,18 +38,20 @@ from llmdpd_torchrl.evaluation.controls import CONTROLS
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
 
 GROUPS = ("unseen", "seen")
+FAMILIES = ("metaworld", "locomotion")
 POLICIES = ("trained", "retrieve_and_play")
-#: How demonstrations are shown: the setting behind each name in an arm.
-SHOWN = {
+#: What an arm can change about its demonstrations: the setting behind each key.
+DEMONSTRATIONS = {
     "demonstrations": "evaluation.demonstrations",
     "share": "evaluation.demonstration_share",
     "noise": "data.support_noise_levels",
     "gain": "data.support_expert_gain",
 }
-_EXPERIMENT = {
-    "title": str, "question": str, "of_the_paper": str, "preset": str, "overrides": list,
-    "episodes": int, "seen_episodes": int, "order": int, "seeds": list, "reference": dict,
-    "per_task": bool, "arms": list, "variants": dict, "script": str, "measure": str, "groups": dict,
+_STUDY = {
+    "title": str, "question": str, "of_the_paper": str, "family": str, "folder": str,
+    "preset": str, "overrides": list, "episodes": int, "seen_episodes": int, "order": int,
+    "page": bool, "seeds": list, "reference": dict, "per_task": bool, "arms": list,
+    "variants": dict, "groups": dict, "module": str,
 }  # fmt: skip
 _VARIANT = {
     "label": str, "overrides": list, "arms": list, "policy": str, "needs": str, "use": str,
@@ -56,10 +61,10 @@ _VARIANT = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What is shown, on which tasks.
+    """One set of prompts on one group of tasks.
 
     Attributes:
-        name: of the kept files; equal names are equal settings.
+        name: of the stored files; equal names are equal settings.
         group: of tasks, ``"seen"`` or ``"unseen"``.
         overrides: of the evaluation's settings.
     """
@@ -70,7 +75,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The name for people."""
         return self.name.replace("_", " ")
 
 
@@ -79,13 +84,13 @@ class Variant:
     """One policy, with any seed.
 
     Attributes:
-        name: of the kept files; equal names are equal settings.
+        name: of the stored files; equal names are equal settings.
         label: for people.
         settings: of the training, all of them that differ from the defaults.
         arms: under which it is evaluated.
         policy: one of :data:`POLICIES`; what is not trained has one seed.
         needs: what not every machine has; empty: nothing.
-        reference: the variant that it is compared with; empty: the experiment's.
+        reference: the variant that it is compared with; empty: the study's.
     """
 
     name: str
@@ -98,8 +103,8 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """See the head of this file.
+class Study:
+    """One question, the policies that answer it, and how they are compared.
 
     Attributes:
         name: of its file.
@@ -107,8 +112,7 @@ class Experiment:
         reference: names of a variant, which may be empty, and of an arm.
         also: further variants about which the finding has a sentence.
         groups: what unseen and seen tasks are called.
-        script: the benchmark that runs it; empty: this one.
-        measure: ``"success"`` or ``"score"``.
+        module: what runs it; empty: the common runner.
     """
 
     name: str
@@ -122,20 +126,22 @@ class Experiment:
     also: tuple[str, ...] = ()
     groups: tuple[str, str] = GROUPS
     per_task: bool = False
-    script: str = ""
-    measure: str = "success"
+    family: str = "metaworld"
+    folder: str = "runs"
+    page: bool = True
+    module: str = ""
 
     @property
-    def folder(self) -> str:
-        """Of the kept files, among the results."""
-        return self.script or "runs"
+    def measures_scores(self) -> bool:
+        """Whether its tasks have scores instead of successes."""
+        return self.family == "locomotion"
 
     def seeds_of(self, variant: Variant) -> tuple[int, ...]:
-        """What is not trained draws nothing at random: one seed is enough."""
+        """The seeds of a variant: one is enough for what is not trained."""
         return self.seeds if variant.policy == "trained" else self.seeds[:1]
 
     def episodes_of(self, arm: Arm) -> int:
-        """So many of each task."""
+        """Episodes of each task under an arm."""
         return self.episodes[GROUPS.index(arm.group)]
 
     def name_of(self, group: str) -> str:
@@ -149,9 +155,9 @@ class Experiment:
             ConfigError: if there is no such one.
         """
         for one in self.variants:
-            for shown in one.arms:
-                if (one.name, shown.name, shown.group) == (variant, arm, group):
-                    return one, shown
+            for candidate in one.arms:
+                if (one.name, candidate.name, candidate.group) == (variant, arm, group):
+                    return one, candidate
         raise ConfigError(f"{self.name} has no arm {variant}/{arm}/{group}")
 
 
@@ -161,7 +167,7 @@ class Test:
 
     Attributes:
         where: on what, with which policies.
-        experiment: its name.
+        study: its name.
         ours: variant, arm and group that the claim says is better.
         theirs: those that it is compared with.
         margin: in points; ours may be worse by less than this.
@@ -169,7 +175,7 @@ class Test:
     """
 
     where: str
-    experiment: str
+    study: str
     ours: tuple[str, str, str]
     theirs: tuple[str, str, str]
     margin: float = 0.0
@@ -184,37 +190,35 @@ class Claim:
     tests: tuple[Test, ...]
 
 
-def read_experiments(folder: Path) -> dict[str, Experiment]:
-    """All experiments of a folder, by name.
+def read_studies(folder: Path) -> dict[str, Study]:
+    """All studies of a folder, by name, in the order of the page.
 
     Raises:
         ConfigError: with a line for every mistake in the files.
     """
-    documents, mistakes = {}, []
+    documents: dict[str, Any] = {}
+    found: dict[str, Study] = {}
+    mistakes = []
     for path in sorted(folder.glob("*.yaml")):
         try:
-            documents[path.stem] = _document(path, _EXPERIMENT)
+            documents[path.stem] = _document(path, _STUDY)
         except ConfigError as error:
             mistakes.append(str(error))
-    found = {}
     for name, document in sorted(documents.items(), key=lambda item: item[1].get("order", 99)):
         try:
-            found[name] = _experiment(name, document, documents)
+            found[name] = _study(name, document, documents)
         except ConfigError as error:
             mistakes.append(f"{folder / name}.yaml: {error}")
-    try:
-        _check_names(found.values())
-    except ConfigError as error:
-        mistakes.append(str(error))
+    mistakes += _conflicts(found.values())
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     if not found:
-        raise ConfigError(f"{folder}: there is no experiment in it")
+        raise ConfigError(f"{folder}: there is no study in it")
     return found
 
 
-def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim]:
-    """The claims of a file, all of whose tests name arms that the experiments have.
+def read_claims(path: Path, studies: Mapping[str, Study]) -> list[Claim]:
+    """The claims of a file, all of whose tests name arms that the studies have.
 
     Raises:
         ConfigError: with a line for every mistake in the file.
@@ -224,7 +228,7 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
         tests = []
         for raw in entry.get("tests", ()):
             try:
-                tests.append(_test(raw, experiments))
+                tests.append(_test(raw, studies))
             except ConfigError as error:
                 mistakes.append(f"{path}: {entry.get('claim')!r}: {error}")
         claims.append(Claim(str(entry.get("claim")), tuple(tests)))
@@ -234,11 +238,10 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
 
 
 def _document(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """A YAML file with some known keys."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: can not be read ({first_line(error)})") from None
+        raise ConfigError(f"{path}: cannot be read ({first_line(error)})") from None
     _check_keys(document, kinds, str(path))
     return document
 
@@ -253,9 +256,9 @@ def _check_keys(document: Any, kinds: Mapping[str, type], where: str) -> None:
             raise ConfigError(f"{where}: {key} is {value!r}: it must be a {kinds[key].__name__}")
 
 
-def _experiment(name: str, document: Mapping[str, Any], documents: Mapping[str, Any]) -> Experiment:
-    missing = [k for k in ("title", "question", "of_the_paper", "variants") if k not in document]
-    if missing:
+def _study(name: str, document: Mapping[str, Any], documents: Mapping[str, Any]) -> Study:
+    needed = ("title", "question", "of_the_paper", *(() if "module" in document else ["variants"]))
+    if missing := [key for key in needed if key not in document]:
         raise ConfigError(f"{', '.join(missing)} is missing")
     seeds = tuple(document.get("seeds", [0, 1, 2]))
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
@@ -264,24 +267,24 @@ def _experiment(name: str, document: Mapping[str, Any], documents: Mapping[str, 
     episodes = unseen, document.get("seen_episodes", unseen)
     if min(episodes) < 1:
         raise ConfigError(f"episodes are {episodes}: at least 1 of each task")
-    measure = document.get("measure", "success")
-    if measure not in ("success", "score"):
-        raise ConfigError(f"measure is {measure!r}: success or score")
-    variants = tuple(
-        _variant(key, value, document, documents) for key, value in document["variants"].items()
-    )
+    family = document.get("family", "metaworld")
+    if family not in FAMILIES:
+        raise ConfigError(f"family is {family!r}: use one of {', '.join(FAMILIES)}")
+    raws = document.get("variants", {})
+    variants = tuple(_variant(key, raw, document, documents) for key, raw in raws.items())
     reference = document.get("reference", {})
     compared = reference.get("variant", ""), reference.get("arm", "both")
     also = tuple(reference.get("also", ()))
     for other in (compared[0], *also, *(v.reference for v in variants)):
-        if other and other not in document["variants"]:
+        if other and other not in raws:
             raise ConfigError(f"reference is {other!r}: none of the variants")
     groups = document.get("groups", {})
-    return Experiment(
+    optional = {key: document[key] for key in ("per_task", "folder", "page", "module")
+                if key in document}  # fmt: skip
+    return Study(
         name, document["title"], document["question"], document["of_the_paper"],
         episodes, seeds, variants, compared, also,
-        (groups.get("unseen", "unseen"), groups.get("seen", "seen")),
-        document.get("per_task", False), document.get("script", ""), measure,
+        (groups.get("unseen", "unseen"), groups.get("seen", "seen")), family=family, **optional,
     )  # fmt: skip
 
 
@@ -296,19 +299,18 @@ def _variant(
         defined = source.get("variants", {}).get(name)
         if defined is None or "use" in defined or set(raw) - {"use", "arms"}:
             raise ConfigError(
-                f"{where}: use names the experiment that defines it, beside which only arms can "
-                f"be said; {raw['use']!r} does not define it"
+                f"{where}: use names the study that defines it, and only arms can be given beside "
+                f"it; {raw['use']!r} does not define it"
             )
         raw = {**defined, "arms": raw.get("arms", document.get("arms", [])), "reference": ""}
-    is_script = "script" in document
-    arms = tuple(_arm(arm, where, is_script) for arm in raw.get("arms", document.get("arms", [])))
+    arms = tuple(_arm(arm, where) for arm in raw.get("arms", document.get("arms", [])))
     if not arms or len({(arm.name, arm.group) for arm in arms}) < len(arms):
         raise ConfigError(f"{where}: give at least one arm, each once")
     policy = raw.get("policy", "trained")
     if policy not in POLICIES:
         raise ConfigError(f"{where}: policy is {policy!r}: use one of {', '.join(POLICIES)}")
     settings = [*source.get("overrides", []), *raw.get("overrides", [])]
-    if not is_script:
+    if source.get("family", "metaworld") == "metaworld" or "preset" in source:
         settings.insert(0, f"preset={source.get('preset', 'ml45')}")
     if not all(isinstance(setting, str) and "=" in setting for setting in settings):
         raise ConfigError(f"{where}: overrides are texts of the form key=value")
@@ -318,54 +320,54 @@ def _variant(
     )  # fmt: skip
 
 
-def _arm(raw: Any, where: str, is_script: bool) -> Arm:
+def _arm(raw: Any, where: str) -> Arm:
     if isinstance(raw, str):
         control, _, group = raw.partition("/")
         raw = {"control": control, "group": group or "unseen"}
-    if not isinstance(raw, dict) or set(raw) - {"control", "group", *SHOWN}:
-        raise ConfigError(f"{where}: an arm is of control, group, {', '.join(SHOWN)}, not {raw!r}")
+    known = {"control", "group", "name", *DEMONSTRATIONS}
+    if not isinstance(raw, dict) or set(raw) - known:
+        keys = ", ".join(("control", "group", "name", *DEMONSTRATIONS))
+        raise ConfigError(f"{where}: an arm is of {keys}, not {raw!r}")
     control, group = raw.get("control", "both"), raw.get("group", "unseen")
     if group not in GROUPS:
         raise ConfigError(f"{where}: {group!r} is no group of tasks: use {' or '.join(GROUPS)}")
-    if is_script:
-        return Arm(control, group)
     if control not in CONTROLS:
         raise ConfigError(f"{where}: unknown control {control!r}; known: {', '.join(CONTROLS)}")
     name, overrides = control, [f"evaluation.control={control}"]
-    for key in SHOWN:
-        if key in raw:
-            name += f"_{key}_{raw[key]}"
-            value = f"[{raw[key]}]" if key == "noise" else raw[key]
-            overrides.append(f"{SHOWN[key]}={value}")
-    return Arm(name, group, tuple(overrides))
+    for key in (key for key in DEMONSTRATIONS if key in raw):
+        name += f"_{key}_{raw[key]}"
+        value = f"[{raw[key]}]" if key == "noise" else raw[key]
+        overrides.append(f"{DEMONSTRATIONS[key]}={value}")
+    return Arm(raw.get("name", name), group, tuple(overrides))
 
 
-def _test(raw: Any, experiments: Mapping[str, Experiment]) -> Test:
-    kinds = {"where": str, "experiment": str, "ours": str, "theirs": str, "tasks": list}
+def _test(raw: Any, studies: Mapping[str, Study]) -> Test:
+    kinds = {"where": str, "study": str, "ours": str, "theirs": str, "tasks": list}
     _check_keys({k: v for k, v in raw.items() if k != "margin"}, kinds, "a test")
-    name = raw.get("experiment", "")
-    if name not in experiments:
-        raise ConfigError(f"there is no experiment {name!r}")
+    name = raw.get("study", "")
+    if name not in studies:
+        raise ConfigError(f"there is no study {name!r}")
     sides = []
     for side in ("ours", "theirs"):
         variant, arm, group = [*str(raw.get(side)).split("/"), "", ""][:3]
         sides.append((variant, arm, group or "unseen"))
-        experiments[name].find(*sides[-1])
+        studies[name].find(*sides[-1])
     return Test(
         raw["where"], name, sides[0], sides[1],
         float(raw.get("margin", 0.0)), tuple(raw.get("tasks", ())),
     )  # fmt: skip
 
 
-def _check_names(experiments: Iterable[Experiment]) -> None:
-    """Kept files are shared by name: equal names must be equal settings."""
+def _conflicts(studies: Iterable[Study]) -> list[str]:
+    """Stored files are shared by name: equal names must be equal settings."""
     known: dict[tuple[str, str], tuple[str, Variant]] = {}
-    for experiment in experiments:
-        for variant in experiment.variants:
-            key = experiment.folder, variant.name
-            name, other = known.setdefault(key, (experiment.name, variant))
+    mistakes = []
+    for study in studies:
+        for variant in study.variants:
+            name, other = known.setdefault((study.folder, variant.name), (study.name, variant))
             if replace(variant, arms=(), reference="") != replace(other, arms=(), reference=""):
-                raise ConfigError(
-                    f"the variant {variant.name!r} is not the same in {name} and "
-                    f"{experiment.name}: let one use the other's, or rename it"
+                mistakes.append(
+                    f"the variant {variant.name!r} is not the same in {name} and {study.name}: "
+                    "let one use the other's, or rename it"
                 )
+    return mistakes

@@ -8,18 +8,17 @@ which a policy must tell apart. ``cold_50_s`` and ``warm_50_s`` are the seconds 
 take, fetch and conversion of the model included, and again from the cache. Controls: TF-IDF, which
 knows words only; SmolLM2 with random weights; and SmolLM2 on random strings as long as the texts.
 
-With ``--policies``: the same similarity after the text head of each trained policy, for the pairs
+With ``policies``: the same similarity after the text head of each trained policy, for the pairs
 of its training tasks and for the others.
 
-    python -m benchmarks.studies.text_encoders
-    python -m benchmarks.studies.text_encoders --also minilm=minilm t5=FOLDER:layer=last
-    python -m benchmarks.studies.text_encoders --policies outputs/ml45-pooled-seed*/checkpoint
-    python -m benchmarks.studies.text_encoders --check  # two rows against the figures
+    python -m benchmarks.studies text_encoders
+    python -m benchmarks.studies text_encoders 'also=["minilm=minilm", "t5=FOLDER:layer=last"]'
+    python -m benchmarks.studies text_encoders 'policies=[outputs/ml45-pooled-seed0/checkpoint]'
+    python -m benchmarks.studies --check text_encoders    # two rows measured again
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -30,6 +29,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,22 @@ OPPOSITES = (
     ("window-open-v3", "window-close-v3"),
 )
 Embed = Callable[[Sequence[str]], Tensor]
+#: The check measures two encoders again.
+MEASURES_AGAIN = True
+
+
+@dataclass
+class Options:
+    """More encoders, and trained policies; what was measured of others before is left as it is.
+
+    Attributes:
+        also: ``NAME=MODEL[:OPTION=VALUE...]``, a Hub id or a folder, and options of
+            ``HuggingFaceEncoder``.
+        policies: folders of policies that read a text.
+    """
+
+    also: Sequence[str] = ()
+    policies: Sequence[str] = ()
 
 
 def by_name(name: str | Mapping[str, Any]) -> Embed:
@@ -67,7 +83,7 @@ def by_name(name: str | Mapping[str, Any]) -> Embed:
 
 
 def tf_idf(texts: Sequence[str]) -> Tensor:
-    """Words, weighted by how few of the texts have them."""
+    """Counts of words, weighted by how few of the texts have them."""
     counts = [Counter(re.findall(r"[a-z]+", text.lower())) for text in texts]
     in_texts = Counter(word for count in counts for word in count)
     words = sorted(in_texts)
@@ -89,7 +105,7 @@ def untrained(texts: Sequence[str]) -> Tensor:
 
 
 def random_letters(texts: Sequence[str]) -> Tensor:
-    """SmolLM2 on random strings in the place of the texts."""
+    """SmolLM2 on random strings instead of the texts."""
     return make_text_encoder("smollm2").encode(random_strings(texts))
 
 
@@ -176,8 +192,8 @@ print(time.perf_counter() - start)
 """
 
 
-def kept(encoders: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured now, and what was before of other encoders and policies."""
+def merged(encoders: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured now, and before that of other encoders and policies."""
     path = RESULTS / "text_encoders_raw.json"
     before = json.loads(path.read_text()) if path.exists() else {"encoders": {}, "policies": {}}
     return {
@@ -217,38 +233,19 @@ def write_table(raw: Mapping[str, Any], found: Mapping[str, float], path: Path) 
     write_text(path, "\n".join(lines) + "\n")
 
 
-def main() -> int:
-    """Measure, or check the committed figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--also", nargs="*", default=[], metavar="NAME=MODEL[:OPTION=VALUE...]",
-        help="more encoders: a Hub id or a folder, and options of HuggingFaceEncoder; kept",
-    )  # fmt: skip
-    parser.add_argument(
-        "--policies", nargs="*", type=Path, default=[], help="trained, with text; kept"
-    )
-    parser.add_argument("--check", action="store_true", help="two rows against the committed file")
-    options = parser.parse_args()
-    try:
-        rows = encoders(options.also)
-        if options.check:
-            rows = {name: rows[name] for name in ("smollm2", "control_tf_idf")}
-        encoders_measured = {name: measure(embed) for name, embed in rows.items()}
-        if options.check:
-            raw = {"encoders": encoders_measured, "seconds": {}, "policies": {}}
-        else:
-            policies = {path.parent.name: measure_policy(path) for path in options.policies}
-            raw = kept(encoders_measured, policies) | {"seconds": time_embedding()}
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: Options) -> None:
+    """Measure all encoders, and write figures and table."""
+    measured = {name: measure(embed) for name, embed in encoders(options.also).items()}
+    policies = {Path(p).parent.name: measure_policy(Path(p)) for p in options.policies}
+    raw = merged(measured, policies) | {"seconds": time_embedding()}
     found = figures(raw)
-    if options.check:
-        return check_figures("text_encoders", found, tolerance=1e-3)
-    write_figures("text_encoders", found, raw, "python -m benchmarks.studies.text_encoders")
+    write_figures("text_encoders", found, raw, "python -m benchmarks.studies text_encoders")
     write_table(raw, found, RESULTS / "text_encoders.md")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def check() -> int:
+    """Measure SmolLM2 and TF-IDF again, and compare; returns the exit code."""
+    rows = encoders(())
+    measured = {name: measure(rows[name]) for name in ("smollm2", "control_tf_idf")}
+    found = figures({"encoders": measured, "seconds": {}, "policies": {}})
+    return check_figures("text_encoders", found, tolerance=1e-3)

@@ -1,4 +1,4 @@
-"""An experiment is run, kept, not run twice, and goes on where it was stopped."""
+"""A study is run, stored, not run twice, and resumed where it was stopped."""
 
 import dataclasses
 import json
@@ -8,8 +8,8 @@ import pytest
 from filelock import FileLock
 
 from benchmarks.studies import __main__ as results
-from benchmarks.studies import runner as work
-from benchmarks.studies.episodes import read_episodes, write_episodes
+from benchmarks.studies import runner
+from benchmarks.studies.store import read_episodes, write_episodes
 from tests.benchmarks.studies.tiny import HEAD, write
 
 SMOKE = HEAD.replace("[0, 1, 2]", "[3]").replace("episodes: 4", "episodes: 2") + (
@@ -23,30 +23,31 @@ SMOKE = HEAD.replace("[0, 1, 2]", "[3]").replace("episodes: 4", "episodes: 2") +
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole experiment, run once, and the command line that ran it."""
+    """A complete study, run once, and the command line that ran it."""
     folder = tmp_path_factory.mktemp("comparison")
-    write(folder / "configs", smoke=SMOKE)
+    write(folder / "definitions", smoke=SMOKE)
     (folder / "claims.yaml").write_text("claims: []")
     arguments = [
-        "experiment=smoke", "workers=1", f"configs={folder / 'configs'}",
-        f"keep={folder / 'kept'}", f"output={folder / 'output'}", f"data={folder / 'data'}",
+        "smoke", "workers=1", f"definitions={folder / 'definitions'}",
+        f"store={folder / 'stored'}", f"output={folder / 'output'}", f"data={folder / 'data'}",
         f"page={folder / 'docs' / 'page.md'}",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "TASKS_AT_A_TIME", 1)
+        patch.setattr(runner, "TASKS_AT_A_TIME", 1)
         assert results.main(arguments) == 0
     return folder, arguments
 
 
-def test_an_experiment_is_run_and_kept(finished):
+@pytest.mark.integration
+def test_a_study_is_run_and_stored(finished):
     folder, _ = finished
-    names = {path.name for path in (folder / "kept" / "runs").glob("*")}
+    names = {path.name for path in (folder / "stored" / "runs").glob("*")}
     assert names == {
         "small-seed3-both-seen.csv", "small-seed3-both_gain_0.9-unseen.csv",
         "small-seed3-training.json", "untrained-seed3-both-unseen.csv",
         "untrained-seed3-training.json",
     }  # fmt: skip
-    about = json.loads((folder / "kept" / "runs" / "small-seed3-training.json").read_text())
+    about = json.loads((folder / "stored" / "runs" / "small-seed3-training.json").read_text())
     assert {
         "command", "settings", "seed", "updates", "train_seconds", "parameters", "fingerprint",
         "data_hash", "git_revision", "machine", "seen_tasks", "unseen_tasks", "evaluation",
@@ -57,66 +58,70 @@ def test_an_experiment_is_run_and_kept(finished):
     assert about["evaluation"]["both-seen"]["episodes"] == 4
     assert str(folder) not in json.dumps(about)
     text = (folder / "docs" / "page.md").read_text()
-    assert "[3](../kept/runs/small-seed3-both_gain_0.9-unseen.csv)" in text
+    assert "[3](../stored/runs/small-seed3-both_gain_0.9-unseen.csv)" in text
     assert "Not run yet:" not in text
 
 
+@pytest.mark.integration
 def test_nothing_is_done_twice(finished, capsys):
     folder, arguments = finished
-    before = {path: path.stat().st_mtime_ns for path in (folder / "kept" / "runs").glob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "stored" / "runs").glob("*")}
     assert results.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "small-seed3: kept" in out
+    assert "small-seed3: stored" in out
     assert results.main(["--plan", *arguments]) == 0
     assert capsys.readouterr().out == ""
     assert results.main(["--list", *arguments]) == 0
     assert capsys.readouterr().out == "smoke: 3 of 3 arms are there\n"
-    assert before == {p: p.stat().st_mtime_ns for p in (folder / "kept" / "runs").glob("*")}
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "stored" / "runs").glob("*")}
 
 
+@pytest.mark.integration
 def test_an_evaluation_that_was_stopped_goes_on(finished, monkeypatch):
     folder, arguments = finished
-    path = folder / "kept" / "runs" / "small-seed3-both-seen.csv"
-    whole = path.read_bytes()
+    path = folder / "stored" / "runs" / "small-seed3-both-seen.csv"
+    complete = path.read_bytes()
     write_episodes(path, read_episodes(path)[:2])  # of the first task of two
-    played = []
+    evaluated = []
 
-    def play(run, tasks, *arguments):
-        played.extend(tasks)
+    def spy(run, tasks, *arguments):
+        evaluated.extend(tasks)
         return original(run, tasks, *arguments)
 
-    original = work.play
-    monkeypatch.setattr(work, "play", play)
-    monkeypatch.setattr(work, "TASKS_AT_A_TIME", 1)
+    original = runner.evaluate_tasks
+    monkeypatch.setattr(runner, "evaluate_tasks", spy)
+    monkeypatch.setattr(runner, "TASKS_AT_A_TIME", 1)
     assert results.main(arguments) == 0
-    assert played == ["window-open-v3"]
-    assert path.read_bytes() == whole
+    assert evaluated == ["window-open-v3"]
+    assert path.read_bytes() == complete
 
 
+@pytest.mark.integration
 def test_what_another_process_is_at_is_left_to_it(finished, capsys):
     folder, arguments = finished
-    path = folder / "kept" / "runs" / "untrained-seed3-both-unseen.csv"
-    kept = path.read_bytes()
+    path = folder / "stored" / "runs" / "untrained-seed3-both-unseen.csv"
+    before = path.read_bytes()
     path.unlink()
     with FileLock(folder / "output" / "untrained-seed3" / ".lock"):
         assert results.main(arguments) == 0
-    assert "untrained-seed3: another process is at it" in capsys.readouterr().out
+    assert "untrained-seed3: another process is working on it" in capsys.readouterr().out
     assert not path.exists()
     assert results.main(["variants=[untrained]", *arguments]) == 0
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == before
 
 
-def test_what_is_kept_of_other_settings_or_data_is_refused(finished, capsys):
+@pytest.mark.integration
+def test_what_is_stored_of_other_settings_or_data_is_refused(finished, capsys):
     folder, arguments = finished
-    path = folder / "kept" / "runs" / "small-seed3-training.json"
+    path = folder / "stored" / "runs" / "small-seed3-training.json"
     about = json.loads(path.read_text())
-    csv = folder / "kept" / "runs" / "small-seed3-both-seen.csv"
+    csv = folder / "stored" / "runs" / "small-seed3-both-seen.csv"
     rows = csv.read_bytes()
     csv.unlink()
     try:
         for key, value, message in (
             ("settings", ["preset=quick"], "made with other settings, preset=quick; delete small"),
-            ("fingerprint", "0" * 16, "what is kept is of another training"),
+            ("fingerprint", "0" * 16, "what is stored is of another training"),
         ):
             path.write_text(json.dumps({**about, key: value}))
             assert results.main(arguments) == 2
@@ -128,7 +133,7 @@ def test_what_is_kept_of_other_settings_or_data_is_refused(finished, capsys):
 
 
 def test_the_time_of_an_interrupted_training_is_added_up(tmp_path, monkeypatch):
-    """A training that is told to stop notes its time; of one that was killed it is not known."""
+    """A training that is stopped notes its time; of one that was killed it is not known."""
 
     @dataclasses.dataclass
     class Fake:
@@ -144,12 +149,12 @@ def test_the_time_of_an_interrupted_training_is_added_up(tmp_path, monkeypatch):
         (tmp_path / "training").rmdir()
         run.trained = True
 
-    monkeypatch.setattr(work, "run_stage", stop)
+    monkeypatch.setattr(runner, "run_stage", stop)
     with pytest.raises(SystemExit):
-        work._timed_training(Fake())
+        runner._timed_training(Fake())
     spent = json.loads((tmp_path / "spent.json").read_text())["seconds"]
     (tmp_path / "spent.json").write_text(json.dumps({"seconds": spent + 5}))
-    monkeypatch.setattr(work, "run_stage", finish)
-    assert work._timed_training(Fake()) == pytest.approx(7.0, abs=0.2)
+    monkeypatch.setattr(runner, "run_stage", finish)
+    assert runner._timed_training(Fake()) == pytest.approx(7.0, abs=0.2)
     (tmp_path / "training").mkdir()  # as a killed one leaves it
-    assert work._timed_training(Fake()) is None
+    assert runner._timed_training(Fake()) is None

@@ -1,4 +1,4 @@
-"""What is concluded from kept episodes, and what the page says of it."""
+"""Conclusions from stored episodes, and the page about them."""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.studies import __main__ as results
-from benchmarks.studies import judge as judgement
-from benchmarks.studies import page
-from benchmarks.studies.episodes import write_episodes
-from benchmarks.studies.registry import read_claims, read_experiments
-from benchmarks.studies.store import Store
+from benchmarks.studies import judge, page
+from benchmarks.studies.registry import read_claims, read_studies
+from benchmarks.studies.store import Store, write_episodes
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.utils.errors import ConfigError
 from tests.benchmarks.studies.tiny import HEAD, write
@@ -20,65 +18,74 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "benchmarks" / "studies" / "definitions"
 
 
-def test_the_page_follows_from_the_kept_files_byte_for_byte(tmp_path):
-    experiments = read_experiments(CONFIGS)
-    claims = read_claims(ROOT / "benchmarks" / "studies" / "claims.yaml", experiments)
-    store = Store(ROOT / "benchmarks" / "results")
-    text = page.build_page(experiments, claims, store, "../benchmarks/results")
-    assert text == (ROOT / "docs" / "results.md").read_text()
-    table = page.summary(experiments["comparison"], store).markdown()
+def test_sections_of_the_page_follow_from_the_stored_files():
+    studies, store = read_studies(CONFIGS), Store(ROOT / "benchmarks" / "results")
+    text = (ROOT / "docs" / "results.md").read_text()
+    for name in ("without_trajectory", "settings", "speeds"):
+        assert "\n".join(page.section(studies[name], store, "../benchmarks/results")) in text
+    table = page.summary(studies["comparison"], store).markdown()
     assert table in (ROOT / "README.md").read_text()
 
 
-def test_the_figures_follow_from_the_kept_files(capsys):
+@pytest.mark.integration
+def test_the_page_follows_from_the_stored_files_byte_for_byte():
+    studies = read_studies(CONFIGS)
+    claims = read_claims(ROOT / "benchmarks" / "studies" / "claims.yaml", studies)
+    store = Store(ROOT / "benchmarks" / "results")
+    text = page.build_page(studies, claims, store, "../benchmarks/results")
+    assert text == (ROOT / "docs" / "results.md").read_text()
+
+
+@pytest.mark.integration
+def test_the_figures_follow_from_the_stored_files(capsys):
     assert results.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_only_whole_arms_count_and_further_goals_do_not(tiny):
-    experiment, store, keep = tiny
-    ours = experiment.variants[0]
+def test_only_complete_arms_count_and_further_goals_do_not(tiny):
+    study, store, keep = tiny
+    ours = study.variants[0]
     both = ours.arms[0]
     keep("ours", 0, "both", [1, 1, 1, 1])  # of one task of two
-    assert store.episodes(experiment, ours, 0, both) is None
+    assert store.episodes(study, ours, 0, both) is None
     keep("ours", 0, "both", [1, 1, 1], [1, 1, 1])  # three goals of four
-    assert store.missing(experiment, ours, 0) == list(ours.arms)
+    assert store.missing(study, ours, 0) == list(ours.arms)
     keep("ours", 0, "both", [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1])
-    assert len(store.episodes(experiment, ours, 0, both)) == 8
-    assert judgement.mean(experiment, judgement.side(store, experiment, ours, both)).value == 50
-    assert store.missing(experiment, ours, 0) == [ours.arms[1]]
+    assert len(store.episodes(study, ours, 0, both)) == 8
+    assert judge.mean(study, judge.side(store, study, ours, both)).value == 50
+    assert store.missing(study, ours, 0) == [ours.arms[1]]
 
 
 def test_the_page_says_where_ours_loses_and_what_is_missing(tiny):
-    experiment, store, keep = tiny
+    study, store, keep = tiny
     for seed in (0, 1):
         keep("ours", seed, "both", [0, 0, 0, 1], [0, 0, 1, 1])
         keep("theirs", seed, "both", [1, 1, 1, 1], [1, 1, 1, 1])
     keep("ours", 0, "none", [0, 0, 0, 1], [0, 0, 1, 1])
-    text = page.build_page({"tiny": experiment}, [], store, "kept")
+    text = page.build_page({"tiny": study}, [], store, "stored")
     finding = next(line for line in text.splitlines() if line.startswith("**Finding"))
     assert "Ours loses to Theirs by 62 (" in finding
-    assert "is not told apart from itself shown none (+0 (+0 - +0))" in finding
+    assert "is not distinguished from itself prompted with none (+0 (+0 - +0))" in finding
     assert "- Ours: seed 2; seed 1: none on unseen tasks" in text
     assert "| Theirs | both | 100 (" in text
     assert "| 2 (100 - 100) | 16 | 10 | 60 | 7 | +62 (" in text
-    assert "[1](kept/runs/theirs-seed1-both-unseen.csv)" in text
+    assert "[1](stored/runs/theirs-seed1-both-unseen.csv)" in text
 
 
 def test_the_same_policy_is_judged_by_the_seeds_that_both_arms_have(tiny, tmp_path):
-    experiment, store, keep = tiny
-    test = "{where: here, experiment: tiny, ours: ours/both, theirs: ours/none}"
+    study, store, keep = tiny
+    test = "{where: here, study: tiny, ours: ours/both, theirs: ours/none}"
     (tmp_path / "claims.yaml").write_text(f"claims: [{{claim: it helps, tests: [{test}]}}]")
-    (claim,) = read_claims(tmp_path / "claims.yaml", {"tiny": experiment})
+    (claim,) = read_claims(tmp_path / "claims.yaml", {"tiny": study})
     for seed in range(3):
         keep("ours", seed, "both", [1, 1, 1, 1], [1, 1, 1, 1])
     for seed in range(2):
         keep("ours", seed, "none", [0, 0, 0, 0], [0, 0, 0, 0])
-        assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
+        assert judge.judge(store, study, claim.tests[0])[1] == judge.UNDECIDED
     keep("ours", 2, "none", [0, 0, 0, 0], [0, 0, 0, 0])
-    assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.CONFIRMED
+    assert judge.judge(store, study, claim.tests[0])[1] == judge.CONFIRMED
     absent = dataclasses.replace(claim.tests[0], tasks=("c",))
     with pytest.raises(ConfigError, match="tiny has no episodes of 'c'"):
-        judgement.judge(store, experiment, absent)
+        judge.judge(store, study, absent)
 
 
 def test_a_variant_can_have_a_reference_of_its_own_and_groups_other_names(tmp_path):
@@ -86,33 +93,36 @@ def test_a_variant_can_have_a_reference_of_its_own_and_groups_other_names(tmp_pa
         "groups: {unseen: held-out}\nreference: {variant: a, also: [b]}\narms: [both]\n"
         "variants: {a: {}, b: {}, c: {reference: b}}"
     )
-    experiment = read_experiments(write(tmp_path, tiny=text))["tiny"]
+    study = read_studies(write(tmp_path, tiny=text))["tiny"]
     rows = [EpisodeResult("t", goal, goal < 2, goal < 2, 1.0, 9) for goal in range(4)]
     store = Store(tmp_path / "results")
-    for variant in experiment.variants:
-        write_episodes(store.path(experiment, variant, 0, variant.arms[0]), rows)
-    text = page.build_page({"tiny": experiment}, [], store, "kept")
+    for variant in study.variants:
+        write_episodes(store.path(study, variant, 0, variant.arms[0]), rows)
+    text = page.build_page({"tiny": study}, [], store, "stored")
     equal = "(+0 (+0 - +0))"
-    assert f"On held-out tasks, a [one seed] is not told apart from b [one seed] {equal}." in text
     assert (
-        f"b [one seed] is not told apart from c [one seed] {equal}, a [one seed] {equal}." in text
+        f"On held-out tasks, a [one seed] is not distinguished from b [one seed] {equal}." in text
     )
-    assert "| variant | shown | held-out: success, % |" in text
+    assert (
+        f"b [one seed] is not distinguished from c [one seed] {equal}, a [one seed] {equal}."
+        in text
+    )
+    assert "| variant | prompted with | held-out: success, % |" in text
     for wrong in ("{reference: d}", "{}, d: {reference: e}"):
         write(tmp_path, tiny=HEAD + f"arms: [both]\nvariants: {{a: {wrong}}}")
         with pytest.raises(ConfigError, match="none of the variants"):
-            read_experiments(tmp_path)
+            read_studies(tmp_path)
 
 
 def test_the_settings_of_the_rivals_are_the_best_that_were_tried():
-    """By the mean of both groups of tasks, as the experiment says."""
-    experiment = read_experiments(CONFIGS)["settings"]
+    """By the mean of both groups of tasks, as the study says."""
+    study = read_studies(CONFIGS)["settings"]
     store = Store(ROOT / "benchmarks" / "results")
     for name in ("td3_bc", "cql"):
-        tried = [v for v in experiment.variants if v.name.startswith(f"settings_{name}")]
+        tried = [v for v in study.variants if v.name.startswith(f"settings_{name}")]
         means = {
             variant: sum(
-                judgement.mean(experiment, judgement.side(store, experiment, variant, arm)).value
+                judge.mean(study, judge.side(store, study, variant, arm)).value
                 for arm in variant.arms
             )
             for variant in tried
@@ -128,32 +138,32 @@ def test_the_settings_of_the_rivals_are_the_best_that_were_tried():
 @pytest.mark.parametrize(
     ("ours", "theirs", "margin", "verdict"),
     [
-        ([1, 1, 1, 1], [0, 0, 0, 1], 0, judgement.CONFIRMED),
-        ([0, 0, 0, 1], [1, 1, 1, 1], 0, judgement.REFUTED),
-        ([0, 0, 1, 1], [1, 1, 0, 0], 0, judgement.UNDECIDED),
-        ([1, 1, 0, 0], [1, 1, 0, 0], 0, judgement.EQUAL),  # which is not better
-        ([1, 1, 0, 0], [1, 1, 0, 0], 5, judgement.CONFIRMED),  # but it is enough
-        ([0, 0, 0, 1], [1, 1, 1, 1], 5, judgement.REFUTED),
+        ([1, 1, 1, 1], [0, 0, 0, 1], 0, judge.CONFIRMED),
+        ([0, 0, 0, 1], [1, 1, 1, 1], 0, judge.REFUTED),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 0, judge.UNDECIDED),
+        ([1, 1, 0, 0], [1, 1, 0, 0], 0, judge.EQUAL),  # which is not better
+        ([1, 1, 0, 0], [1, 1, 0, 0], 5, judge.CONFIRMED),  # but it is enough
+        ([0, 0, 0, 1], [1, 1, 1, 1], 5, judge.REFUTED),
     ],
 )
 def test_the_interval_alone_decides_about_a_claim(tiny, tmp_path, ours, theirs, margin, verdict):
-    experiment, store, keep = tiny
-    test = "{where: here, experiment: tiny, ours: ours/both, theirs: theirs/both, margin: MARGIN}"
+    study, store, keep = tiny
+    test = "{where: here, study: tiny, ours: ours/both, theirs: theirs/both, margin: MARGIN}"
     path = tmp_path / "claims.yaml"
     path.write_text(
         f"claims: [{{claim: it helps, tests: [{test.replace('MARGIN', str(margin))}]}}]"
     )
-    (claim,) = read_claims(path, {"tiny": experiment})
-    assert judgement.judge(store, experiment, claim.tests[0]) == (None, judgement.NOT_RUN)
+    (claim,) = read_claims(path, {"tiny": study})
+    assert judge.judge(store, study, claim.tests[0]) == (None, judge.NOT_RUN)
     keep("ours", 0, "both", ours, ours)
     keep("theirs", 0, "both", theirs, theirs)
     # Of one or two seeds each, nothing is said about another training.
     for seed in (1, 2):
-        assert judgement.judge(store, experiment, claim.tests[0])[1] == judgement.UNDECIDED
+        assert judge.judge(store, study, claim.tests[0])[1] == judge.UNDECIDED
         keep("ours", seed, "both", ours, ours)
         keep("theirs", seed, "both", theirs, theirs)
-    assert judgement.judge(store, experiment, claim.tests[0])[1] == verdict
-    row = page.claim_table({"tiny": experiment}, [claim], store).rows[0]
+    assert judge.judge(store, study, claim.tests[0])[1] == verdict
+    row = page.claim_table({"tiny": study}, [claim], store).rows[0]
     assert row[:3] == ("it helps", "[here](#tiny)", "Ours: both against Theirs: both")
     assert row[4] == verdict
 
@@ -165,10 +175,10 @@ def test_what_this_machine_may_lack_is_named_where_nothing_is_run(tiny, tmp_path
     write(
         tmp_path / "configs", tiny=f"{HEAD}arms: [both]\nreference: {{variant: ours}}\n{variants}"
     )
-    experiment = read_experiments(tmp_path / "configs")["tiny"]
+    study = read_studies(tmp_path / "configs")["tiny"]
     path = tmp_path / "claims.yaml"
-    test = "{where: here, experiment: tiny, ours: theirs/both, theirs: ours/both}"
+    test = "{where: here, study: tiny, ours: theirs/both, theirs: ours/both}"
     path.write_text(f"claims: [{{claim: larger is better, tests: [{test}]}}]")
-    (claim,) = read_claims(path, {"tiny": experiment})
-    row = page.claim_table({"tiny": experiment}, [claim], store).rows[0]
+    (claim,) = read_claims(path, {"tiny": study})
+    row = page.claim_table({"tiny": study}, [claim], store).rows[0]
     assert row[3:] == ("not run yet", "not run yet: needs a larger machine")

@@ -1,0 +1,54 @@
+"""Settings of a study's command: ``key=value``, read into a dataclass."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from llmdpd_torchrl.utils.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_options(kind: type[T], settings: Sequence[str]) -> T:
+    """Settings of a command line.
+
+    Args:
+        kind: a dataclass whose fields are texts, numbers, or sequences of one of these.
+        settings: ``key=value``.
+
+    Raises:
+        ConfigError: on an unknown key or a value of another type.
+    """
+    hints = get_type_hints(kind)
+    known = sorted(field.name for field in fields(kind))  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or key not in known:
+            raise ConfigError(f"{setting}: give key=value, with {', '.join(known)}")
+        values[key] = text if hints[key] is str else _value(key, text, hints[key])
+    return kind(**values)
+
+
+def _value(key: str, text: str, hint: Any) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}={text}: {key} cannot be read") from None
+    if get_origin(hint) is collections.abc.Sequence:
+        (element,) = get_args(hint)
+        if not isinstance(value, list) or not all(_is(element, one) for one in value):
+            raise ConfigError(f"{key} is {value!r}: give a list, such as '{key}=[...]'")
+    elif not _is(hint, value):
+        raise ConfigError(f"{key} is {value!r}: give a number")
+    return value
+
+
+def _is(kind: Any, value: Any) -> bool:
+    wide = int | float if kind is float else kind
+    return isinstance(value, wide) and not isinstance(value, bool)
