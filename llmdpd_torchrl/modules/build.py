@@ -136,7 +136,7 @@ def make_sequence_actor(
         action_dim: A.
         prompt_steps: L, steps of a trajectory prompt.
         config: sizes.
-        num_steps, schedule, prediction: of a diffusion, see
+        num_steps, schedule, prediction: settings of a diffusion, see
             :class:`~llmdpd_torchrl.modules.DiffusionModule`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the networks see of an observation: chosen fields and their differences, normalised."""
+"""What the networks read: normalised observation features, prompt embedding, gated context."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ObservationFeatures(nn.Module):
 
     Args:
         fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
-        keep: names of the fields that are passed on.
+        keep: names of the fields that are read.
         differences: pairs of names ``(a, b)`` of equally long fields: a - b is appended.
         scales: lengths in the observation's units; tanh((a - b) / scale) is appended for each. A
             hand must be led to a centimetre in a workspace of a metre, and standardised differences
@@ -29,7 +29,7 @@ class ObservationFeatures(nn.Module):
         clip: standardised values are clipped to ``[-clip, clip]``: entries that hardly vary in
             training must not explode on another task.
 
-    Shapes: ``[*, O]`` to ``[*, out_features]``.
+    Shapes: ``[*, O]`` of any number type to ``[*, out_features]`` in the module's.
 
     Raises:
         ValueError: if a name is not in ``fields`` or a pair has unequal lengths.
@@ -44,7 +44,7 @@ class ObservationFeatures(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
-    _kept: torch.Tensor
+    _selected: torch.Tensor
     _first: torch.Tensor
     _second: torch.Tensor
 
@@ -71,7 +71,7 @@ class ObservationFeatures(nn.Module):
         self.clip = clip
         self.width = max(end for _, end in fields.values())
         columns = {
-            "_kept": [i for name in keep for i in entries[name]],
+            "_selected": [i for name in keep for i in entries[name]],
             "_first": [i for first, _ in differences for i in entries[first]],
             "_second": [i for _, second in differences for i in entries[second]],
         }
@@ -79,7 +79,7 @@ class ObservationFeatures(nn.Module):
             # A constant of the configuration, rebuilt from it; not state.
             self.register_buffer(name, torch.tensor(indices, dtype=torch.int64), persistent=False)
         self.scales = tuple(scales)
-        standardised = len(columns["_kept"]) + len(columns["_first"])
+        standardised = len(columns["_selected"]) + len(columns["_first"])
         self.out_features = standardised + len(columns["_first"]) * len(self.scales)
         self.register_buffer("mean", torch.zeros(standardised, dtype=torch.float32))
         self.register_buffer("std", torch.ones(standardised, dtype=torch.float32))
@@ -90,8 +90,9 @@ class ObservationFeatures(nn.Module):
                 f"the observation has {observation.shape[-1]} entries, the network reads "
                 f"{self.width}: use the environment that it was made for"
             )
+        observation = observation.to(self.mean.dtype)
         differences = observation[..., self._first] - observation[..., self._second]
-        return torch.cat([observation[..., self._kept], differences], dim=-1), differences
+        return torch.cat([observation[..., self._selected], differences], dim=-1), differences
 
     @torch.no_grad()
     def fit(self, observation: torch.Tensor, *, minimum_std: float = 0.01) -> ObservationFeatures:
@@ -139,26 +140,27 @@ class ObservationConditioner(nn.Module):
 
 
 class GatedConditioner(ObservationConditioner):
-    """The condition of an actor that retrieves: what is learnt by heart passes a gate.
+    """The condition of an actor that retrieves: state and embedding pass the observation gate.
 
-    A network recognises its training tasks by their states and their embeddings, and on another
-    task both mislead it. So both pass the gate, which is shut there, and what the prompt's nearest
-    step says does not, but for what only helps who knows the task.
+    A network memorises its training tasks by their states and their embeddings, and on another task
+    both mislead it. So both are multiplied by the gate, which is 0 there (see
+    :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`). The context of the retrieved step
+    is not, except for the columns that help only on a known task.
 
     Args:
         observation_module: maps observations to features.
         gated_context: columns at the end of the context that pass the gate too.
-        base: columns of the context that hold an action. They are repeated at the end of the
-            condition where the gate is shut, and are 0 there where it is open: a policy that may go
-            by what it knows is not bound to what the prompt suggests.
+        base: columns of the context that hold an action. Where the gate is closed they are repeated
+            at the end of the condition; where it is open, zeros are there instead: with the state
+            visible, the policy is not bound to the suggested action.
 
     Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
     embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i + base]``.
 
     Examples:
         >>> conditioner = GatedConditioner(nn.Identity(), gated_context=1)
-        >>> observation, context, shut = torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1, 1)
-        >>> conditioner(observation, shut, context)
+        >>> observation, context, gate = torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1, 1)
+        >>> conditioner(observation, gate, context)
         tensor([[0., 0., 0., 1., 0.]])
     """
 
@@ -173,11 +175,11 @@ class GatedConditioner(ObservationConditioner):
         self.base = base
 
     def forward(self, observation: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """Concatenate gated features, gate, context and what of the context and else is gated."""
+        """Concatenate gated features, gate, context, its gated part, gated embeddings and base."""
         gate, context, *embeddings = others
         features = self.observation_module(observation) * gate
         base = [] if self.base is None else [context[..., self.base] * (1.0 - gate)]
         free = context.shape[-1] - self.gated_context
-        context, known = context.split([free, self.gated_context], dim=-1)
-        gated = (part * gate for part in (known, *embeddings))
+        context, goal_correction = context.split([free, self.gated_context], dim=-1)
+        gated = (part * gate for part in (goal_correction, *embeddings))
         return torch.cat([features, gate, context, *gated, *base], dim=-1)

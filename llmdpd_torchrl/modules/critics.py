@@ -105,12 +105,13 @@ def make_qvalue_networks(
         prompt_dim (int): width of the prompt embedding; 0 for critics that read no prompt.
 
     Keyword Args:
-        num (int): how many.
+        num (int): number of critics.
         hidden, activation, layer_norm: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
-        conditioner (nn.Module, optional): likewise, see :class:`QValueNetwork`. ``observation_dim``
-            is then the width of what it makes of the observation and ``condition_keys``.
-        condition_keys (sequence of NestedKey): what the conditioner reads after the observation.
+        conditioner (nn.Module, optional): each critic gets its own copy, see
+            :class:`QValueNetwork`. ``observation_dim`` is then the width of its output.
+        condition_keys (sequence of NestedKey): entries that the conditioner reads besides the
+            observation.
 
     Raises:
         ConfigError: if ``num`` is below 1.
@@ -124,7 +125,7 @@ def make_qvalue_networks(
         [['state_action_value'], ['state_action_value']]
     """
     if num < 1:
-        raise ConfigError(f"{num} critics asked for: at least one is needed")
+        raise ConfigError(f"num is {num}: at least one critic is needed")
     in_keys: list[NestedKey] = ["observation", "action"]
     in_keys += condition_keys
     if prompt_dim:
@@ -149,12 +150,12 @@ def make_qvalue_networks(
 class QSelectedActor(TensorDictModuleBase):
     r"""A diffusion policy that acts by the best, or softly the best, of its own candidates.
 
-    For each row, n actions :math:`a_1..a_n` are drawn from the policy, and :math:`a_i` is taken
+    For each row, n actions :math:`a_1..a_n` are sampled from the policy, and :math:`a_i` is taken
     with probability proportional to :math:`\exp(\min_j Q_j(s, a_i) / T)` (``"softmax"``, as in
     Diffusion-QL), or where the value is greatest (``"argmax"``). The condition is computed once per
     row, not once per candidate.
 
-    Under a deterministic exploration type nothing is drawn: the candidates are the actor's
+    Under a deterministic exploration type nothing is random: the candidates are the actor's
     deterministic action and those that its deterministic reverse process makes of n - 1 fixed
     latents, the same for all rows, and the best is taken. So an action depends on its own inputs
     alone, repeats exactly, and is never valued less than the actor's own deterministic one.
@@ -166,7 +167,7 @@ class QSelectedActor(TensorDictModuleBase):
 
     Keyword Args:
         selection (str): one of :data:`SELECTIONS`. ``"none"`` acts as ``actor`` does: a single
-            draw, and no value.
+            sample, and no value.
         num_candidates (int): n, at least 1. Not read by ``"none"``.
         temperature (float): T > 0, in units of Q. Read by ``"softmax"`` alone.
         value_key (NestedKey): where the critics write; the chosen action's :math:`\min_j Q_j`,
@@ -228,9 +229,12 @@ class QSelectedActor(TensorDictModuleBase):
         self.in_keys = list(dict.fromkeys([*map(unravel_key, actor.in_keys), *self._critic_keys]))
         self.out_keys = [*actor.out_keys, *([self.value_key] if self.critics else [])]
         latents = torch.randn(
-            num_candidates - 1, actor.module.action_dim, generator=torch.Generator().manual_seed(1)
+            num_candidates - 1,
+            actor.module.action_dim,
+            generator=torch.Generator().manual_seed(1),
+            dtype=torch.float32,
         )
-        # How many there are is a setting of the evaluation, not a part of what was learnt.
+        # Their number is a setting of the evaluation, so they are not saved.
         self.register_buffer("latents", latents, persistent=False)
 
     @property
@@ -251,7 +255,8 @@ class QSelectedActor(TensorDictModuleBase):
             tensordict (TensorDictBase): holds ``in_keys``; any batch shape.
 
         Keyword Args:
-            generator (torch.Generator, optional): of all that is drawn. Defaults to the global one.
+            generator (torch.Generator, optional): source of all randomness. Defaults to the global
+                one.
 
         Raises:
             DataError: if one of ``in_keys`` is missing.

@@ -1,4 +1,4 @@
-"""The diffusion over one action: how it is noised, and how one is made out of noise."""
+"""The diffusion over one action: adding noise, and sampling by removing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 __all__ = ["PREDICTIONS", "DiffusionModule", "is_deterministic"]
 
-#: Length of the deterministic latent, in units of a typical draw's.
+#: Length of the deterministic latent, in units of a typical sample's.
 _LATENT_SCALE = 0.1
 #: What the score network's output means: the noise, the clean action, or the velocity
 #: sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) action (Salimans & Ho 2022).
@@ -127,7 +127,7 @@ class DiffusionModule(nn.Module):
         self.sampler = sampler
         self.sampling_steps = num_steps if sampling_steps is None else sampling_steps
         self.action_bounds = action_bounds
-        # Refuse here, not at the first sample, what can not be done.
+        # Raises here, not at the first sample, on an impossible number of steps.
         reverse_process(sampler, self.schedule.alpha_bar, self.sampling_steps)
         latent = torch.randn(
             action_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float32
@@ -155,7 +155,7 @@ class DiffusionModule(nn.Module):
         return torch.cat(inputs, dim=-1)
 
     def add_noise(self, action: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Draw from q(a_k | a): sqrt(alpha_bar_k) a + sqrt(1 - alpha_bar_k) noise.
+        r"""Sample from q(a_k | a): sqrt(alpha_bar_k) a + sqrt(1 - alpha_bar_k) noise.
 
         Args:
             action (Tensor): clean actions [*, A].
@@ -236,15 +236,15 @@ class DiffusionModule(nn.Module):
         sampler: str | None = None,
         num_steps: int | None = None,
     ) -> Tensor:
-        """Draw actions; differentiable through every reverse step.
+        """Sample actions; differentiable through every reverse step.
 
         Args:
             condition (Tensor): [*, C].
 
         Keyword Args:
-            sample_shape (sequence of int): draws per row, in front of the row's own dimensions as
-                in :mod:`torch.distributions`. Defaults to a single draw.
-            deterministic (bool): DDIM from the fixed latent; draws no random number.
+            sample_shape (sequence of int): samples per row, in front of the row's own dimensions as
+                in :mod:`torch.distributions`. Defaults to a single sample.
+            deterministic (bool): DDIM from the fixed latent; nothing is random.
             latent (Tensor, optional): where the reverse process starts, of a shape that expands to
                 [*sample_shape, *, A]. Defaults to noise, or to the fixed latent.
             generator (torch.Generator, optional): source of the noise. Defaults to the global one.
@@ -290,7 +290,7 @@ class DiffusionModule(nn.Module):
     def forward(self, *inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Condition on the inputs and sample, as :func:`~tensordict.nn.interaction_type` says.
 
-        ``RANDOM``, or no interaction type at all, draws from the policy; any other gives the
+        ``RANDOM``, or no interaction type at all, samples from the policy; any other gives the
         deterministic action.
         """
         return self.sample(

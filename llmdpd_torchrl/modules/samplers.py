@@ -49,7 +49,7 @@ class ReverseStep(NamedTuple):
             noisy (Tensor): x_now, [*, A].
             clean (Tensor): x0 predicted from it, [*, A].
             previous (Tensor, optional): x0 predicted one step before; read by multistep samplers.
-            generator (torch.Generator, optional): of the noise, where the step adds some.
+            generator (torch.Generator, optional): source of the noise, where the step adds some.
 
         Returns:
             x_then, [*, A].

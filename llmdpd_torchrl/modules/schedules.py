@@ -115,7 +115,7 @@ class NoiseSchedule(ExactTables):
             )
         if num_steps < 1 or num_steps != int(num_steps):
             raise ConfigError(
-                f"a diffusion needs a whole number of steps, at least one: got "
+                f"a diffusion needs an integer number of steps, at least one: got "
                 f"num_steps={num_steps}"
             )
         if isinstance(schedule, str):

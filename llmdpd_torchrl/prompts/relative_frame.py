@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,14 +141,6 @@ class RelativeFrame(nn.Module):
         (torch.Size([2, 7]), 7)
     """
 
-    weights: Tensor
-    scale: Tensor
-    _first: Tensor
-    _second: Tensor
-    _others: Tensor
-    _mean: Tensor
-    _factor: Tensor
-
     def __init__(
         self,
         spec: FrameSpec,
@@ -161,35 +153,33 @@ class RelativeFrame(nn.Module):
         self.anchors = len(spec.anchors)
         self.steps = self.relation_size // self.anchors if self.anchors else 0
         self.width = max(end for _, end in fields.values())
-        columns = {
-            "_first": [i for name, _ in spec.relations for i in range(*fields[name])],
-            "_second": [i for _, name in spec.relations for i in range(*fields[name])],
-            "_others": [i for name in spec.values for i in range(*fields[name])],
-        }
-        weights = [float(w or 0.0) for w in spec.weights[: self.anchors] for _ in range(self.steps)]
-        scale = [1 / spec.unit] * self.relation_size
-        mean, factor = [torch.zeros(0)], [torch.zeros(0)]
+        unit = 1 / spec.unit
+        rows = [  # of each entry: weight, scale, mean and factor
+            (weight or 0.0, unit, 0.0, 1.0)
+            for weight in spec.weights[: self.anchors]
+            for _ in range(self.steps)
+        ]
         for weight, name in zip(spec.weights[self.anchors :], spec.values, strict=True):
             part = slice(*fields[name])
-            width = part.stop - part.start
-            weights += [1.0 if weight is None else weight] * width
-            scale += [1.0 if weight is None else 1 / spec.unit] * width
-            offset, slope = (
-                _standardiser(observations, part)
-                if weight is None
-                else (torch.zeros(width), torch.ones(width))
-            )
-            mean.append(offset.cpu())
-            factor.append(slope.cpu())
-        for name, indices in columns.items():
-            self._constant(name, torch.tensor(indices, dtype=torch.int64))
-        for name, numbers in (("weights", weights), ("scale", scale)):
-            self._constant(name, torch.tensor(numbers, dtype=torch.float32))
-        for name, tensors in (("_mean", mean), ("_factor", factor)):
-            self._constant(name, torch.cat(tensors).float())
+            if weight is None:
+                rows += [(1.0, 1.0, *both) for both in _standardiser(observations, part)]
+            else:
+                rows += [(weight, unit, 0.0, 1.0)] * (part.stop - part.start)
 
-    def _constant(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value, persistent=False)
+        def constants(numbers: Iterable[float]) -> nn.Buffer:
+            return nn.Buffer(torch.tensor(list(numbers), dtype=torch.float32), persistent=False)
+
+        def columns(names: Iterable[str]) -> nn.Buffer:
+            indices = [i for name in names for i in range(*fields[name])]
+            return nn.Buffer(torch.tensor(indices, dtype=torch.int64), persistent=False)
+
+        self.weights = constants(row[0] for row in rows)
+        self.scale = constants(row[1] for row in rows)
+        self._mean = constants(row[2] for row in rows[self.relation_size :])
+        self._factor = constants(row[3] for row in rows[self.relation_size :])
+        self._first = columns(first for first, _ in spec.relations)
+        self._second = columns(second for _, second in spec.relations)
+        self._others = columns(spec.values)
 
     def forward(self, observation: Tensor) -> Tensor:
         """The relative frame of observations ``[*, O]``: ``[*, F]``."""
@@ -214,12 +204,12 @@ class RelativeFrame(nn.Module):
         return frame[..., self.relation_size :]
 
 
-def _standardiser(observations: Tensor | None, part: slice) -> tuple[Tensor, Tensor]:
-    """Mean and one over the spread of some entries."""
+def _standardiser(observations: Tensor | None, part: slice) -> list[tuple[float, float]]:
+    """Mean and one over the spread of each entry; the latter is 0 for a constant entry."""
     if observations is None:
         raise ConfigError("a frame with values weighed by their spread needs observations")
     entries = observations[..., part].reshape(-1, part.stop - part.start)
     mean, spread = entries.mean(0), entries.std(0)
-    # A constant entry carries no information, and the rounding of its mean is no spread.
-    changes = spread > 1e-5 * entries.abs().amax(0)
-    return mean, torch.where(changes, 1.0 / spread, 0.0)
+    changes = spread > 1e-5 * entries.abs().amax(0)  # the rounding of a mean is no spread
+    factor = torch.where(changes, 1.0 / spread, 0.0)
+    return list(zip(mean.tolist(), factor.tolist(), strict=True))

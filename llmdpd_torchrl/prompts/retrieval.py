@@ -19,6 +19,40 @@ from llmdpd_torchrl.utils.errors import ConfigError
 __all__ = ["PromptRetrieval", "context_layout"]
 
 
+def _pieces(
+    spec: FrameSpec,
+    fields: Mapping[str, Sequence[int]],
+    action_dim: int,
+    lookaheads: Sequence[int],
+) -> list[tuple[str, str, int]]:
+    """The context's pieces in order: name of the part, kind (action, vector, other) and width."""
+    if not lookaheads or min(lookaheads) < 1:
+        raise ConfigError(f"lookaheads are {list(lookaheads)}: give steps of at least 1")
+    relations, values = spec.sizes(fields)
+    anchors = len(spec.anchors)
+    steps = relations // anchors if anchors else 0
+    if steps > action_dim:
+        raise ConfigError(
+            f"positions have {steps} entries and actions {action_dim}: actions must start with "
+            "the effector's movement"
+        )
+    action, vector, value = ("action", action_dim), ("vector", steps), ("other", values)
+    position = [vector] * anchors
+    parts: dict[str, list[tuple[str, int]]] = {
+        "action": [action],
+        "error": [*position, value],
+        "suggested_action": [action],
+        "correction": [vector],
+        "object_is_moving": [("other", max(anchors - 1, 0))],
+    }
+    for number, lookahead in enumerate(lookaheads):
+        later = [action] if number else []
+        parts[f"ahead_{lookahead}"] = [*position, value, vector, value, *later]
+    parts |= {"values": [value, value], "progress": [("other", 1)], "distance": [("other", 1)]}
+    parts["goal_correction"] = position[1:]
+    return [(name, *piece) for name, pieces in parts.items() for piece in pieces or [("other", 0)]]
+
+
 def context_layout(
     spec: FrameSpec,
     fields: Mapping[str, Sequence[int]],
@@ -27,46 +61,16 @@ def context_layout(
 ) -> dict[str, slice]:
     """The columns of each part of the context that :class:`PromptRetrieval` makes.
 
-    Args:
-        spec: the relative frame.
-        fields: half-open index ranges of the observation's fields.
-        action_dim: A.
-        lookaheads: steps of the prompt.
-
     Raises:
         ConfigError: if a lookahead is below 1, the observation lacks a field of the relative frame,
             or actions have fewer entries than positions.
-
-    Examples:
-        >>> context_layout(FrameSpec(values=("state",), weights=(None,)), {"state": (0, 3)}, 2)[
-        ...     "error"]
-        slice(2, 5, None)
     """
-    if not lookaheads or min(lookaheads) < 1:
-        raise ConfigError(f"lookaheads are {list(lookaheads)}: give steps of at least 1")
-    relations, values = spec.sizes(fields)
-    others = max(len(spec.anchors) - 1, 0)
-    steps = relations // len(spec.anchors) if spec.anchors else 0
-    if steps > action_dim:
-        raise ConfigError(
-            f"positions have {steps} entries and actions {action_dim}: actions must start with "
-            "the effector's movement"
-        )
-    sizes = {
-        "action": action_dim,
-        "error": relations + values,
-        "suggested_action": action_dim,
-        "correction": steps,
-        "object_is_moving": others,
-    }
-    for number, lookahead in enumerate(lookaheads):
-        later_action = action_dim if number else 0
-        sizes[f"ahead_{lookahead}"] = relations + values + steps + values + later_action
-    sizes |= {"values": 2 * values, "progress": 1, "distance": 1, "goal_correction": steps * others}
-    parts, start = {}, 0
-    for name, size in sizes.items():
-        parts[name] = slice(start, start + size)
-        start += size
+    parts: dict[str, slice] = {}
+    stop = 0
+    for name, _, width in _pieces(spec, fields, action_dim, lookaheads):
+        start = parts[name].start if name in parts else stop
+        stop += width
+        parts[name] = slice(start, stop)
     return parts
 
 
@@ -132,14 +136,6 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         True
     """
 
-    _frames: Tensor
-    _actions: Tensor
-    _centre: Tensor
-    _scaled: Tensor
-    _squared: Tensor
-    _starts: Tensor
-    _ends: Tensor
-
     def __init__(
         self,
         bank: TrajectoryPromptBank,
@@ -157,6 +153,7 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         self.lookaheads = tuple(lookaheads)
         self.gain = gain
         self.moving = moving
+        self._pieces = _pieces(spec, fields, actions.shape[-1], self.lookaheads)
         self.parts = context_layout(spec, fields, actions.shape[-1], self.lookaheads)
         self.features = max(part.stop for part in self.parts.values())
         frames = self.frame(observations)
@@ -165,52 +162,33 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         centre = frames[mask].mean(0)
         scaled = (frames - centre) * self.frame.weights
         last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
-        tables = {
-            "_frames": frames,
-            "_actions": actions.to(frames.dtype),
-            "_centre": centre,
-            "_scaled": scaled,
-            "_squared": scaled.square().sum(-1).masked_fill(~mask, torch.inf),
-            # Of prompts that hold several demonstrations, each step has its own range.
-            "_starts": bank.prompts.get("start", torch.zeros_like(last)),
-            "_ends": bank.prompts.get("end", last),
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+        squared = scaled.square().sum(-1).masked_fill(~mask, torch.inf)
+        self._frames = nn.Buffer(frames, persistent=False)
+        self._actions = nn.Buffer(actions.to(frames.dtype), persistent=False)
+        self._centre = nn.Buffer(centre, persistent=False)
+        self._scaled = nn.Buffer(scaled, persistent=False)
+        self._squared = nn.Buffer(squared, persistent=False)
+        # Of prompts that hold several demonstrations, each step has its own range.
+        starts = bank.prompts.get("start", torch.zeros_like(last))
+        self._starts = nn.Buffer(starts, persistent=False)
+        self._ends = nn.Buffer(bank.prompts.get("end", last), persistent=False)
 
     def equivariant_columns(self) -> tuple[list[slice], list[slice]]:
         """Columns that rotate with the scene, and those that scale with the actions' other entries.
 
         Returns:
-            the context's vectors, each as wide as a position: rotate them, and the movement in the
-            action, and nothing else has changed; and the entries of the actions in it that are no
-            movement, a gripper's say.
+            the context's vectors, each as wide as a position, and the entries of the actions in it
+            that are no movement, a gripper's for instance.
         """
-        frame, parts, tail = self.frame, self.parts, self._actions.shape[-1] - self.frame.steps
         vectors: list[slice] = []
         tails: list[slice] = []
-
-        def take(start: int, count: int) -> int:
-            for _ in range(count if frame.steps else 0):
-                vectors.append(slice(start, start + frame.steps))
-                start += frame.steps
-            return start
-
-        def take_action(start: int) -> None:
-            start = take(start, 1)
-            tails.append(slice(start, start + tail))
-
-        take_action(parts["action"].start)
-        take(parts["error"].start, frame.anchors)
-        take_action(parts["suggested_action"].start)
-        take(parts["correction"].start, 1)
-        for number, lookahead in enumerate(self.lookaheads):
-            start = parts[f"ahead_{lookahead}"].start
-            take(start, frame.anchors)
-            after_correction = take(start + frame.size, 1)
-            if number:
-                take_action(after_correction + frame.size - frame.relation_size)
-        take(parts["goal_correction"].start, max(frame.anchors - 1, 0))
+        start, steps = 0, self.frame.steps
+        for _, kind, width in self._pieces:
+            if kind != "other" and steps:
+                vectors.append(slice(start, start + steps))
+            if kind == "action":
+                tails.append(slice(start + steps, start + width))
+            start += width
         return vectors, tails
 
     def nearest(self, observation: Tensor, row: Tensor) -> Tensor:

@@ -87,5 +87,5 @@ def test_mistakes_name_the_choices():
         NoiseSchedule(5, "quadratic")
     with pytest.raises(ConfigError, match="num_steps=0"):
         NoiseSchedule(0)
-    with pytest.raises(ConfigError, match=r"whole number of steps.*num_steps=2\.5"):
+    with pytest.raises(ConfigError, match=r"integer number of steps.*num_steps=2\.5"):
         NoiseSchedule(2.5)

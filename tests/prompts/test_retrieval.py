@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -6,7 +8,7 @@ from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 FIELDS = METAWORLD_OBSERVATION_LAYOUT["fields"]
 
@@ -183,3 +185,46 @@ def test_what_is_carried_is_led_to_its_place_by_the_goal():
     context = still(now, torch.tensor(0))
     assert context[parts["object_is_moving"]].item() == 0
     torch.testing.assert_close(context[parts["suggested_action"]], torch.zeros(4))
+
+
+def test_prompts_follow_the_module_and_stay_out_of_its_state(bank):
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    assert not retrieval.state_dict()
+    observation, row = bank.prompts["observation"][:, 3], torch.arange(len(bank))
+    expected = retrieval(observation, row)
+    double = copy.deepcopy(retrieval).double()(observation, row)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), expected, rtol=1e-3, atol=1e-3)
+    elsewhere = copy.deepcopy(retrieval).to("meta")  # as any other device: nothing stays behind
+    assert {tensor.device.type for tensor in elsewhere.buffers()} == {"meta"}
+    context = elsewhere(observation.to("meta"), row.to("meta"))
+    assert context.device.type == "meta"
+    assert context.shape == expected.shape
+
+
+@pytest.mark.gpu
+def test_contexts_on_a_gpu_are_those_of_the_cpu(bank):
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    observation, row = bank.prompts["observation"][:, 3], torch.arange(len(bank))
+    expected = retrieval(observation, row)
+    context = retrieval.cuda()(observation.cuda(), row.cuda())
+    torch.testing.assert_close(context.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [17, 45])
+def test_an_observation_of_another_width_is_named(bank, width):
+    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    with pytest.raises(DataError, match=f"has {width} entries, the relative frame reads 39"):
+        retrieval(torch.zeros(2, width), torch.zeros(2, dtype=torch.int64))
+
+
+def test_numbers_are_float32_whatever_the_default_and_the_observations_are(bank):
+    expected = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    observation, row = bank.prompts["observation"][:, 3], torch.arange(len(bank))
+    torch.set_default_dtype(torch.float64)
+    try:
+        retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+        assert torch.equal(retrieval(observation, row), expected(observation, row))
+        assert torch.equal(retrieval(observation.double(), row), expected(observation, row))
+    finally:
+        torch.set_default_dtype(torch.float32)

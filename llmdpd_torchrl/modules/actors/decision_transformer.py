@@ -23,20 +23,20 @@ _HISTORY = ("observation", "action", "return_to_go", "mask")
 
 
 class PromptDecisionTransformer(DecisionTransformer):
-    """TorchRL's decision transformer, which reads a prompt first, and what is masked not at all.
+    """TorchRL's decision transformer with a prompt before the history, and with a mask.
 
     Every step is three tokens: return-to-go, observation, action. Those of the prompt have
     embeddings of their own and come before those of the history; attention is causal, and an action
     is read off each of the history's observation tokens (Xu et al. 2022, section 4).
 
     Args:
-        features: of observations; used as they are, not trained.
+        features: features of observations; used as they are, not trained.
         action_dim: A.
         prompt_steps: L.
         history_steps: H.
-        width, layers, heads: of GPT-2, the inner layer being four times as wide.
-        dropout: in training, of embeddings, attention and residuals.
-        return_scale: that returns are divided by.
+        width, layers, heads: sizes of GPT-2; its inner layer is four times as wide.
+        dropout: dropout of embeddings, attention and residuals in training.
+        return_scale: divisor of returns.
 
     Shapes: of the prompt [*, L, O], [*, L, A], [*, L, 1] and the mask [*, L], of the history the
     same with H, to actions [*, H, A] in (-1, 1).
@@ -143,8 +143,8 @@ class DecisionTransformerActor(SafeModule):
     :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``"tensor"`` write.
 
     Args:
-        network: to the actions of the history.
-        spec: of the action.
+        network: maps prompt and history to the actions of the history.
+        spec: spec of the action.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -171,7 +171,7 @@ class DecisionTransformerActor(SafeModule):
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
-        """Write the action. Nothing is drawn: ``generator`` is there for callers of any policy."""
+        """Write the action. ``generator`` is not used; callers pass it to any policy."""
         trains = self.training
         self.eval()  # evaluations during a training act with the modules that are being trained
         try:

@@ -30,9 +30,9 @@ class DiffusionActor(SafeModule):
             :class:`MLPDenoiser`.
         conditioner (nn.Module, optional): maps the tensors of ``in_keys`` to [*, C]. Defaults to
             their concatenation.
-        hidden, activation, time_dim: of the default network, see :class:`MLPDenoiser`.
+        hidden, activation, time_dim: sizes of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
-            learns how actions differ from it, see :class:`ResidualDenoiser`.
+            learns the residual to it, see :class:`ResidualDenoiser`.
         movement, min_base_fraction: how far that action may be cancelled, see there.
         num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.

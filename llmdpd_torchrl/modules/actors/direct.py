@@ -38,7 +38,7 @@ class DirectNetwork(nn.Module):
         condition_dim: C.
         out_features: width of the output.
         hidden: widths of the hidden layers.
-        activation: of the MLP.
+        activation: activation of the MLP.
 
     Examples:
         >>> from llmdpd_torchrl.modules import ObservationConditioner
@@ -66,7 +66,7 @@ class DirectNetwork(nn.Module):
         return self.mlp(self.conditioner(*inputs))
 
     def like(self, out_features: int) -> DirectNetwork:
-        """Another network on the same inputs, with weights of its own: a state value, say."""
+        """Another network on the same inputs, with its own weights, such as a state value."""
         conditioner = copy.deepcopy(self.conditioner)
         return DirectNetwork(
             conditioner, self.condition_dim, out_features, self.hidden, self.activation
@@ -88,9 +88,9 @@ class DeterministicActor(SafeModule):
     """One action in [-1, 1] for what is observed.
 
     Args:
-        network: to the A dimensions of the action, before tanh.
-        in_keys: what the network reads.
-        spec: of the action.
+        network: maps its inputs to the A entries of the action, before tanh.
+        in_keys: entries that the network reads.
+        spec: spec of the action.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -120,7 +120,7 @@ class DeterministicActor(SafeModule):
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
-        """Write the action. Nothing is drawn: ``generator`` is there for callers of any policy."""
+        """Write the action. ``generator`` is not used; callers pass it to any policy."""
         return super().forward(tensordict)
 
 
@@ -147,12 +147,12 @@ class GaussianActor(ProbabilisticActor):
     """A Gaussian over the action, of which IQL and CQL take likelihoods and samples.
 
     Args:
-        network: to A locations, or to A locations and A log deviations if ``squashed``.
-        in_keys: what the network reads.
+        network: maps its inputs to A locations and, if ``squashed``, A log deviations.
+        in_keys: entries that the network reads.
         action_dim: A.
         squashed: tanh of a Gaussian (CQL, Kumar et al. 2020); else a Gaussian around tanh of the
             network with one deviation per dimension (IQL, Kostrikov et al. 2022, appendix B).
-        spec: of the action.
+        spec: spec of the action.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -193,9 +193,9 @@ class GaussianActor(ProbabilisticActor):
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> TensorDictBase:
-        """Write the action, and ``loc`` and ``scale``; draw it with ``generator`` if one is given.
+        """Write the action, sampled with ``generator`` if one is given, ``loc`` and ``scale``.
 
-        A draw beyond [-1, 1] is clipped.
+        A sample beyond [-1, 1] is clipped.
         """
         if generator is None or interaction_type() is not ExplorationType.RANDOM:
             return super().forward(tensordict, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Diffusion over the next actions together, of which the first is taken: plan, act, plan anew."""
+"""Diffusion over the next actions together; the first is taken, then a new plan is made."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ class PrefixBlock(nn.Module):
     """A transformer block whose tokens also read a prefix that does not read them.
 
     Normalisation before attention and MLP, GELU, an inner layer four times as wide, as in GPT-2
-    (Radford et al. 2019), but without its causal mask. What the prefix tells, its keys and values,
-    is computed once, however often the other tokens change: a diffusion denoises many times under
-    one condition.
+    (Radford et al. 2019), but without its causal mask. The prefix's keys and values
+    are computed once per sample, because a diffusion denoises many times under one condition.
 
     Args:
-        width: of the tokens.
-        heads: of the attention.
+        width: width of the tokens.
+        heads: heads of the attention.
 
     Examples:
         >>> block = PrefixBlock(8, 2)
@@ -65,8 +64,8 @@ class PrefixBlock(nn.Module):
         """Let ``tokens`` ``[B, n, width]`` read one another, and the memory of m others.
 
         Args:
-            tokens: what is changed.
-            memory: of a prefix.
+            tokens: tokens to be updated.
+            memory: keys and values of a prefix.
             mask: ``[B, m + n]`` bool, true where a token may be read; ``None``: all may.
         """
         normed = self.attention_norm(tokens)
@@ -95,8 +94,8 @@ class PlanConditioner(nn.Module):
     """One vector of all that a plan depends on: what a :class:`DiffusionModule` hands on.
 
     Args:
-        features: of observations; used as they are, not trained.
-        return_scale: that returns are divided by.
+        features: features of observations; used as they are, not trained.
+        return_scale: divisor of returns.
 
     Shapes: the prompt's observation [*, L, O], action [*, L, A] and mask [*, L], the history's
     observation [*, H, O], return-to-go [*, H, 1] and mask [*, H], to [*, C]: L times features,
@@ -163,7 +162,7 @@ class PlanDenoiser(nn.Module):
         prompt_steps: L.
         history_steps: H.
         horizon: F.
-        width, layers, heads: of the transformer.
+        width, layers, heads: sizes of the transformer.
         guidance: w. Only samples are guided, training is not.
 
     Shapes: ``[*, F A + C + 1]`` to ``[*, F A]``, C as in :class:`PlanConditioner`.
@@ -231,14 +230,15 @@ class PlanDenoiser(nn.Module):
                       for keys, values in memory]  # fmt: skip
             mask = mask.repeat(2, 1)
             returns = torch.cat([returns, self.no_return.expand_as(returns)])
-        steps = torch.tensor(path, device=condition.device).to(condition.dtype)
-        times = self.embed_time(steps.unsqueeze(-1))
+        # Filled on the device: a list copied to it could not be captured in a CUDA graph.
+        steps = torch.stack([condition.new_full((1,), step) for step in path])
+        times = self.embed_time(steps)
         return [_Prepared(memory, mask, returns, time) for time in times]
 
     def hide_return(self, condition: Tensor, hidden: Tensor) -> Tensor:
         """The condition ``[*, C]`` without its return where ``hidden`` [*] is true."""
-        told, returns = condition.split([self.condition_dim - 2, 2], dim=-1)
-        return torch.cat([told, torch.where(hidden.unsqueeze(-1), 0.0, returns)], dim=-1)
+        rest, returns = condition.split([self.condition_dim - 2, 2], dim=-1)
+        return torch.cat([rest, torch.where(hidden.unsqueeze(-1), 0.0, returns)], dim=-1)
 
     def _read(self, condition: Tensor) -> tuple[list[KeysValues], Tensor, Tensor]:
         """Of ``[B, C]``: the prefix's memory in each block, the mask [B, L + H + F], the return."""
@@ -251,7 +251,7 @@ class PlanDenoiser(nn.Module):
         memory = []
         for number, block in enumerate(self.blocks):
             memory.append(cast(PrefixBlock, block).keys_values(tokens))
-            if number < len(self.blocks) - 1:  # what comes after the last memory nobody reads
+            if number < len(self.blocks) - 1:  # the last block's output is not read
                 tokens = block(tokens, None, there)
         to_go, is_there = parts[2:]
         returns = torch.where(is_there > 0, self.embed_return(to_go), self.no_return)
@@ -273,25 +273,25 @@ class PlanDenoiser(nn.Module):
         rows = noisy.reshape(-1, noisy.shape[-1])
         passes = 1 if self.guidance == 1.0 else 2
         copies = passes * len(rows) // len(returns)
-        if copies > 1:  # several draws of one condition: they lie in front of it
-            memory = [(_draws(keys, passes, copies), _draws(values, passes, copies))
+        if copies > 1:  # several samples per condition, in front of it
+            memory = [(_repeat(keys, passes, copies), _repeat(values, passes, copies))
                       for keys, values in memory]  # fmt: skip
-            mask, returns = _draws(mask, passes, copies), _draws(returns, passes, copies)
+            mask, returns = _repeat(mask, passes, copies), _repeat(returns, passes, copies)
         output = self._denoise(rows.repeat(passes, 1), memory, mask, returns, time)
         if passes == 2:
-            told, untold = output.chunk(2)
-            output = untold + self.guidance * (told - untold)
+            conditional, unconditional = output.chunk(2)
+            output = unconditional + self.guidance * (conditional - unconditional)
         return output.reshape(noisy.shape)
 
 
-def _draws(value: Tensor, passes: int, copies: int) -> Tensor:
+def _repeat(value: Tensor, passes: int, copies: int) -> Tensor:
     """Each pass's rows ``[passes B, ...]`` so many times: ``[passes copies B, ...]``."""
     rows = value.unflatten(0, (passes, 1, -1))
     return rows.expand(passes, copies, *rows.shape[2:]).flatten(0, 2)
 
 
 class PlanDiffusionActor(SafeModule):
-    """Denoise the next F actions together, take the first, and plan anew at the next step.
+    """Denoise the next F actions together and take the first, at every step.
 
     It reads what :class:`~llmdpd_torchrl.transforms.HistoryTransform` and
     :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``"tensor"`` write.
@@ -299,7 +299,7 @@ class PlanDiffusionActor(SafeModule):
     Args:
         plans: a diffusion of F A values, under a :class:`PlanConditioner`.
         action_dim: A.
-        spec: of the action.
+        spec: spec of the action.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -331,7 +331,7 @@ class PlanDiffusionActor(SafeModule):
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
-        """Write the first action of a plan, drawn with ``generator`` unless exploration is off."""
+        """Write the first action of a plan, sampled with ``generator`` unless deterministic."""
         inputs = (tensordict.get(key) for key in self.in_keys)
         plan = self.module(*inputs, generator=generator)
         return tensordict.set(self.out_keys[0], plan[..., : self.action_dim])

@@ -71,8 +71,6 @@ def test_it_can_read_a_retrieved_demonstration(kind):
 
 
 def test_unknown_kinds():
-    with pytest.raises(ConfigError, match=r"unknown network\.actor 'oracle'"):
-        NetworkConfig(actor="oracle")
     with pytest.raises(ConfigError, match="unknown actor 'oracle'"):
         make_direct_actor(
             "oracle", 2, torch.nn.Identity(), 3, hidden=(8,), activation="relu", in_keys=["a"]

@@ -1,4 +1,4 @@
-"""Actors that read sequences: what they may read, and what they may not."""
+"""Networks from a config, and actors that read sequences: what they read and what they do not."""
 
 import math
 import subprocess
@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.modules import (
+    DiffusionActor,
     NetworkConfig,
     ObservationFeatures,
     PlanDenoiser,
@@ -106,7 +107,7 @@ class TestBoth:
             policy.prompt(trajectories=())
 
 
-def test_a_decision_transformer_can_not_see_ahead():
+def test_a_decision_transformer_cannot_see_ahead():
     actor, data = make("decision_transformer"), state()
     actions = actor.actions(data)
     later = data.clone()
@@ -178,18 +179,6 @@ def test_plans_are_drawn_with_the_generator():
 
 
 def test_mistakes():
-    for key, value in (("history", 0), ("dropout", 1.0), ("return_scale", 0.0)):
-        with pytest.raises(ConfigError, match=f"network.sequence.{key} is {value}"):
-            SequenceConfig(**{key: value})
-    with pytest.raises(ConfigError, match="multiple"):
-        SequenceConfig(width=9, heads=2)
-    with pytest.raises(ConfigError, match="sequence is for"):
-        NetworkConfig(actor="plan_diffusion")
-    with pytest.raises(ConfigError, match="sequence is for"):
-        NetworkConfig(conditioning="sequence")
-    for wrong in ({"prompt": "both"}, {"prompt": "trajectory", "trajectory_dropout": 0.2}):
-        with pytest.raises(ConfigError, match="reads prompt=trajectory"):
-            NetworkConfig(actor="plan_diffusion", conditioning="sequence", **wrong)
     with pytest.raises(ConfigError, match="unknown actor 'gpt'"):
         make("gpt")
     denoiser = PlanDenoiser(OBS, A, L, H, F, width=8)
@@ -222,3 +211,57 @@ def test_positions_are_told_apart():
     assert not torch.allclose(act(actor, turned), act(actor, data), atol=1e-6)
     denoiser = actor.module.score_network
     assert math.isclose(float(denoiser.position.detach().std()), 0.02, rel_tol=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"prompt": "none"}, {"prompt": "text"}, {"prompt": "both", "conditioning": "pooled"}],
+)
+def test_only_an_actor_that_retrieves_reads_the_relative_frame(options):
+    common = {
+        "hidden": [8], "observation_fields": {"state": (0, 3)}, "observation_keep": ["state"],
+        "action_dim": 1, "text_dim": 4,
+    }  # fmt: skip
+    for frame in ({}, {"frame": None}):
+        make_networks(NetworkConfig(**common, **frame, **options))
+    with pytest.raises(ConfigError, match="'hand_position', which the observation lacks"):
+        make_networks(NetworkConfig(**common))
+
+
+def test_networks_are_float32_whatever_the_default_type():
+    configs = [
+        NetworkConfig(hidden=[8]),
+        NetworkConfig(prompt="none", actor="gaussian", hidden=[8]),
+        NetworkConfig(
+            prompt="trajectory",
+            actor="plan_diffusion",
+            conditioning="sequence",
+            sequence={"width": 8, "layers": 1},
+        ),
+    ]
+    torch.set_default_dtype(torch.float64)
+    try:
+        built = [make_networks(config) for config in configs]
+        alone = DiffusionActor(2, 3, in_keys=["observation"], hidden=(8,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    modules = [
+        alone,
+        *(m for n in built for m in (n.encoder, n.actor, *n.qvalues) if m is not None),
+    ]
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    expected = DiffusionActor(2, 3, in_keys=["observation"], hidden=(8,)).module
+    assert torch.equal(alone.module.deterministic_latent, expected.deterministic_latent)
+    assert alone.module.schedule.alpha_bar == expected.schedule.alpha_bar
+
+
+def test_observations_of_any_number_type_are_read():
+    actor = make_networks(NetworkConfig(prompt="none", hidden=[8])).actor
+    observation = torch.randint(-3, 3, (4, 39))
+    actions = [
+        act(actor, TensorDict({"observation": observation.to(dtype)}, [4]))
+        for dtype in (torch.float32, torch.float64, torch.int64)
+    ]
+    assert torch.equal(actions[0], actions[1])
+    assert torch.equal(actions[0], actions[2])

@@ -1,0 +1,74 @@
+import dataclasses
+import json
+
+import pytest
+
+from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig
+from llmdpd_torchrl.prompts.relative_frame import FrameSpec
+from llmdpd_torchrl.utils.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"trained_task_ids": [3, 40], "residual_on_retrieved": False, "min_base_fraction": 0.5},
+        {"frame": FrameSpec(values=("state",), weights=(None,))},
+        {"prompt": "none", "frame": None},
+        {"actor": "plan_diffusion", "conditioning": "sequence", "prompt": "trajectory"},
+    ],
+)
+def test_it_survives_json(options):
+    config = NetworkConfig(**options)
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    again = NetworkConfig(**values)
+    assert json.loads(json.dumps(dataclasses.asdict(again))) == values
+    assert list(again.trained_task_ids) == list(config.trained_task_ids)
+    assert (again.frame is None) == (config.frame is None)
+    assert again.sequence == config.sequence
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"actor": "oracle"}, r"unknown network\.actor 'oracle'"),
+        ({"conditioning": "read"}, r"unknown network\.conditioning 'read'"),
+        ({"prompt": "song"}, "unknown prompt 'song'"),
+        ({"frame": None}, "needs a relative frame"),
+        ({"actor": "plan_diffusion"}, "sequence is for"),
+        ({"conditioning": "sequence"}, "sequence is for"),
+        ({"critics": 0}, r"network\.critics is 0"),
+        ({"text_dropout": 1.0}, r"network\.text_dropout is 1\.0"),
+        ({"hidden": [8, 0]}, r"network\.hidden is \[8, 0\]"),
+        ({"critic_hidden": "8"}, r"network\.critic_hidden is '8'"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        NetworkConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"prompt": "both"}, {"prompt": "trajectory", "trajectory_dropout": 0.2}]
+)
+def test_an_actor_that_reads_sequences_needs_its_trajectory(options):
+    with pytest.raises(ConfigError, match="reads prompt=trajectory"):
+        NetworkConfig(actor="plan_diffusion", conditioning="sequence", **options)
+
+
+def test_there_is_no_context_without_a_relative_frame():
+    with pytest.raises(ConfigError, match="no retrieved context"):
+        _ = NetworkConfig(prompt="none", frame=None).context_parts
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("history", 0), ("dropout", 1.0), ("return_scale", 0.0)]
+)
+def test_sizes_of_sequences_are_checked(key, value):
+    with pytest.raises(ConfigError, match=f"network.sequence.{key} is {value}"):
+        SequenceConfig(**{key: value})
+
+
+def test_the_width_of_tokens_is_a_multiple_of_the_heads():
+    with pytest.raises(ConfigError, match="multiple"):
+        SequenceConfig(width=9, heads=2)
