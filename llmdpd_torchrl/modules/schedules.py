@@ -86,8 +86,8 @@ class NoiseSchedule(ExactTables):
         schedule (str or sequence of float): one of :data:`NOISE_SCHEDULES`, or the K betas.
 
     Attributes:
-        betas, alphas, alphas_cumprod, alphas_cumprod_prev, sqrt_alphas_cumprod,
-        sqrt_one_minus_alphas_cumprod, posterior_variance: buffers of shape [K].
+        betas, alphas_cumprod, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod: buffers [K].
+        alpha_bar: ``alphas_cumprod`` as Python floats, exact on any device and under any cast.
 
     Raises:
         ConfigError: on an unknown name, a K below 1 or another number of betas.
@@ -101,12 +101,9 @@ class NoiseSchedule(ExactTables):
     """
 
     betas: Tensor
-    alphas: Tensor
     alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
-    posterior_variance: Tensor
 
     def __init__(self, num_steps: int, schedule: str | Sequence[float] = "vp") -> None:
         if isinstance(schedule, str) and schedule not in NOISE_SCHEDULES:
@@ -124,24 +121,17 @@ class NoiseSchedule(ExactTables):
             betas = torch.tensor(schedule, dtype=torch.float64)
         else:
             raise ConfigError(f"the noise schedule has {len(schedule)} betas: give {num_steps}")
-        alphas = 1.0 - betas
-        alphas_cumprod = alphas.cumprod(0)
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+        alphas_cumprod = (1.0 - betas).cumprod(0)
         super().__init__(
             {
                 "betas": betas,
-                "alphas": alphas,
                 "alphas_cumprod": alphas_cumprod,
-                "alphas_cumprod_prev": previous,
                 "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
                 "sqrt_one_minus_alphas_cumprod": (1.0 - alphas_cumprod).sqrt(),
-                "posterior_variance": betas * (1.0 - previous) / (1.0 - alphas_cumprod),
             }
         )
         self.num_steps = num_steps
         self.schedule = schedule
-        #: alpha_bar as Python floats, for arithmetic whose step is known when the code is written:
-        #: exact on any device and under any cast of the module.
         self.alpha_bar: tuple[float, ...] = tuple(alphas_cumprod.tolist())
 
     def extra_repr(self) -> str:

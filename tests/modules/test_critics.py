@@ -96,7 +96,7 @@ def test_mistakes_are_named():
     (critic,) = make_qvalue_networks(3, 2, num=1, hidden=(8,))
     with pytest.raises(ConfigError, match=r"width 5, but gets 3 \+ 4 = 7"):
         critic.module(torch.randn(1, 3), torch.randn(1, 4))
-    with pytest.raises(ConfigError, match="0 critics"):
+    with pytest.raises(ConfigError, match="num is 0"):
         make_qvalue_networks(3, 2, num=0)
 
 

@@ -83,11 +83,9 @@ def test_ddpm_has_the_posteriors_moments():
     schedule = NoiseSchedule(5).double()
     descending = list(reversed(schedule.alpha_bar))
     for k, step in zip((4, 3, 2, 1), reverse_steps("ddpm", descending), strict=True):
-        beta, now, then = (
-            table[k].item()
-            for table in (schedule.betas, schedule.alphas_cumprod, schedule.alphas_cumprod_prev)
-        )
-        assert step.std**2 == pytest.approx(schedule.posterior_variance[k].item())
+        beta, now = schedule.betas[k].item(), schedule.alpha_bar[k]
+        then = schedule.alpha_bar[k - 1]
+        assert step.std**2 == pytest.approx(beta * (1 - then) / (1 - now))
         assert step.clean == pytest.approx(math.sqrt(then) * beta / (1 - now))
         assert step.noisy == pytest.approx(math.sqrt(1 - beta) * (1 - then) / (1 - now))
 
