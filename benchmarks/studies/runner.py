@@ -34,6 +34,7 @@ from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.backends import Backend, make_backend
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError, first_line
 from llmdpd_torchrl.utils.files import write_json
@@ -219,7 +220,7 @@ def seconds_left(job: Job, place: Place) -> float:
         for path in sorted((place.store.root / job.study.folder).glob(f"{pattern}-training.json"))
     ]
     seconds = 0.0
-    is_there = (job.folder(place) / "checkpoint" / "policy.json").exists()
+    is_there = LLMDPDPolicy.is_saved(job.folder(place) / "checkpoint")
     if job.variant.policy == "trained" and not is_there:
         updates = next(
             (int(s.partition("=")[2]) for s in reversed(job.variant.settings)

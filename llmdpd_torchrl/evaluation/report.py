@@ -142,7 +142,7 @@ def _draw_map(variant: VariantResults, path: Path) -> bool:
     """Draw the texts after the policy's head, if it has one and its embeddings are stored."""
     folder = variant.runs[0].folder / "checkpoint"
     tasks = [*variant.runs[0].seen, *variant.runs[0].unseen]
-    if not (folder / "policy.json").exists() or not set(tasks) <= set(METAWORLD_TASKS.names):
+    if not LLMDPDPolicy.is_saved(folder) or not set(tasks) <= set(METAWORLD_TASKS.names):
         return False
     policy = LLMDPDPolicy.from_pretrained(folder)
     encoder = policy.info.get("text_encoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import time
@@ -36,11 +37,8 @@ class EvaluationSettings:
         max_steps: length of an episode without success.
         seed: of the goals, which differ from those of every collection.
         hide_goal: as in the training data.
-        stochastic: draw actions from the policy, as the method does (true), or take its
-            deterministic one (false). ``None`` draws unless the state is hidden from the actor:
-            who follows a demonstration does best without noise, who knows the task stalls now and
-            then without it (both seen on training tasks). A policy that is no diffusion acts by its
-            mean then, as its authors let it.
+        stochastic: sample actions from the policy (true), or take its deterministic one (false).
+            ``None`` leaves it to the policy, see :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`.
         stop_on_success: whether the first success ends an episode, so that success at any step is
             success at the last; if not, all episodes run to their time limit.
         lanes: so many episodes run at once in a process, for one call of the policy.
@@ -107,30 +105,17 @@ class EvaluationSettings:
         self, policy: LLMDPDPolicy, states: TensorDictBase, generator: torch.Generator
     ) -> torch.Tensor:
         """The policy's actions [N, A] in ``states`` [N]."""
+        explicit: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self.stochastic is not None:
+            kinds = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
+            explicit = set_exploration_type(kinds[self.stochastic])
+        with explicit:
+            return policy(states.select(*policy.in_keys), generator=generator)["action"]
 
-        def under(exploration: ExplorationType, rows: TensorDictBase) -> torch.Tensor:
-            with set_exploration_type(exploration):
-                return policy.actor(rows.copy(), generator=generator)["action"]
-
-        gate = states.get(("prompt", "observation_gate"), None)
-        if self.stochastic is not None or gate is None or not policy.config.diffuses:
-            draws = policy.config.diffuses if self.stochastic is None else self.stochastic
-            return under(ExplorationType.RANDOM if draws else ExplorationType.DETERMINISTIC, states)
-        is_shut = (gate == 0).squeeze(-1)
-        if is_shut.all():
-            return under(ExplorationType.DETERMINISTIC, states)
-        if not is_shut.any():
-            return under(ExplorationType.RANDOM, states)
-        drawn = under(ExplorationType.RANDOM, states[~is_shut])
-        actions = drawn.new_empty((len(states), drawn.shape[-1]))
-        actions[~is_shut] = drawn
-        actions[is_shut] = under(ExplorationType.DETERMINISTIC, states[is_shut])
-        return actions
-
-    def generator(self, number: int) -> torch.Generator:
+    def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator:
         """The source of the actions' noise in group ``number``, whichever worker runs it."""
         digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class GroupTiming(NamedTuple):
@@ -179,7 +164,7 @@ def run_group(
         an episode when it begins, its result when it ends, and at last the time that it all took.
     """
     began = time.perf_counter()
-    generator = settings.generator(number)
+    generator = settings.generator(number, policy.device)
     waiting = deque(episodes)
     current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
     lanes = MultiTaskEnv(suite.make, [episode.task for episode in current], pool=pool)
@@ -197,9 +182,7 @@ def run_group(
             started = time.perf_counter()
             with torch.no_grad():
                 rows = state if running.all() else state[running]
-                actions[running] = settings.act(
-                    policy, rows.select(*policy.actor.in_keys), generator
-                )
+                actions[running] = settings.act(policy, rows, generator)
             acting += time.perf_counter() - started
             step = env.step(state.set("action", actions).set("_step", running))["next"]
             tally.count(step, actions, running)

@@ -339,7 +339,7 @@ def _record(
     """The frames of one episode, whether it succeeded, and the outcome in words."""
     simulator = suite.make(task, render=size)
     env = make_policy_env(policy, simulator, tables or PromptTables())
-    generator = settings.generator(goal_index)
+    generator = settings.generator(goal_index, policy.device)
     frames = []
     bar = tqdm(desc=f"record {task}", unit="step", disable=not progress)
     total = 0.0

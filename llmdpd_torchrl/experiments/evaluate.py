@@ -83,7 +83,7 @@ def evaluate(run: Run) -> None:
     """Evaluate the last policy and, if there is one, the best of the training's evaluations."""
     _evaluate_policy(run, run.policy, run.output, run.cfg.name)
     best = run.output / "best"
-    if run.cfg.evaluation.every and (best / "checkpoint" / "policy.json").exists():
+    if run.cfg.evaluation.every and LLMDPDPolicy.is_saved(best / "checkpoint"):
         policy = LLMDPDPolicy.from_pretrained(best / "checkpoint")
         if policy.info.get("fingerprint") == run.fingerprint:
             _evaluate_policy(run, policy, best, f"{run.cfg.name} best (online selection)")

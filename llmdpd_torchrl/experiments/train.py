@@ -40,7 +40,7 @@ def train(run: Run) -> None:
     A training that was interrupted goes on from its last whole checkpoint, as if it had not been.
     """
     folder = run.output / "checkpoint"
-    if (folder / "policy.json").exists() and "train" not in run.cfg.force:
+    if LLMDPDPolicy.is_saved(folder) and "train" not in run.cfg.force:
         policy = LLMDPDPolicy.from_pretrained(folder)
         if policy.info.get("fingerprint") == run.fingerprint:
             print(f"train: reusing {folder} (force=[train] trains again)")

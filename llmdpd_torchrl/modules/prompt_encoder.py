@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
@@ -164,6 +164,14 @@ class PromptEncoder(nn.Module):
         self.trajectory = trajectory
 
     @property
+    def reference(self) -> torch.Tensor:
+        """A tensor on the encoder's device and of its floating-point type."""
+        if self.text is not None:
+            return self.text.mean
+        assert self.trajectory is not None
+        return self.trajectory.position
+
+    @property
     def embedding_dim(self) -> int:
         """d_z, the width of z."""
         parts = [part for part in (self.text, self.trajectory) if part is not None]
@@ -205,9 +213,13 @@ def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.T
 class PromptNetwork(TensorDictModuleBase):
     """Encode the prompts of a batch, each distinct prompt once.
 
-    The transforms write rows (mode ``index``); the tables that the rows point into live here, and a
-    batch of B transitions of T tasks costs a few encodings a task instead of B. Row -1 stands for
-    no prompt: its part of z is 0. Without tables the prompts themselves are read (mode ``tensor``).
+    The transforms write rows (mode ``index``) into tables that are held here, and a batch of B
+    transitions of T tasks costs a few encodings per task instead of B. Row -1 means no prompt: its
+    part of z is 0. Without tables the prompts themselves are read (mode ``tensor``).
+
+    The tables are data: they are neither parameters nor buffers of this module, so that they enter
+    no ``state_dict`` and no copy of the parameters. They follow the encoder to its device and
+    floating-point type.
 
     Args:
         encoder: the trainable part.
@@ -242,15 +254,13 @@ class PromptNetwork(TensorDictModuleBase):
         super().__init__()
         self.encoder = encoder
         self.indexed = tables is not None
-        text_table = None if tables is None else tables.text
-        bank = None if tables is None else tables.trajectories
-        if self.indexed and encoder.text is not None and text_table is None:
+        if tables is not None and encoder.text is not None and tables.text is None:
             raise ValueError("the encoder has a text head: give PromptTables with texts")
-        if self.indexed and encoder.trajectory is not None and bank is None:
+        if tables is not None and encoder.trajectory is not None and tables.trajectories is None:
             raise ValueError("the encoder reads trajectories: give PromptTables with trajectories")
-        # Plain attributes: the tables are data, and must not enter a state_dict or a target copy.
-        self._text_table = text_table
-        self._bank = None if bank is None else bank.prompts
+        # In a tuple, so that they are not registered. LossModule makes parameters and buffers of
+        # its networks its own state, and keeps the network itself where .to() does not reach it.
+        self._tables = () if tables is None else (tables.shallow_copy(),)
         self.in_keys = list(self._keys())
         self.out_keys = [out_key]
 
@@ -275,26 +285,19 @@ class PromptNetwork(TensorDictModuleBase):
         return self.encoder(text, tensordict.get(("prompt", "trajectory"), None))
 
     def _indexed(self, tensordict: TensorDictBase) -> torch.Tensor:
+        (tables,) = self._tables
+        tables.follow(self.encoder.reference)
         # Each table by itself: of the pairs, dropout alone would make several times as many.
         parts = []
         if self.encoder.text is not None:
             row = tensordict.get(("prompt", "text_index"))
-            parts.append(_encode_rows(self.encoder.text, self._text_table, row))
+            parts.append(_encode_rows(self.encoder.text, tables.text, row))
         if self.encoder.trajectory is not None:
             row = tensordict.get(("prompt", "trajectory_index"))
-            parts.append(_encode_rows(self.encoder.encode_trajectory, self._bank, row))
+            bank = tables.trajectories
+            assert bank is not None
+            parts.append(_encode_rows(self.encoder.encode_trajectory, bank.prompts, row))
         return torch.cat(parts, dim=-1)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Move the tables with the weights, without changing the type of integers and masks."""
-        super()._apply(fn, recurse)
-        if self._text_table is not None:
-            self._text_table = fn(self._text_table)
-        if self._bank is not None:
-            self._bank = TensorDict(
-                {key: fn(value) for key, value in self._bank.items()}, self._bank.batch_size
-            )
-        return self
 
 
 def _encode_rows(encode: Callable[[Any], torch.Tensor], table: Any, row: torch.Tensor) -> Any:

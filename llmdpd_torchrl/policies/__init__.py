@@ -1,13 +1,5 @@
-"""A trained policy: prompted, saved, loaded and published."""
+"""A trained policy: prompted, called, saved, loaded and published."""
 
-from llmdpd_torchrl.policies.policy import (
-    LLMDPDPolicy,
-)
-from llmdpd_torchrl.policies.prompted import (
-    PromptedPolicy,
-)
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 
-__all__ = [
-    "LLMDPDPolicy",
-    "PromptedPolicy",
-]
+__all__ = ["LLMDPDPolicy"]

@@ -1,75 +1,78 @@
-"""A trained policy as two files: safetensors for the weights, JSON for everything else."""
+"""A trained policy: a module from observations, and the prompts of a task, to actions."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
-from llmdpd_torchrl import __version__
 from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
-from llmdpd_torchrl.modules.build import Networks, check_state, make_networks
+from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
-from llmdpd_torchrl.policies.card import write_card
-from llmdpd_torchrl.policies.hub import download_policy, looks_like_hub_id, upload_policy
-from llmdpd_torchrl.policies.prompted import PromptedPolicy
+from llmdpd_torchrl.policies import pretrained
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, first_line
-from llmdpd_torchrl.utils.files import (
-    check_kinds,
-    file_sha256,
-    read_document,
-    write_json,
-    write_tensors,
-)
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 __all__ = ["LLMDPDPolicy"]
 
-_FORMAT = "llmdpd-policy"
-_FORMAT_VERSION = 4  # 3: no digest; 2: the frame was Meta-World's; 1: no pull towards the goal
-#: What may lie beside a policy, such as its card and videos; it is not read.
-_KINDS = (
-    ".csv", ".html", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml",
-)  # fmt: skip
-#: Put there by Git, the Hub's client, and locks.
-_IGNORED = (".cache", ".git", ".gitattributes", ".gitignore", ".lock", "LICENSE")
-_MALFORMED = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
+_GATE: NestedKey = ("prompt", "observation_gate")
+_SAMPLE, _PLAN = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
+_FLOAT32 = torch.zeros(0, dtype=torch.float32)
 
 
-class LLMDPDPolicy:
+class LLMDPDPolicy(TensorDictModuleBase):
     """Actor and prompt encoder of a trained policy, with what is needed to rebuild and use them.
 
+    What :meth:`prompt` returns acts on plain observations, ``in_keys`` ``["observation"]``, in any
+    environment whose observations are laid out as those of the training. Without a prompt it reads
+    what :func:`~llmdpd_torchrl.policies.transforms.environment_transforms` writes. Observations of
+    any number type and device are cast to the policy's; actions return to where those came from.
+
+    How it acts is part of the policy: where it follows a demonstration, that is where it retrieves
+    from one and the observation gate is shut, actions are deterministic; elsewhere a diffusion
+    samples them, and any other actor takes its mean. Both were found best on training tasks.
+    TorchRL's ``set_exploration_type`` overrides this.
+
     Args:
-        config: the networks' structure.
+        config: structure of the networks.
         actor: the diffusion actor; any module from its inputs to an action can act in its place,
             but not be saved.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
-        info: anything JSON can hold that belongs to the policy. ``text_encoder``, what
-            :func:`~llmdpd_torchrl.prompts.make_text_encoder` takes, is read where a task is told in
-            words, and ``text_encoder_identity`` must then be its ``identity``. The card shows
-            ``trained_tasks``, ``updates`` and ``data_hash``.
+        info: anything JSON can hold that belongs to the policy. ``text_encoder``, an argument of
+            :func:`~llmdpd_torchrl.prompts.make_text_encoder`, is read where it is prompted with
+            words, and ``text_encoder_identity`` must then be its ``identity``. With ``hide_goal``
+            it sees the goal entries of every observation as zero. The card shows
+            ``trained_tasks``, ``updates``, ``data``, ``data_hash``, ``results``, ``license``.
+
+    Attributes:
+        retrieval: what a prompted policy retrieves from, if it does.
+        embedding: ``[d_z]``, the prompt embedding of a prompted policy with an encoder.
+        is_open: whether the observation gate of a prompted policy is open.
 
     Examples:
         >>> import tempfile
-        >>> networks = make_networks(NetworkConfig(prompt="none", hidden=[8]))
-        >>> policy = LLMDPDPolicy.from_networks(NetworkConfig(prompt="none", hidden=[8]), networks)
+        >>> config = NetworkConfig(prompt="text", text_dim=6, hidden=[8])
+        >>> policy = LLMDPDPolicy.from_networks(config, make_networks(config))
         >>> folder = tempfile.mkdtemp()
         >>> policy.save_pretrained(folder)
-        >>> LLMDPDPolicy.from_pretrained(folder).config.hidden
-        [8]
+        >>> prompted = LLMDPDPolicy.from_pretrained(folder).prompt(text=torch.randn(6))
+        >>> prompted(TensorDict({"observation": torch.randn(2, 39)}, [2]))["action"].shape
+        torch.Size([2, 4])
     """
+
+    embedding: Tensor | None
 
     def __init__(
         self,
@@ -78,40 +81,230 @@ class LLMDPDPolicy:
         encoder: PromptEncoder | None,
         info: dict[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         self.config = config
         self.actor = actor
         self.encoder = encoder
         self.info = info or {}
+        self.in_keys = list(actor.in_keys)
+        self.out_keys = list(actor.out_keys)
+        self.is_prompted = False
+        self.is_open = True
+        self.row = -1
+        self.retrieval: PromptRetrieval | None = None
+        self.register_buffer("embedding", None, persistent=False)
 
     @classmethod
     def from_networks(
         cls, config: NetworkConfig, networks: Networks, info: dict[str, Any] | None = None
     ) -> LLMDPDPolicy:
-        """The policy of networks that were trained; the critics are left behind."""
+        """The policy of trained networks, without their critics."""
         return cls(config, networks.actor, networks.encoder, info)
+
+    # ------------------------------------------------------------------ acting
+
+    @dispatch(auto_batch_size=False)
+    def forward(
+        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Write the action for observations of any batch shape.
+
+        Args:
+            tensordict: holds ``in_keys``; ``observation`` is [*, O].
+
+        Keyword Args:
+            generator (torch.Generator, optional): of sampled actions. Defaults to the global one.
+        """
+        state = self._prompted_state(tensordict) if self.is_prompted else self._state(tensordict)
+        self._act(state, generator)
+        home = tensordict.get(self.in_keys[0]).device
+        for key in self.out_keys:
+            tensordict.set(key, state.get(key).to(home))
+        return tensordict
+
+    def _act(self, state: TensorDictBase, generator: torch.Generator | None) -> None:
+        """Write the actor's ``out_keys``, under the rule how to act."""
+
+        def act(kind: ExplorationType, rows: TensorDictBase) -> TensorDictBase:
+            with set_exploration_type(kind):
+                return self.actor(rows, generator=generator)
+
+        kind = exploration_type() or self._rule(state)
+        if isinstance(kind, ExplorationType):
+            act(kind, state)
+            return
+        sampled, planned = act(_SAMPLE, state[~kind]), act(_PLAN, state[kind])
+        for key in self.out_keys:
+            rows = sampled.get(key)
+            value = rows.new_empty((*kind.shape, *rows.shape[1:]))
+            value[~kind], value[kind] = rows, planned.get(key)
+            state.set(key, value)
+
+    def _rule(self, state: TensorDictBase) -> ExplorationType | Tensor:
+        """How actions are chosen; where that differs, a mask [*] of those without sampling."""
+        if not self.config.diffuses:
+            return _PLAN
+        if self.is_prompted:
+            return _SAMPLE if self.retrieval is None or self.is_open else _PLAN
+        gate = state.get(_GATE, None)
+        if gate is None:
+            return _SAMPLE
+        is_shut = (gate == 0).squeeze(-1)
+        if is_shut.all():
+            return _PLAN
+        return is_shut if is_shut.any() else _SAMPLE
+
+    def _state(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The actor's inputs as the transforms wrote them, cast."""
+        gate = tensordict.get(_GATE, None) if _GATE in self.in_keys else None
+        shape = tensordict.batch_size if gate is None else gate.shape[:-1]
+        state = TensorDict({}, batch_size=shape)
+        for key in self.in_keys:
+            state.set(key, self._read(tensordict, key))
+        return state
+
+    def _prompted_state(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The actor's inputs from plain observations and the prompt that is held here."""
+        observation = self._read(tensordict, "observation")
+        shape, like = observation.shape[:-1], {"device": observation.device}
+        state = TensorDict({"observation": observation}, batch_size=shape)
+        if self.retrieval is not None:
+            row = torch.full(shape, self.row, **like)
+            state["prompt_context"] = self.retrieval(observation, row)
+            gate = torch.full((*shape, 1), float(self.is_open), dtype=observation.dtype, **like)
+            state[_GATE] = gate
+        if self.embedding is not None:
+            state["prompt_embedding"] = self.embedding.expand(*shape, -1)
+        return state
+
+    def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """An input on the policy's device, numbers cast to its floating-point type."""
+        value = tensordict.get(key, None)
+        if value is None:
+            raise PromptError(
+                f"the policy reads {key!r}, which is not there: call what policy.prompt() returns, "
+                "or add environment_transforms() to the environment"
+            )
+        reference = self._reference()
+        is_number = value.is_floating_point() or key == "observation"
+        dtype = reference.dtype if is_number else value.dtype
+        value = value.to(device=reference.device, dtype=dtype)
+        if key == "observation" and self._goal_columns is not None:
+            value = value.clone()
+            value[..., self._goal_columns] = 0.0
+        return value
+
+    @property
+    def _goal_columns(self) -> slice | None:
+        """Columns of the observation that the policy must not see."""
+        columns = self.config.observation_fields.get("goal_position")
+        return slice(*columns) if columns and self.info.get("hide_goal") else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._reference().device
+
+    def _reference(self) -> Tensor:
+        """A tensor on the policy's device and of its floating-point type."""
+        held = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in held if t.is_floating_point()), _FLOAT32)
+
+    # ------------------------------------------------------------------ prompts
 
     def prompt(
         self,
         *,
-        text: str | torch.Tensor | None = None,
+        text: str | Tensor | None = None,
         trajectories: TensorDictBase | Sequence[TensorDictBase] = (),
         trained_task: bool = False,
-    ) -> PromptedPolicy:
-        """Tell the policy a task: the result acts on plain observations, without fine-tuning.
+    ) -> LLMDPDPolicy:
+        """The policy, prompted with one task: it acts on plain observations, without fine-tuning.
+
+        The prompts are encoded once, here. The result shares its networks with this policy.
 
         Args:
-            text: the task in words, or its embedding.
-            trajectories: demonstrations, from an expert, a dataset or the user.
-            trained_task: whether it was trained on this very task.
+            text: the task in words, or its embedding ``[D]`` by the policy's text encoder.
+            trajectories: demonstrations of the task, each a TensorDict ``[T]`` with
+                ``observation``, ``action`` and ``("next", "reward")``: a rollout of one episode, or
+                a trajectory of a dataset. A pooled policy averages the embeddings of several, one
+                that retrieves reads the nearest step of all.
+            trained_task: whether the policy was trained on this very task, so that it may use the
+                state and the task's embedding besides the demonstration.
 
-        See :class:`~llmdpd_torchrl.policies.PromptedPolicy`, also for what is raised.
+        Raises:
+            ConfigError: if a prompt is missing that the policy cannot do without, or one is given
+                that it does not read; or if the policy reads sequences.
+            PromptError: if a demonstration lacks an entry, has another width than the training's,
+                holds a number that is not finite, or spans several episodes.
         """
-        return PromptedPolicy(self, text=text, trajectories=trajectories, trained_task=trained_task)
+        config = self.config
+        if config.reads_sequences:
+            raise ConfigError(
+                "this policy reads the last steps of the episode, which a plain observation does "
+                "not hold: use environment_transforms() with the environment"
+            )
+        if isinstance(trajectories, TensorDictBase):
+            trajectories = [trajectories]
+        for name, is_given, is_read in (
+            ("text", text is not None, config.uses_text),
+            ("trajectory", len(trajectories) > 0, config.uses_trajectory),
+        ):
+            if is_given and not is_read:
+                raise ConfigError(
+                    f"this policy reads no {name} (prompt={config.prompt!r}): leave it out"
+                )
+        table = None if text is None else pretrained.embed_text(text, self.info, config.text_dim)
+        bank = self._make_bank(trajectories) if len(trajectories) else None
+        tables = self.filled(PromptTables(table, bank)).follow(self._reference())
+        prompted = type(self)(config, self.actor, self.encoder, self.info)
+        prompted.training = self.training
+        prompted.is_prompted = True
+        prompted.in_keys = ["observation"]
+        prompted.row = -1 if bank is None else 0
+        prompted.is_open = trained_task or bank is None
+        prompted.embedding = self._embed_prompt(tables, table is not None, bank is not None)
+        prompted.retrieval = self.make_retrieval(tables) if config.retrieves else None
+        return prompted
+
+    def _make_bank(self, trajectories: Sequence[TensorDictBase]) -> TrajectoryPromptBank:
+        config = self.config
+        bank = TrajectoryPromptBank.from_rollouts(
+            {-1: trajectories}, config.trajectory_length, config.observation_dim, config.action_dim
+        )
+        if (columns := self._goal_columns) is not None:
+            bank.prompts["observation"][..., columns] = 0.0
+        return bank.concatenated() if config.retrieves and len(bank) > 1 else bank
+
+    @torch.no_grad()
+    def _embed_prompt(
+        self, tables: PromptTables, has_text: bool, has_trajectory: bool
+    ) -> Tensor | None:
+        """z ``[d_z]``, the mean over the demonstrations; ``None`` if nothing is embedded."""
+        text, bank = tables.text, tables.trajectories
+        if self.encoder is None or text is None or bank is None:
+            return None
+        flags = text.new_ones(len(bank), dtype=torch.bool)
+        z = self.encoder(
+            text.expand(len(bank), -1),
+            bank.prompts,
+            has_text=flags & has_text,
+            has_trajectory=flags & has_trajectory,
+        )
+        return z.mean(0)
 
     def prompt_network(self, tables: PromptTables) -> PromptNetwork | None:
         """The encoder on tables of prompts; ``None`` for a policy without encoder."""
         tables = self.filled(tables)
         return None if self.encoder is None else PromptNetwork(self.encoder, tables)
+
+    def make_retrieval(self, tables: PromptTables) -> PromptRetrieval:
+        """What a policy that retrieves reads trajectory prompts with."""
+        config, bank = self.config, self.filled(tables).trajectories
+        assert bank is not None
+        return PromptRetrieval(
+            bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
+        )
 
     def filled(self, tables: PromptTables) -> PromptTables:
         """The tables, checked, with an empty one in place of each that is missing."""
@@ -121,86 +314,47 @@ class LLMDPDPolicy:
             config.text_dim, config.trajectory_length, config.observation_dim, config.action_dim
         )
 
-    def retrieval(self, tables: PromptTables) -> PromptRetrieval:
-        """What a policy that retrieves reads trajectory prompts with."""
-        config, bank = self.config, self.filled(tables).trajectories
-        assert bank is not None
-        return PromptRetrieval(
-            bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
-        )
-
     def check_tables(self, tables: PromptTables) -> None:
         """Check that all prompts are there that the policy cannot do without.
 
         Raises:
-            ConfigError: if prompts are missing, or have another length.
+            ConfigError: if prompts are missing or have another length, or are given to a policy
+                that is prompted already.
         """
+        if not isinstance(tables, PromptTables):
+            raise ConfigError(f"the prompts are a {type(tables).__name__}: give PromptTables(...)")
         config, bank = self.config, tables.trajectories
-        if config.uses_text and tables.text is None and not config.text_dropout:
-            raise ConfigError("this policy reads text prompts: give PromptTables(text=...)")
-        if config.uses_trajectory and bank is None and not config.trajectory_dropout:
-            raise ConfigError(
-                "this policy reads trajectory prompts: give PromptTables(trajectories=...)"
-            )
-        if bank is None or not config.uses_trajectory:
+        if self.is_prompted:
+            if tables.text is not None or bank is not None:
+                raise ConfigError("this policy is prompted already: leave the tables out")
             return
-        # Concatenated demonstrations can only be retrieved from.
-        if bank.is_concatenated and not config.retrieves:
-            raise ConfigError(
-                "this policy pools its trajectory prompt and cannot read concatenated "
-                "demonstrations: give one per task (evaluation.demonstrations=1)"
-            )
-        rest = bank.length % config.trajectory_length
-        if rest or (bank.length > config.trajectory_length and not bank.is_concatenated):
-            raise ConfigError(
-                f"the prompts have {bank.length} steps, this policy was trained with "
-                f"{config.trajectory_length}: cut them to that length"
-            )
+        if config.uses_text and tables.text is None and not config.text_dropout:
+            raise ConfigError("this policy reads text prompts: give text=...")
+        if config.uses_trajectory and bank is None and not config.trajectory_dropout:
+            raise ConfigError("this policy reads trajectory prompts: give trajectories=...")
+        if bank is not None and config.uses_trajectory:
+            bank.check_length(config.trajectory_length, retrieves=config.retrieves)
 
-    def _modules(self) -> torch.nn.ModuleDict:
-        """What acting needs, and a saved policy holds, under fixed names."""
-        modules: dict[str, torch.nn.Module] = {"actor": self.actor}
-        if self.encoder is not None:
-            modules["encoder"] = self.encoder
-        return torch.nn.ModuleDict(modules)
+    # ------------------------------------------------------------------ files
+
+    @staticmethod
+    def is_saved(folder: str | os.PathLike[str]) -> bool:
+        """Whether ``folder`` holds a policy that :meth:`save_pretrained` wrote."""
+        return pretrained.is_saved(folder)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``policy.safetensors``, then ``policy.json``, each whole or not at all.
+        """Write ``model.safetensors``, ``config.json`` and a card, each complete or not at all.
 
-        ``policy.json`` holds the structure of the networks, the layout of the observation, ``info``
-        with the task table and the text encoder, versions, and the SHA-256 of the weights, among
-        which is the normalisation. ``README.md``, a card, is for people.
+        The normalisation of the observation is among the weights. A prompt is not saved.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / "policy.safetensors"
-        write_tensors(weights, self._modules().state_dict())
-        packages = ("torch", "torchrl", "tensordict", "safetensors")
-        versions = {name: metadata.version(name) for name in packages}
-        fields = {name: list(ends) for name, ends in self.config.observation_fields.items()}
-        description = {
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
-            "network": asdict(self.config),
-            "observation_layout": {"size": self.config.observation_dim, "fields": fields},
-            "info": self.info,
-            "versions": {"llmdpd_torchrl": __version__, **versions},
-            "weights": {"file": weights.name, "sha256": file_sha256(weights)},
-        }
-        write_json(folder / "policy.json", description)
-        write_card(folder, self.config, description)
+        pretrained.write_policy(Path(folder), self.config, self.info, self._weights())
 
     def push_to_hub(
         self, repository: str, folder: str | os.PathLike[str], *, private: bool = True
     ) -> str:
-        """Save into ``folder``, publish it on the Hub as ``"owner/name"``, and return its address.
-
-        Raises:
-            ConfigError: if the Hub's client is not installed (extra ``hub``).
-            DataError: if the Hub refuses, or can not be reached.
-        """
+        """Save into ``folder``, publish it as ``"owner/name"`` on the Hub, return its address."""
         self.save_pretrained(folder)
-        return upload_policy(Path(folder), repository, private=private)
+        return pretrained.upload_policy(Path(folder), repository, private=private)
 
     @classmethod
     def from_pretrained(
@@ -216,9 +370,9 @@ class LLMDPDPolicy:
 
         Args:
             folder: of the policy; or, if there is no such folder, ``"owner/name"`` on the Hub.
-            device: where it shall act.
+            device: where all of it is put.
             dtype: of its floating-point numbers; default: float32.
-            observation_layout: of what it shall act on, as in a dataset's manifest; see
+            observation_layout: of the environment that it is for, as in a dataset's manifest; see
                 :meth:`check_layout`.
             revision: of the repository on the Hub.
 
@@ -228,61 +382,19 @@ class LLMDPDPolicy:
             DataError: if a file is missing, malformed, or does not fit the other, or the layout is
                 another.
         """
-        if looks_like_hub_id(os.fspath(folder)):
-            folder = download_policy(os.fspath(folder), revision)
-        path = Path(folder) / "policy.json"
-        if not path.is_file():
-            raise DataError(f"no policy in {folder}: policy.json is missing; train one first")
-        check_kinds(folder, _KINDS, links=True, ignored=_IGNORED)
-        description = read_document(path, _FORMAT, _FORMAT_VERSION)
-        try:
-            config = NetworkConfig(**description["network"])
-            networks = make_networks(config)
-            digest = description["weights"]["sha256"]
-            policy = cls.from_networks(config, networks, dict(description["info"]))
-        except ConfigError as error:
-            raise DataError(f"{path}: {error}") from None
-        except _MALFORMED as error:
-            raise DataError(
-                f"{path}: the policy's description is wrong ({type(error).__name__}: "
-                f"{first_line(error)}); save it again"
-            ) from None
+        saved = pretrained.open_policy(folder, revision)
+        with saved.explained():
+            config = NetworkConfig(**saved.network)
+            policy = cls.from_networks(config, make_networks(config), saved.info)
         if observation_layout is not None:
             policy.check_layout(observation_layout)
-        weights = Path(folder) / "policy.safetensors"
-        try:
-            if file_sha256(weights) != digest:
-                raise DamagedError(
-                    f"{weights}: damaged (its SHA-256 is not the one in {path.name}); save it again"
-                )
-            state = load_file(weights)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{weights}: missing or damaged ({error}); save it again") from None
-        modules = policy._modules()
-        check_state(state, modules.state_dict(), str(weights), path.name)
-        modules.load_state_dict(state)
-        modules.to(device=device, dtype=dtype).eval()
-        return policy
+        policy.load_state_dict(saved.read_weights(policy._weights()))
+        return policy.to(device=device, dtype=dtype or torch.float32).eval()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The tensors of actor and encoder under fixed names."""
+        return {k: v for k, v in self.state_dict().items() if k.startswith(("actor.", "encoder."))}
 
     def check_layout(self, layout: Mapping[str, Any]) -> None:
-        """Refuse observations that are laid out otherwise than those that it was trained on.
-
-        Args:
-            layout: with ``size`` and ``fields``, half-open index ranges by name, as in a manifest.
-
-        Raises:
-            DataError: naming what differs.
-        """
-        size, fields = self.config.observation_dim, self.config.observation_fields
-        if layout["size"] != size:
-            raise DataError(
-                f"the policy was trained on observations of {size} entries, these have "
-                f"{layout['size']}: use the environment that it was trained for"
-            )
-        for name in sorted({*fields, *layout["fields"]}):
-            ours, theirs = (list(ends.get(name, ())) for ends in (fields, layout["fields"]))
-            if ours != theirs:
-                raise DataError(
-                    f"the policy was trained on observations with {name} at {ours}, these have it "
-                    f"at {theirs}: use the environment that it was trained for"
-                )
+        """Raise a ``DataError`` if a manifest's ``observation_layout`` is not the training's."""
+        pretrained.check_layout(self.config, layout)

@@ -7,16 +7,18 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
-from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
+from llmdpd_torchrl.transforms.base import AbsentPromptTransform, PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.history import HistoryTransform
 from llmdpd_torchrl.transforms.retrieved_context import (
     ObservationGateTransform,
     PromptContextTransform,
 )
 from llmdpd_torchrl.transforms.text_prompt import TextPromptTransform
-from llmdpd_torchrl.transforms.trajectory_prompt import TrajectoryPromptTransform
+from llmdpd_torchrl.transforms.trajectory_prompt import (
+    TrajectoryPromptTransform,
+    check_training_prompts,
+)
 
 __all__ = ["environment_transforms", "training_transforms"]
 
@@ -40,6 +42,9 @@ def training_transforms(
         augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
         dataset: that the replay buffer holds; read where the actor reads sequences.
     """
+    policy.check_tables(tables)
+    if dataset is not None and tables.trajectories is not None and policy.config.uses_trajectory:
+        check_training_prompts(tables.trajectories, dataset.trajectory_task)
     transforms = _transforms(
         policy,
         tables,
@@ -62,9 +67,12 @@ def environment_transforms(
     Args:
         policy: what it reads decides what is written.
         tables: prompts of every task of the environment; a policy that was trained with prompt
-            dropout can do without.
+            dropout can do without, and one that :meth:`LLMDPDPolicy.prompt` returned has its own.
         choice: see :class:`TrajectoryPromptTransform`.
     """
+    policy.check_tables(tables)
+    if policy.is_prompted:
+        return []
     transforms = _transforms(policy, tables, choice=choice)
     network = policy.prompt_network(tables)
     if network is not None and policy.encoder is not None:
@@ -83,7 +91,6 @@ def _transforms(
 ) -> list[Transform]:
     config = policy.config
     transforms: list[Transform] = []
-    policy.check_tables(tables)
     if config.uses_text:
         transforms.append(
             AbsentPromptTransform([("prompt", "text_index")])
@@ -115,7 +122,7 @@ def _transforms(
             )
         )
     if config.retrieves:
-        transforms.append(PromptContextTransform(policy.retrieval(tables)))
+        transforms.append(PromptContextTransform(policy.make_retrieval(tables)))
         transforms.append(
             ObservationGateTransform(config.trained_task_ids, state_visible_prob=state_visible_prob)
         )

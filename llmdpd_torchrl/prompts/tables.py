@@ -74,6 +74,19 @@ class PromptTables(nn.Module):
             bank = TrajectoryPromptBank.empty(trajectory_length, observation_dim, action_dim)
         return PromptTables(text, bank)
 
+    def shallow_copy(self) -> PromptTables:
+        """Tables of their own over the same tensors: moving one does not move the other."""
+        return self._changed(
+            lambda bank: TrajectoryPromptBank(bank.prompts, bank.task_id, bank.trajectory_id)
+        )
+
+    def follow(self, reference: torch.Tensor) -> PromptTables:
+        """Move to the device and floating-point type of ``reference``, unless already there."""
+        wanted = (reference.device, reference.dtype)
+        if any((b.device, b.dtype) != wanted for b in self.buffers() if b.is_floating_point()):
+            self.to(device=reference.device, dtype=reference.dtype)
+        return self
+
     def first(self, count: int) -> PromptTables:
         """At most ``count`` trajectories of each task, see :meth:`TrajectoryPromptBank.first`."""
         return self._changed(lambda bank: bank.first(count))

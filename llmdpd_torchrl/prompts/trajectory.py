@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import nn
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
-from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 __all__ = ["TrajectoryPromptBank", "cut_trajectory"]
 
@@ -163,6 +163,42 @@ class TrajectoryPromptBank(nn.Module):
         return cls(prompts, dataset.trajectory_task[rows], identity)
 
     @classmethod
+    def from_rollouts(
+        cls,
+        rollouts: Mapping[int, Sequence[TensorDictBase]],
+        length: int,
+        observation_dim: int | None = None,
+        action_dim: int | None = None,
+    ) -> TrajectoryPromptBank:
+        """Cut demonstrations into prompts.
+
+        Args:
+            rollouts: by task id, demonstrations ``[T]`` of one episode each, with ``observation``,
+                ``action`` and ``("next", "reward")``.
+            length: L.
+            observation_dim: O, default: that of the first.
+            action_dim: A, default: that of the first.
+
+        Raises:
+            PromptError: if one lacks an entry, has another width, holds a number that is not
+                finite, or spans several episodes.
+
+        Examples:
+            >>> steps = {"observation": torch.rand(9, 3), "action": torch.rand(9, 2),
+            ...          "next": {"reward": torch.ones(9, 1)}}
+            >>> TrajectoryPromptBank.from_rollouts({7: [TensorDict(steps, [9])]}, 4).length
+            4
+        """
+        pairs = [(task, rollout) for task, several in rollouts.items() for rollout in several]
+        prompts = []
+        for number, (_, rollout) in enumerate(pairs):
+            steps = _check_demonstration(rollout, number, observation_dim, action_dim)
+            observation_dim, action_dim = (steps[k].shape[-1] for k in ("observation", "action"))
+            prompts.append(cut_trajectory(steps, length))
+        task_id = torch.tensor([task for task, _ in pairs], dtype=torch.int64)
+        return cls(torch.stack(prompts), task_id, torch.full_like(task_id, -1))
+
+    @classmethod
     def concatenate(cls, banks: Sequence[TrajectoryPromptBank]) -> TrajectoryPromptBank:
         """One bank of several with equal prompt lengths, rows in the order given."""
         return cls(
@@ -178,6 +214,23 @@ class TrajectoryPromptBank(nn.Module):
         return self.only(
             torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
         )
+
+    def check_length(self, length: int, *, retrieves: bool) -> None:
+        """Check that a policy of prompts of ``length`` steps can read these.
+
+        Raises:
+            ConfigError: if they are longer or shorter, or concatenated for one that pools.
+        """
+        if self.is_concatenated and not retrieves:
+            raise ConfigError(
+                "this policy pools its trajectory prompt and cannot read concatenated "
+                "demonstrations: give one per task (evaluation.demonstrations=1)"
+            )
+        if self.length % length or (self.length > length and not self.is_concatenated):
+            raise ConfigError(
+                f"the prompts have {self.length} steps, this policy was trained with {length}: cut "
+                "them to that length"
+            )
 
     def only(self, rows: torch.Tensor) -> TrajectoryPromptBank:
         """The prompts in these rows, ``[n]`` int64."""
@@ -248,3 +301,36 @@ class TrajectoryPromptBank(nn.Module):
             padding = long[:1].expand(count * self.length - len(long)).clone().zero_()
             joined.append(torch.cat([long, padding]))
         return TrajectoryPromptBank(torch.stack(joined), tasks, torch.full_like(tasks, -1))
+
+
+def _check_demonstration(
+    rollout: TensorDictBase, number: int, observation_dim: int | None, action_dim: int | None
+) -> TensorDictBase:
+    """The entries of a demonstration that a prompt is made of, in float32."""
+    if not isinstance(rollout, TensorDictBase) or rollout.ndim != 1 or not len(rollout):
+        found = getattr(rollout, "batch_size", None)
+        found = f"a {type(rollout).__name__}" if found is None else f"batch size {list(found)}"
+        raise PromptError(
+            f"demonstration {number} has {found}: give a TensorDict [T] of at least one step"
+        )
+    done = rollout.get(("next", "done"), None)
+    if done is not None and done[:-1].any():
+        raise PromptError(
+            f"demonstration {number} spans several episodes, ('next', 'done') is true before its "
+            "last step: give each episode as a demonstration of its own"
+        )
+    widths = {"observation": observation_dim, "action": action_dim, "next reward": 1}
+    entries = TensorDict({}, batch_size=rollout.batch_size)
+    for name, width in widths.items():
+        key = tuple(name.split())
+        value = rollout.get(key, None)
+        if value is None or value.ndim != 2 or width not in (None, value.shape[1]):
+            found = "nothing" if value is None else f"shape {list(value.shape)}"
+            raise PromptError(
+                f"demonstration {number} has {found} as {name}: the policy was trained with "
+                f"[T, {width or 'width'}]"
+            )
+        if not value.isfinite().all():
+            raise PromptError(f"demonstration {number} has numbers that are not finite in {name}")
+        entries[key] = value.to(torch.float32)
+    return entries

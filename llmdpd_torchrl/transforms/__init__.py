@@ -1,8 +1,7 @@
 """Prompt encoders as TorchRL transforms, for environments and replay buffers alike."""
 
-from llmdpd_torchrl.transforms.absent import AbsentPromptTransform
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
-from llmdpd_torchrl.transforms.embedding import PromptEmbeddingTransform
+from llmdpd_torchrl.transforms.base import AbsentPromptTransform, PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.history import HistoryTransform
 from llmdpd_torchrl.transforms.retrieved_context import (
     ObservationGateTransform,

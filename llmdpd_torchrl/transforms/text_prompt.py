@@ -65,7 +65,8 @@ class TextPromptTransform(PromptTransform):
         task = tensordict.get(self.in_keys[0])
         if self.mode == "index":
             return {self.out_keys[0]: drop_rows(task, self.dropout if sampling else 0.0).clone()}
-        return {self.out_keys[0]: self.table[task.squeeze(-1)]}
+        # Not by indexing, for which -1 is the last row.
+        return {self.out_keys[0]: torch.nn.functional.embedding(task.squeeze(-1), self.table)}
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
         if self.mode == "index":

@@ -11,28 +11,52 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms.base import PromptTransform, check_mode, drop_rows
 from llmdpd_torchrl.utils.errors import PromptError
 
-__all__ = ["CHOICES", "TrajectoryPromptTransform"]
+__all__ = ["CHOICES", "TrajectoryPromptTransform", "check_training_prompts"]
 
 CHOICES = ("random", "first")
-"""Which of a task's prompts an environment shows in an episode."""
+"""Which of a task's prompts an environment uses in an episode."""
+
+_ONLY_ITS_OWN = (
+    "a task's only trajectory prompt is the trajectory that is trained on; collect at least two "
+    "successful episodes per task"
+)
+
+
+def check_training_prompts(bank: TrajectoryPromptBank, tasks: torch.Tensor) -> None:
+    """Check once what sampling would otherwise have to ask of every batch.
+
+    Args:
+        bank: prompts that the training samples from.
+        tasks: ids of the tasks that are trained on.
+
+    Raises:
+        PromptError: if a task has no prompt, or only one that is its own training trajectory.
+    """
+    for task in tasks.unique().tolist():
+        rows = bank.rows_of(task)
+        if not len(rows):
+            known = sorted(set(bank.task_id.tolist()))
+            raise PromptError(f"no trajectory prompt for task {task}; known ids {known}")
+        if len(rows) == 1 and int(bank.trajectory_id[rows[0]]) >= 0:
+            raise PromptError(_ONLY_ITS_OWN)
 
 
 class TrajectoryPromptTransform(PromptTransform):
     """Write a trajectory prompt of the transition's task: its steps, or its row in the bank.
 
-    On a replay buffer, ``prompts_per_task`` prompts of each task are drawn per batch and shared by
-    the batch's transitions of that task, so that a batch costs that many encodings a task and not
-    one a transition; a transition is never shown the trajectory that it comes from. On an
-    environment one prompt is shown per episode.
+    On a replay buffer, ``prompts_per_task`` prompts of each task are sampled per batch and shared
+    by the batch's transitions of that task, so that a batch costs that many encodings per task and
+    not one per transition; a transition is never prompted with the trajectory that it comes from.
+    On an environment there is one prompt per episode.
 
     Args:
         bank: the prompts.
         mode: ``"tensor"`` writes ``("prompt", "trajectory")`` with entries of shape [*, L, ...],
             ``"index"`` writes ``("prompt", "trajectory_index")`` [*, 1] int64.
-        prompts_per_task: candidates drawn per task and batch; at least 2.
-        choice: what an environment shows: ``"first"``, the task's first prompt, or ``"random"``.
-        dropout: probability that a sampled transition is shown no prompt (row -1; mode ``"index"``
-            only), so that the policy learns to do without. An environment always shows one.
+        prompts_per_task: candidates sampled per task and batch; at least 2.
+        choice: the prompt of an environment: ``"first"``, the task's first prompt, or ``"random"``.
+        dropout: probability that a sampled transition has no prompt (row -1; mode ``"index"``
+            only), so that the policy learns to do without. An environment always has one.
         task_key: ``"task_id"``.
         trajectory_key: ``"trajectory_id"``, read on a replay buffer only.
 
@@ -96,12 +120,10 @@ class TrajectoryPromptTransform(PromptTransform):
         self, tensordict: TensorDictBase, *, sampling: bool
     ) -> dict[NestedKey, torch.Tensor]:
         task = tensordict.get(self.in_keys[0]).squeeze(-1)
-        if task.numel() and (int(task.max()) >= len(self._counts) or not self._counts[task].all()):
-            known = sorted(set(self.bank.task_id.tolist()))
-            raise PromptError(f"no trajectory prompt for some task of the batch; known ids {known}")
+        self._check_tasks(task)
         if sampling:
             own = tensordict.get(self.trajectory_key).squeeze(-1)
-            row = drop_rows(self._draw_other(task, own), self.dropout)
+            row = drop_rows(self._sample_other(task, own), self.dropout)
         elif self.choice == "first":
             row = self._rows[task, 0]
         else:
@@ -112,7 +134,15 @@ class TrajectoryPromptTransform(PromptTransform):
         prompts = self.bank.prompts[row]
         return {key: prompts.get(key[-1]) for key in self.out_keys}
 
-    def _draw_other(self, task: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def _check_tasks(self, task: torch.Tensor) -> None:
+        # On a GPU it would wait for the device in every batch: see check_training_prompts().
+        if task.device.type != "cpu" or not task.numel():
+            return
+        if int(task.max()) >= len(self._counts) or not self._counts[task].all():
+            known = sorted(set(self.bank.task_id.tolist()))
+            raise PromptError(f"no trajectory prompt for some task of the batch; known ids {known}")
+
+    def _sample_other(self, task: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Rows of the bank for transitions of ``task`` [B] in the trajectories ``own`` [B]."""
         # A random order of each task's prompts, of which the first few are this batch's candidates.
         order = torch.rand(self._rows.shape, device=self._rows.device)
@@ -126,11 +156,8 @@ class TrajectoryPromptTransform(PromptTransform):
         clash = self.bank.trajectory_id[row] == own
         other = self._rows[task, columns[task, (first + 1) % offered]]
         row = torch.where(clash, other, row)
-        if (self.bank.trajectory_id[row] == own).any():
-            raise PromptError(
-                "a task's only trajectory prompt is the trajectory that is trained on; collect at "
-                "least two successful episodes a task"
-            )
+        if row.device.type == "cpu" and (self.bank.trajectory_id[row] == own).any():
+            raise PromptError(_ONLY_ITS_OWN)
         return row
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:

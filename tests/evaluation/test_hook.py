@@ -67,7 +67,7 @@ def test_success_is_logged_and_training_is_not_touched(evaluator, tmp_path):
         assert columns[name][1] == 0
         assert np.isnan(columns[name][[0, 2]]).all()
     assert [path.name for path in tmp_path.rglob("*.mp4")] == ["episodes_4.mp4"]
-    for ours, theirs in zip(policy._modules().parameters(), plain._modules().parameters(),
+    for ours, theirs in zip(policy.parameters(), plain.parameters(),
                             strict=True):  # fmt: skip
         assert torch.equal(ours, theirs)
 

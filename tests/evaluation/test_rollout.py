@@ -11,6 +11,7 @@ from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")
@@ -32,6 +33,17 @@ def make_policy(**changes):
         }
     )
     return LLMDPDPolicy.from_networks(config, make_networks(config))
+
+
+class Scripted(torch.nn.Module):
+    """A function in the place of an actor."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, state, *, generator=None):
+        return self.act(state, generator)
 
 
 def run(policy, episodes, settings, bank=None, number=0):
@@ -112,8 +124,7 @@ def test_a_policy_that_reaches_the_goal_is_scored(monkeypatch, bank):
         action[:, :3] = 10 * (observation[:, 36:39] - observation[:, :3])
         return state.set("action", action.clamp(-1, 1))
 
-    actor.in_keys = ["observation"]
-    policy.actor = actor
+    policy.actor = Scripted(actor)
     settings = EvaluationSettings(episodes_per_task=3, max_steps=300)
     results, _ = run(policy, [("reach-v3", start) for start in range(3)], settings)
     assert len(results) == 3
@@ -134,8 +145,7 @@ def test_how_much_the_actions_change():
     def actor(state, generator):
         return state.set("action", torch.full((len(state), 4), next(values)))
 
-    actor.in_keys = ["observation"]
-    policy.actor = actor
+    policy.actor = Scripted(actor)
     settings = dataclasses.replace(SETTINGS, max_steps=3)
     results, _ = run(policy, [("reach-v3", 0)], settings)
     assert results["reach-v3", 0].action_change == pytest.approx((0.5 + 0.4) / 2)
@@ -152,8 +162,7 @@ def test_an_action_that_is_not_finite_fails_its_episode_alone():
             action[1] = torch.nan
         return state.set("action", action)
 
-    actor.in_keys = ["observation"]
-    policy.actor = actor
+    policy.actor = Scripted(actor)
     results, _ = run(policy, [("reach-v3", 0), ("reach-v3", 1)], SETTINGS)
     assert results["reach-v3", 0].error is None
     assert "nan" in results["reach-v3", 1].error
@@ -182,6 +191,27 @@ def test_the_environment_shows_what_the_policy_reads(bank):
         assert key in state.keys(True)
     assert state["prompt", "observation_gate"].item() == 1.0
     env.close()
+
+
+def test_a_prompted_policy_is_evaluated_with_its_own_prompt(bank, dataset):
+    policy = make_policy()
+    prompted = policy.prompt(text=TABLE[0], trajectories=dataset.trajectory(0))
+    with pytest.raises(ConfigError, match="prompted already"):
+        prompted.check_tables(PromptTables(TABLE, bank))
+    suite, episodes = SETTINGS.suite(["reach-v3"]), [EpisodeSpec("reach-v3", 0)]
+    (_, result, _) = run_group(
+        prompted, suite, episodes, 0, tables=PromptTables(), settings=SETTINGS
+    )
+    assert (result.length, result.error) == (12, None)
+
+
+def test_prompts_of_another_kind_are_refused_in_one_line(dataset):
+    with pytest.raises(ConfigError, match=r"the prompts are a list: give PromptTables"):
+        make_policy().check_tables([dataset.trajectory(0)])
+    with pytest.raises(PromptError, match="the trajectories are a list: give a"):
+        PromptTables(trajectories=[dataset.trajectory(0)])
+    bank = TrajectoryPromptBank.from_rollouts({40: [dataset.trajectory(0)]}, 16)
+    make_policy().check_tables(PromptTables(TABLE, bank))
 
 
 def test_wrong_requests(bank):

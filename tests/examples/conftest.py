@@ -43,6 +43,6 @@ def check_mistake(tmp_path, monkeypatch, capfd):
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         assert message in lines[0]
-        assert not list(tmp_path.rglob("policy.json"))
+        assert not list(tmp_path.rglob("config.json"))
 
     return check

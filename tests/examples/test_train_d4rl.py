@@ -203,5 +203,5 @@ def test_an_interrupted_training_ends_where_one_that_was_not_does(tmp_path, run_
     assert again.returncode == 0, again.stderr
     assert "train: going on from update" in again.stdout
     assert not (output / "training").exists()
-    for file in ("checkpoint/policy.safetensors", "metrics.csv"):
+    for file in ("checkpoint/model.safetensors", "metrics.csv"):
         assert (output / file).read_bytes() == (tmp_path / "outputs" / "whole" / file).read_bytes()

@@ -1,24 +1,19 @@
-import json
-import pickle
-import sys
-import types
-
 import pytest
 import torch
-from huggingface_hub import errors as hub_errors
-from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from llmdpd_torchrl.envs import MetaWorldEnv
+from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
 from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import PROMPTS, NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, PromptError
-from llmdpd_torchrl.utils.files import file_sha256
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 DIFFUSION = ("retrieved", "pooled")
-"""How the method's own actor is told; of those that read sequences, see test_sequence.py."""
+"""How the method's own actor is conditioned; for sequences see test_sequence.py."""
 SMALL = {
     "hidden": [16],
     "text_dim": 6,
@@ -26,18 +21,23 @@ SMALL = {
     "trajectory_width": 8,
     "trajectory_heads": 2,
 }
+TABLE = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+REACH = 40
 
 
-def make_policy(**changes):
-    config = NetworkConfig(**{**SMALL, "trained_task_ids": [1], **changes})
+def make_policy(info=None, **changes):
+    torch.manual_seed(0)
+    config = NetworkConfig(**{**SMALL, "trained_task_ids": [REACH], **changes})
     networks = make_networks(config, observations=torch.randn(50, 39))
-    return LLMDPDPolicy.from_networks(config, networks), networks
+    return LLMDPDPolicy.from_networks(config, networks, info)
 
 
 @pytest.mark.parametrize("conditioning", DIFFUSION)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_who_reads_what(prompt, conditioning):
-    policy, networks = make_policy(prompt=prompt, conditioning=conditioning)
+    config = NetworkConfig(**{**SMALL, "prompt": prompt, "conditioning": conditioning})
+    networks = make_networks(config)
+    policy = LLMDPDPolicy.from_networks(config, networks)
     trajectory, text = prompt in ("both", "trajectory"), prompt in ("both", "text")
     retrieves = trajectory and conditioning == "retrieved"
     embeds = text or (trajectory and not retrieves)
@@ -48,77 +48,13 @@ def test_who_reads_what(prompt, conditioning):
     assert (policy.encoder is not None) == embeds
 
 
-@pytest.mark.parametrize("conditioning", DIFFUSION)
-def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
-    policy, _ = make_policy(conditioning=conditioning)
-    policy.save_pretrained(tmp_path)
-    loaded = LLMDPDPolicy.from_pretrained(tmp_path)
-    assert loaded.info == policy.info
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "README.md",
-        "policy.json",
-        "policy.safetensors",
-    ]
-    width = policy.encoder.embedding_dim
-    dims = {
-        "observation": 39,
-        "prompt_context": NetworkConfig().context_parts["goal_correction"].stop,
-        "prompt_embedding": width,
-    }
-    state = TensorDict({key: torch.randn(4, size) for key, size in dims.items()}, [4])
-    state["prompt", "observation_gate"] = torch.ones(4, 1)
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        expected = policy.actor(state.clone())["action"]
-        assert torch.equal(loaded.actor(state.clone())["action"], expected)
-
-
-def damage_json(folder, **changes):
-    path = folder / "policy.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def test_damage_is_named(tmp_path):
-    policy, _ = make_policy()
-    with pytest.raises(DataError, match=r"policy\.json is missing"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    policy.save_pretrained(tmp_path)
-    weights = tmp_path / "policy.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
-    with pytest.raises(DamagedError, match=r"policy\.safetensors: damaged"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    weights.unlink()
-    with pytest.raises(DataError, match=r"policy\.safetensors: missing"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    weights.write_bytes(whole)
-    state = load_file(weights)
-    name = sorted(state)[0]
-    save_file({key: value for key, value in state.items() if key != name}, weights)
-    digest = json.loads((tmp_path / "policy.json").read_text())["weights"]
-    damage_json(tmp_path, weights={**digest, "sha256": file_sha256(weights)})
-    with pytest.raises(DataError, match=f"{name} is nothing"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    damage_json(tmp_path, network={"prompt": "both", "unheard": 1})
-    with pytest.raises(DataError, match="unheard"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    damage_json(tmp_path, format_version=99)
-    with pytest.raises(DataError, match="format_version is 99"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    damage_json(tmp_path, format="else")
-    with pytest.raises(DataError, match="not a file of format"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-    (tmp_path / "policy.json").write_text("{")
-    with pytest.raises(DataError, match="not valid JSON"):
-        LLMDPDPolicy.from_pretrained(tmp_path)
-
-
 def test_a_missing_table_is_named(bank):
-    policy, _ = make_policy()
+    policy = make_policy()
     with pytest.raises(ConfigError, match=r"text=\.\.\."):
         policy.check_tables(PromptTables(None, bank))
     with pytest.raises(ConfigError, match=r"trajectories=\.\.\."):
         policy.check_tables(PromptTables(torch.zeros(50, 6)))
-    policy, _ = make_policy(trajectory_length=17)
+    policy = make_policy(trajectory_length=17)
     with pytest.raises(ConfigError, match="have 16 steps, this policy was trained with 17"):
         policy.check_tables(PromptTables(torch.zeros(50, 6), bank))
 
@@ -149,203 +85,252 @@ def test_widths_that_do_not_fit_the_data():
         make_networks(config, text_embeddings=torch.randn(5, 7))
 
 
-# --- what else is in the folder --------------------------------------------------------------
+# --- prompted --------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def saved(tmp_path):
-    policy, _ = make_policy(prompt="text")
-    policy.info.update(task_table=["a", "b"], trained_tasks=["a"], text_encoder="smollm2")
-    policy.save_pretrained(tmp_path / "policy")
-    return policy, tmp_path / "policy"
+def demonstration(dataset):
+    return dataset.trajectory(0)
 
 
-def act(policy, dtype=torch.float32):
-    torch.manual_seed(0)
-    state = {
-        "observation": torch.randn(4, 39).to(dtype),
-        "prompt_embedding": torch.randn(4, policy.encoder.embedding_dim).to(dtype),
-    }
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        return policy.actor(TensorDict(state, [4]))["action"]
+@pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])
+@pytest.mark.parametrize("prompt", ["both", "text", "trajectory", "none"])
+def test_it_acts_as_the_policy_does_under_the_transforms(bank, demonstration, conditioning, prompt):
+    policy = make_policy(conditioning=conditioning, prompt=prompt)
+    settings = EvaluationSettings(episodes_per_task=1, max_steps=6)
+    simulator = settings.suite(["reach-v3"]).make("reach-v3")
+    env = make_policy_env(policy, simulator, PromptTables(TABLE, bank))
+    prompted = policy.prompt(
+        text=TABLE[REACH] if prompt in ("both", "text") else None,
+        trajectories=demonstration if prompt in ("both", "trajectory") else (),
+        trained_task=True,
+    )
+    plain = MetaWorldEnv("reach-v3", num_goals=1, max_steps=6)
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        expected = env.rollout(6, policy.actor)["action"]
+        torch.testing.assert_close(plain.rollout(6, prompted)["action"], expected)
 
 
-def test_everything_that_its_user_needs_is_in_the_description(saved):
-    _, folder = saved
-    description = json.loads((folder / "policy.json").read_text())
-    assert description["observation_layout"]["size"] == 39
-    assert description["info"]["task_table"] == ["a", "b"]
-    assert {"llmdpd_torchrl", "torch", "torchrl"} <= set(description["versions"])
-    assert description["weights"]["sha256"] == file_sha256(folder / "policy.safetensors")
-    card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: llmdpd_torchrl\n")
-    for part in ("| trained tasks | a |", "smollm2", description["weights"]["sha256"]):
-        assert part in card
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_any_batch_shape(demonstration, shape):
+    prompted = make_policy().prompt(text=TABLE[0], trajectories=[demonstration])
+    data = prompted(TensorDict({"observation": torch.randn(*shape, 39)}, shape))
+    assert set(data.keys()) == {"observation", "action"}
+    assert data["action"].shape == (*shape, 4)
+    assert prompted(observation=torch.randn(*shape, 39)).shape == (*shape, 4)
 
 
-def test_a_card_written_by_hand_stays(saved):
-    policy, folder = saved
-    policy.info["updates"] = 7
-    policy.save_pretrained(folder)
-    assert "| updates | 7 |" in (folder / "README.md").read_text()
-    (folder / "README.md").write_text("mine")
-    policy.save_pretrained(folder)
-    assert (folder / "README.md").read_text() == "mine"
+def test_the_gate_is_open_on_trained_tasks_and_without_a_demonstration(demonstration):
+    policy = make_policy(trajectory_dropout=0.1)
+    assert policy.prompt(text=TABLE[0], trajectories=demonstration, trained_task=True).is_open
+    assert policy.prompt(text=TABLE[0]).is_open
+    assert not policy.prompt(text=TABLE[0], trajectories=demonstration).is_open
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.2), (torch.float16, 0.05)]
-)
-def test_another_precision_acts_alike(saved, dtype, tolerance):
-    policy, folder = saved
-    loaded = LLMDPDPolicy.from_pretrained(folder, dtype=dtype)
-    assert {p.dtype for p in loaded._modules().parameters()} == {dtype}
-    found = act(loaded, dtype)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), act(policy), atol=tolerance, rtol=0)
+def test_several_demonstrations_are_averaged_where_they_are_pooled(dataset):
+    policy = make_policy(conditioning="pooled")
+    one, two = dataset.trajectory(0), dataset.trajectory(1)
+    embeddings = [
+        policy.prompt(text=TABLE[0], trajectories=given).embedding
+        for given in (one, two, [one, two])
+    ]
+    torch.testing.assert_close(embeddings[2], (embeddings[0] + embeddings[1]) / 2)
 
 
-@pytest.mark.parametrize("name", ["x.pickle", "pytorch_model.bin", "a/other.pickle", "state.pt"])
-def test_a_planted_pickle_is_refused_before_anything_is_read(saved, monkeypatch, name):
-    _, folder = saved
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(pickle.dumps("anything"))
-    monkeypatch.setattr("llmdpd_torchrl.policies.policy.read_document", None)
-    with pytest.raises(DamagedError, match=rf"{path.name}: a file of this kind"):
-        LLMDPDPolicy.from_pretrained(folder)
+def test_of_several_demonstrations_the_nearest_is_retrieved_from(dataset):
+    policy = make_policy()
+    one, two = dataset.trajectory(0), dataset.trajectory(1)
+    both = policy.prompt(text=TABLE[0], trajectories=[one, two])
+    row = torch.zeros(len(two), dtype=torch.long)
+    observation = two["observation"]
+    alone = policy.prompt(text=TABLE[0], trajectories=two)
+    distance = both.retrieval.parts["distance"]
+    contexts = [each.retrieval(observation, row) for each in (alone, both)]
+    assert (contexts[1][:, distance] <= contexts[0][:, distance] + 1e-4).all()
+    near = contexts[0][:, distance.start] < 1e-2  # a step of the second: read from there
+    assert near.any()
+    torch.testing.assert_close(contexts[1][near], contexts[0][near], rtol=1e-3, atol=1e-3)
+    state = TensorDict({"observation": observation}, [len(two)])
+    assert both(state)["action"].isfinite().all()
 
 
-def test_what_git_and_the_hub_put_there_is_passed_over(saved):
-    _, folder = saved
-    for name in (".git/objects/ab", ".cache/huggingface/x.metadata", ".gitattributes", "a/b.mp4"):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-    (folder / "linked.safetensors").symlink_to(folder / "policy.safetensors")
-    LLMDPDPolicy.from_pretrained(folder)
+def test_words_are_embedded_by_the_policys_own_encoder():
+    policy = make_policy({"text_encoder": "smollm2"}, prompt="text", text_dim=576)
+    text = load_text_prompts()["reach-v3"].render()  # comes with the package: no model is needed
+    assert policy.prompt(text=text).embedding.isfinite().all()
+    with pytest.raises(ConfigError, match="which text encoder"):
+        make_policy(prompt="text").prompt(text=text)
 
 
-def test_another_layout_is_refused(saved):
-    policy, folder = saved
-    layout = json.loads((folder / "policy.json").read_text())["observation_layout"]
-    LLMDPDPolicy.from_pretrained(folder, observation_layout=layout)
-    with pytest.raises(DataError, match="of 39 entries, these have 17"):
-        LLMDPDPolicy.from_pretrained(folder, observation_layout={"size": 17, "fields": {}})
-    name = next(iter(layout["fields"]))
-    moved = {**layout, "fields": {**layout["fields"], name: [1, 4]}}
-    with pytest.raises(DataError, match=rf"{name} at \[36, 39\], these have it at \[1, 4\]"):
-        policy.check_layout(moved)
-    with pytest.raises(DataError, match="has 40 entries, the network reads 39"):
-        policy.actor(observation=torch.zeros(2, 40), prompt_embedding=torch.zeros(2, 32))
+def test_wrong_prompts_are_named(demonstration):
+    with pytest.raises(ConfigError, match="reads text prompts"):
+        make_policy().prompt(trajectories=demonstration)
+    with pytest.raises(ConfigError, match="reads trajectory prompts"):
+        make_policy().prompt(text=TABLE[0])
+    with pytest.raises(ConfigError, match="reads no text"):
+        make_policy(prompt="trajectory").prompt(text=TABLE[0], trajectories=demonstration)
+    with pytest.raises(ConfigError, match="reads no trajectory"):
+        make_policy(prompt="text").prompt(text=TABLE[0], trajectories=demonstration)
+    with pytest.raises(PromptError, match=r"shape \[5\], the policy was trained with \[6\]"):
+        make_policy(prompt="text").prompt(text=torch.randn(5))
+    policy = make_policy(prompt="trajectory")
+    with pytest.raises(PromptError, match="demonstration 0 has nothing as action"):
+        policy.prompt(trajectories=demonstration.exclude("action"))
+    with pytest.raises(PromptError, match="batch size"):
+        policy.prompt(trajectories=[demonstration[:0]])
+    narrow = demonstration.clone()
+    narrow["observation"] = narrow["observation"][:, :5]
+    with pytest.raises(PromptError, match=r"as observation: the policy was trained with \[T, 39\]"):
+        policy.prompt(trajectories=narrow)
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        None,
-        [],
-        {"hidden": "wide"},
-        {"hidden": [0]},
-        {"hidden": [1.5]},
-        {"observation_fields": {"hand": "x"}},
-        {"observation_fields": []},
-        {"observation_differences": [["hand"]]},
-        {"frame": {"unheard": 1}},
-        {"text_dropout": "often"},
-        {"diffusion_steps": "five"},
-        {"action_dim": -1},
-    ],
-)
-def test_a_malformed_description_ends_in_one_line(saved, network):
-    _, folder = saved
-    if isinstance(network, dict):
-        network = {**json.loads((folder / "policy.json").read_text())["network"], **network}
-    damage_json(folder, network=network)
-    with pytest.raises(DataError, match=r"policy\.json: ") as caught:
-        LLMDPDPolicy.from_pretrained(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_another_text_encoder_is_refused(saved):
-    policy, _ = saved
-    policy.config.text_dim = 576
+def test_another_text_encoder_is_refused():
+    policy = make_policy({"text_encoder": "smollm2"}, prompt="text", text_dim=576)
     policy.info["text_encoder_identity"] = {"model": "another"}
     with pytest.raises(PromptError, match="whose model is 'another'"):
         policy.prompt(text="Task: Lock the door.")
 
 
-# --- the Hub ---------------------------------------------------------------------------------
+# --- how it acts -----------------------------------------------------------------------------
 
 
-def test_a_policy_comes_from_the_hub(saved, monkeypatch, tmp_path):
-    _, folder = saved
-    asked = {}
-
-    def snapshot_download(repository, **options):
-        asked.update(options, repository=repository)
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.chdir(tmp_path)
-    policy = LLMDPDPolicy.from_pretrained("someone/policy-1.0", revision="v1")
-    assert policy.info["task_table"] == ["a", "b"]
-    assert asked["repository"] == "someone/policy-1.0"
-    assert asked["revision"] == "v1"
-    assert all(not name.endswith((".pickle", ".bin", ".pt")) for name in asked["allow_patterns"])
+def actions(policy, state, count=2):
+    """Several actions in one state, each with another seed."""
+    found = []
+    for seed in range(count):
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            found.append(policy(state.clone(), generator=generator)["action"])
+    return found
 
 
-def test_a_folder_goes_before_the_hub(saved, monkeypatch, tmp_path):
-    _, folder = saved
-    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").mkdir()
-    folder.rename(tmp_path / "a" / "b")
-    LLMDPDPolicy.from_pretrained("a/b")
+def test_where_it_follows_a_demonstration_it_does_not_sample(demonstration):
+    policy = make_policy(trajectory_dropout=0.1)
+    state = TensorDict({"observation": torch.randn(2, 39)}, [2])
+    for options, is_sampled in (
+        ({"trajectories": demonstration}, False),
+        ({"trajectories": demonstration, "trained_task": True}, True),
+        ({}, True),
+    ):
+        one, other = actions(policy.prompt(text=TABLE[0], **options), state)
+        assert (not torch.equal(one, other)) == is_sampled
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (hub_errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set"),
-        (hub_errors.LocalEntryNotFoundError("x"), "not in the cache"),
-        (ConnectionError("x"), "can not be reached"),
-        (ValueError("first\nsecond"), "first"),
-    ],
-)
-def test_what_the_hub_says_is_one_line(monkeypatch, tmp_path, error, reason):
-    def fail(*args, **options):
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"no folder outputs/mine.*{reason}") as caught:
-        LLMDPDPolicy.from_pretrained("outputs/mine")
-    assert "\n" not in str(caught.value)
+def test_an_exploration_type_overrides_the_rule(demonstration):
+    prompted = make_policy().prompt(text=TABLE[0], trajectories=demonstration)
+    state = TensorDict({"observation": torch.randn(2, 39)}, [2])
+    with set_exploration_type(ExplorationType.RANDOM):
+        one, other = actions(prompted, state)
+    assert not torch.equal(one, other)
+    open_gate = make_policy().prompt(text=TABLE[0], trajectories=demonstration, trained_task=True)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        one, other = actions(open_gate, state)
+    assert torch.equal(one, other)
 
 
-def test_without_the_hubs_client_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r'pip install "llmdpd_torchrl\[hub\]"'):
-        LLMDPDPolicy.from_pretrained("outputs/mine")
+def test_a_rollout_and_an_evaluation_take_the_same_route(bank, demonstration):
+    """On an unseen task, without an exploration type: the same deterministic actions."""
+    policy = make_policy(trained_task_ids=[])
+    settings = EvaluationSettings(episodes_per_task=1, max_steps=6)
+    simulator = settings.suite(["reach-v3"]).make("reach-v3")
+    env = make_policy_env(policy, simulator, PromptTables(TABLE, bank))
+    prompted = policy.prompt(text=TABLE[REACH], trajectories=demonstration)
+    plain = MetaWorldEnv("reach-v3", num_goals=1, max_steps=6)
+    with torch.no_grad():
+        expected = env.rollout(6, policy)["action"]
+        torch.testing.assert_close(plain.rollout(6, prompted)["action"], expected)
+        state = env.reset()
+        generator = torch.Generator().manual_seed(0)
+        acted = settings.act(policy, state.unsqueeze(0), generator)[0]
+        assert torch.equal(acted, policy(state)["action"])
 
 
-def test_a_policy_is_published_with_its_card_and_nothing_else(saved, monkeypatch):
-    policy, folder = saved
-    (folder / "secret.csv").write_text("")
-    calls = {}
+def test_without_its_inputs_it_says_what_to_do():
+    with pytest.raises(PromptError, match=r"call what policy\.prompt\(\) returns"):
+        make_policy()(TensorDict({"observation": torch.zeros(2, 39)}, [2]))
 
-    class Api:
-        def create_repo(self, repository, **options):
-            calls["create"] = (repository, options)
 
-        def upload_folder(self, **options):
-            calls["upload"] = options
-            return types.SimpleNamespace(commit_url="https://hub/commit")
+# --- number types and devices ----------------------------------------------------------------
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert policy.push_to_hub("someone/policy", folder) == "https://hub/commit"
-    assert calls["create"] == ("someone/policy", {"private": True, "exist_ok": True})
-    expected = ["policy.json", "policy.safetensors", "README.md"]
-    assert calls["upload"]["allow_patterns"] == expected
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+@pytest.mark.parametrize("conditioning", DIFFUSION)
+def test_observations_of_any_number_type_are_cast(demonstration, conditioning, dtype):
+    prompted = make_policy(conditioning=conditioning).prompt(
+        text=TABLE[0], trajectories=demonstration
+    )
+    observation = torch.randint(-2, 2, (2, 39))
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        expected = prompted(TensorDict({"observation": observation.float()}, [2]))["action"]
+        found = prompted(TensorDict({"observation": observation.to(dtype)}, [2]))["action"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_prompts_of_any_number_type_are_cast(demonstration):
+    policy = make_policy()
+    state = TensorDict({"observation": torch.randn(2, 39)}, [2])
+    one, other = (
+        policy.prompt(text=text, trajectories=given)(state.clone())["action"]
+        for text, given in ((TABLE[0], demonstration), (TABLE[0].double(), demonstration.double()))
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("conditioning", DIFFUSION)
+def test_a_policy_in_float64_takes_its_prompts_along(demonstration, conditioning):
+    policy = make_policy(conditioning=conditioning).double()
+    prompted = policy.prompt(text=TABLE[0], trajectories=demonstration)
+    state = TensorDict({"observation": torch.randn(2, 39)}, [2])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert prompted(state.clone())["action"].dtype == torch.float64
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("conditioning", DIFFUSION)
+def test_a_policy_on_a_gpu_acts_in_an_environment_on_the_cpu(demonstration, conditioning):
+    policy = make_policy(conditioning=conditioning).to("cuda")
+    prompted = policy.prompt(text=TABLE[0], trajectories=demonstration)
+    env = MetaWorldEnv("reach-v3", num_goals=1, max_steps=3)
+    with torch.no_grad():
+        assert env.rollout(3, prompted)["action"].device.type == "cpu"
+
+
+def test_a_hidden_goal_is_hidden_from_the_policy():
+    policy = make_policy({"hide_goal": True}, prompt="none")
+    observation = torch.randn(2, 39)
+    hidden = observation.clone()
+    hidden[:, 36:] = 0.0
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        found, expected = (policy(TensorDict({"observation": o}, [2]))["action"]
+                           for o in (observation, hidden))  # fmt: skip
+    assert torch.equal(found, expected)
+    assert observation[:, 36:].all()  # the caller's is as it was
+
+
+# --- demonstrations --------------------------------------------------------------------------
+
+
+def test_a_demonstration_must_be_finite(demonstration):
+    policy = make_policy(prompt="trajectory")
+    for key in ("observation", "action", ("next", "reward")):
+        broken = demonstration.clone()
+        broken[key][3, 0] = torch.nan
+        with pytest.raises(PromptError, match="not finite in"):
+            policy.prompt(trajectories=broken)
+
+
+def test_a_demonstration_is_one_episode():
+    env = MetaWorldEnv("reach-v3", num_goals=2, max_steps=5)
+    policy = make_policy(prompt="trajectory")
+    with pytest.raises(PromptError, match="demonstration 0 spans several episodes"):
+        policy.prompt(trajectories=env.rollout(10, break_when_any_done=False))
+    policy.prompt(trajectories=env.rollout(10))
+
+
+def test_the_prompt_is_no_state_of_the_policy(demonstration, tmp_path):
+    policy = make_policy()
+    prompted = policy.prompt(text=TABLE[0], trajectories=demonstration)
+    assert prompted.state_dict().keys() == policy.state_dict().keys()
+    prompted.save_pretrained(tmp_path)
+    assert not LLMDPDPolicy.from_pretrained(tmp_path).is_prompted

@@ -48,7 +48,7 @@ def example_stage(folder: Path) -> str:
     """The stage that the example has come to."""
     stages = {
         "collect": "data/support/manifest.json",
-        "train": "out/checkpoint/policy.json",
+        "train": "out/checkpoint/config.json",
         "evaluate": "out/results.json",
     }
     return next((name for name, file in stages.items() if not (folder / file).exists()), "end")
@@ -147,7 +147,7 @@ def example_differences(expected: Path, found: Path) -> list[str]:
     for folder in ("data/train", "data/support"):
         names = differing_files(expected / folder, found / folder)
         wrong += [f"{folder}/{name}" for name in names]
-    for name in ("metrics.csv", "checkpoint/policy.safetensors", "checkpoint/policy.json"):
+    for name in ("metrics.csv", "checkpoint/model.safetensors", "checkpoint/config.json"):
         if (expected / "out" / name).read_bytes() != (found / "out" / name).read_bytes():
             wrong.append(name)
     ours, theirs = (
@@ -160,10 +160,10 @@ def example_differences(expected: Path, found: Path) -> list[str]:
 def differences(expected: Path, found: Path) -> list[str]:
     """What differs between the results of two trainings, in words; empty if not one bit does."""
     wrong = []
-    for name in ("metrics.csv", "final.json", "best/policy.json"):
+    for name in ("metrics.csv", "final.json", "best/config.json"):
         if (expected / name).read_bytes() != (found / name).read_bytes():
             wrong.append(name)
-    for name in ("final.safetensors", "best/policy.safetensors"):
+    for name in ("final.safetensors", "best/model.safetensors"):
         ours, theirs = load_file(expected / name), load_file(found / name)
         if ours.keys() != theirs.keys():
             wrong.append(f"{name}: {sorted(ours.keys() ^ theirs.keys())}")

@@ -31,7 +31,7 @@ def artefacts(folder, until):
     """What a run leaves up to a stage, without what names its folder."""
     found = {path.name: path.read_bytes() for path in (folder / "data" / "train").glob("*.*")}
     if until != "collect":
-        for name in ("metrics.csv", "checkpoint/policy.safetensors", "checkpoint/policy.json"):
+        for name in ("metrics.csv", "checkpoint/model.safetensors", "checkpoint/config.json"):
             found[name] = (folder / "out" / name).read_bytes()
     if until == "evaluate":
         results = json.loads((folder / "out" / "results.json").read_text())
@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("owner", "function", "until", "file"),
     [
-        (LLMDPDPolicy, "save_pretrained", "train", "out/checkpoint/policy.safetensors"),
+        (LLMDPDPolicy, "save_pretrained", "train", "out/checkpoint/model.safetensors"),
         pytest.param(metaworld, "collect_metaworld", "collect", "data/train/", marks=SLOW),
         pytest.param(report, "write_results_json", "evaluate", "out/results.json", marks=SLOW),
     ],

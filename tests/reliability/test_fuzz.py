@@ -78,7 +78,7 @@ def policy_folder(tmp_path):
 @FUZZ
 @given(data=st.data())
 def test_descriptions_of_policies(policy_folder, data):
-    path = policy_folder / "policy.json"
+    path = policy_folder / "config.json"
     whole = path.read_text()
     path.write_text(json.dumps(replaced(json.loads(whole), data)))
     refused_in_one_line(lambda: LLMDPDPolicy.from_pretrained(policy_folder))
@@ -99,7 +99,7 @@ def test_manifests_of_datasets(dataset, tmp_path, data):
 def test_any_bytes_as_any_file(policy_folder, tmp_path, content):
     for name, read in (
         ("manifest.json", Manifest.read),
-        ("policy.json", LLMDPDPolicy.from_pretrained),
+        ("config.json", LLMDPDPolicy.from_pretrained),
     ):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -107,10 +107,10 @@ def test_any_bytes_as_any_file(policy_folder, tmp_path, content):
         refused_in_one_line(lambda read=read, folder=folder: read(folder))
     (tmp_path / "prompts.yaml").write_bytes(content)
     refused_in_one_line(lambda: load_text_prompts(tmp_path / "prompts.yaml"))
-    whole = (policy_folder / "policy.safetensors").read_bytes()
-    (policy_folder / "policy.safetensors").write_bytes(content)
+    whole = (policy_folder / "model.safetensors").read_bytes()
+    (policy_folder / "model.safetensors").write_bytes(content)
     refused_in_one_line(lambda: LLMDPDPolicy.from_pretrained(policy_folder))
-    (policy_folder / "policy.safetensors").write_bytes(whole)
+    (policy_folder / "model.safetensors").write_bytes(whole)
 
 
 @FUZZ

@@ -1,0 +1,395 @@
+"""A trained policy as files: safetensors, JSON and a card; on disk and on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llmdpd_torchrl import __version__
+from llmdpd_torchrl.modules.build import check_state
+from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
+from llmdpd_torchrl.utils.errors import (
+    ConfigError,
+    DamagedError,
+    DataError,
+    PromptError,
+    first_line,
+)
+from llmdpd_torchrl.utils.files import (
+    check_kinds,
+    file_sha256,
+    read_document,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+__all__ = [
+    "SavedPolicy", "check_layout", "embed_text", "is_saved", "model_card", "open_policy",
+    "upload_policy", "write_policy",
+]  # fmt: skip
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_FORMAT = "llmdpd-policy"
+_FORMAT_VERSION = 5
+#: Names of version 4, of the files and of what has been renamed in the networks' structure since.
+_CONFIG_4 = "policy.json"
+_RENAMED_SINCE_4 = {
+    "around_prompt": "residual_on_retrieved",
+    "least_share": "min_base_fraction",
+}
+#: What may lie beside a policy, such as its card and videos; it is not read.
+_KINDS = (
+    ".csv", ".html", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml",
+)  # fmt: skip
+#: Put there by Git, the Hub's client, and locks.
+_IGNORED = (".cache", ".git", ".gitattributes", ".gitignore", ".lock", "LICENSE")
+_MALFORMED = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+_GENERATED = "<!-- written by save_pretrained -->"
+
+
+def is_saved(folder: str | os.PathLike[str]) -> bool:
+    """Whether ``folder`` holds a saved policy, of this format or the one before."""
+    return any((Path(folder) / name).is_file() for name in (CONFIG, _CONFIG_4))
+
+
+def write_policy(
+    folder: Path, config: NetworkConfig, info: dict[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """Write weights, description and card, each complete or not at all.
+
+    Args:
+        folder: made if necessary.
+        config: structure of the networks.
+        info: of the policy, for JSON.
+        weights: tensors by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, weights)
+    packages = ("torch", "torchrl", "tensordict", "safetensors")
+    versions = {name: metadata.version(name) for name in packages}
+    fields = {name: list(ends) for name, ends in config.observation_fields.items()}
+    description = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "network": asdict(config),
+        "observation_layout": {"size": config.observation_dim, "fields": fields},
+        "info": info,
+        "versions": {"llmdpd_torchrl": __version__, **versions},
+        "weights": {"file": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
+    }
+    write_json(folder / CONFIG, description)
+    card = folder / CARD  # one written by hand stays
+    if not card.exists() or _GENERATED in card.read_text(encoding="utf-8", errors="replace"):
+        write_text(card, model_card(config, description))
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """A saved policy whose description has been read and whose weights have not.
+
+    Attributes:
+        path: of the description.
+        network: arguments of :class:`~llmdpd_torchrl.modules.NetworkConfig`.
+        info: of the policy.
+        weights: path of the tensors.
+        digest: their SHA-256.
+    """
+
+    path: Path
+    network: dict[str, Any]
+    info: dict[str, Any]
+    weights: Path
+    digest: str
+
+    def read_weights(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, which must have the names and shapes of ``expected``.
+
+        Raises:
+            DamagedError: if they are not what was saved.
+            DataError: if they are missing or of another network.
+        """
+        path = self.weights
+        try:
+            if file_sha256(path) != self.digest:
+                raise DamagedError(
+                    f"{path}: damaged (its SHA-256 is not the one in {self.path.name}); save it "
+                    "again"
+                )
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: missing or damaged ({error}); save it again") from None
+        check_state(state, expected, str(path), self.path.name)
+        return state
+
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what a wrong description raises into one line."""
+        return _explained_description(self.path)
+
+
+def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> SavedPolicy:
+    """Read the description of a saved policy, from a folder or the Hub.
+
+    Policies of format version 4 are read too: their fields are renamed.
+
+    Raises:
+        DamagedError: if the folder holds a file of a kind that does not belong there.
+        DataError: if there is no policy, or its description is malformed or of another version.
+    """
+    name = os.fspath(folder)
+    if _looks_like_hub_id(name):
+        folder = _download_policy(name, revision)
+    path, version, weights = Path(folder) / CONFIG, _FORMAT_VERSION, WEIGHTS
+    if not path.is_file():
+        path, version, weights = Path(folder) / _CONFIG_4, 4, "policy.safetensors"
+    if not path.is_file():
+        raise DataError(f"no policy in {folder}: {CONFIG} is missing; train one first")
+    check_kinds(folder, _KINDS, links=True, ignored=_IGNORED)
+    description = read_document(path, _FORMAT, version)
+    with _explained_description(path):
+        network, info = description["network"], dict(description["info"])
+        if version == 4:
+            network = {_RENAMED_SINCE_4.get(key, key): value for key, value in network.items()}
+            network["trained_task_ids"] = info.pop("trained_task_ids", ())
+        digest = description["weights"]["sha256"]
+        return SavedPolicy(path, network, info, Path(folder) / weights, digest)
+
+
+@contextlib.contextmanager
+def _explained_description(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+    except _MALFORMED as error:
+        raise DataError(
+            f"{path}: the policy's description is wrong ({type(error).__name__}: "
+            f"{first_line(error)}); save it again"
+        ) from None
+
+
+def check_layout(config: NetworkConfig, layout: Mapping[str, Any]) -> None:
+    """Refuse observations that are laid out otherwise than those that ``config`` was made for.
+
+    Args:
+        config: of a trained policy.
+        layout: with ``size`` and ``fields``, half-open index ranges by name.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    size, fields = config.observation_dim, config.observation_fields
+    if layout["size"] != size:
+        raise DataError(
+            f"the policy was trained on observations of {size} entries, these have "
+            f"{layout['size']}: use the environment that it was trained for"
+        )
+    for name in sorted({*fields, *layout["fields"]}):
+        ours, theirs = (list(ends.get(name, ())) for ends in (fields, layout["fields"]))
+        if ours != theirs:
+            raise DataError(
+                f"the policy was trained on observations with {name} at {ours}, these have it "
+                f"at {theirs}: use the environment that it was trained for"
+            )
+
+
+def embed_text(text: str | Tensor, info: Mapping[str, Any], text_dim: int) -> Tensor:
+    """A text, or its embedding ``[D]``, as a table of one row, ``[1, D]``.
+
+    Args:
+        text: to be embedded by the encoder that the policy was trained with.
+        info: of the policy: ``text_encoder`` and its ``text_encoder_identity``.
+        text_dim: D.
+
+    Raises:
+        ConfigError: if ``info`` names no encoder.
+        PromptError: if the encoder or the width is another than the training's.
+    """
+    if isinstance(text, str):
+        name = info.get("text_encoder")
+        if name is None:
+            raise ConfigError(
+                "this policy does not say which text encoder it was trained with: give the "
+                "embedding instead of the text"
+            )
+        encoder = make_text_encoder(name)
+        for key, value in (info.get("text_encoder_identity") or {}).items():
+            if encoder.identity.get(key) != value:
+                raise PromptError(
+                    f"the policy was trained with a text encoder whose {key} is {value!r}, here it "
+                    f"is {encoder.identity.get(key)!r}: use the same, or give the embedding"
+                )
+        text = embed_texts([text], encoder)[0]
+    if text.shape != (text_dim,):
+        raise PromptError(
+            f"the text embedding has shape {list(text.shape)}, the policy was trained with "
+            f"[{text_dim}]: use the same text encoder"
+        )
+    return text.unsqueeze(0)
+
+
+# ------------------------------------------------------------------ card
+
+
+def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
+    """The text of ``README.md``, in the Hub's format.
+
+    Args:
+        config: of the networks.
+        description: the content of ``config.json``; of its ``info`` the card shows ``license``,
+            ``data``, ``trained_tasks``, ``updates`` and ``results``, percentages by name.
+    """
+    info = description["info"]
+    prompts = {
+        "both": "a text and one demonstration of the task",
+        "text": "a text that describes the task",
+        "trajectory": "one demonstration of the task",
+        "none": "no prompt",
+    }
+    results = info.get("results") or {}
+    rows = {
+        "reads": f"{config.observation_dim} observation entries and {prompts[config.prompt]}",
+        "writes": f"{config.action_dim} action entries in [-1, 1]",
+        "actor": config.actor,
+        "denoising steps": config.diffusion_steps if config.diffuses else None,
+        "text encoder": info.get("text_encoder"),
+        "trained tasks": ", ".join(map(str, info.get("trained_tasks", ()))),
+        "updates": info.get("updates"),
+        "data": info.get("data"),
+        "data (SHA-256)": info.get("data_hash"),
+        **{f"result: {name}": f"{value} %" for name, value in results.items()},
+        "weights (SHA-256)": description["weights"]["sha256"],
+        "written with": ", ".join(f"{k} {v}" for k, v in description["versions"].items()),
+    }
+    header = {
+        "library_name": "llmdpd_torchrl",
+        "pipeline_tag": "robotics",
+        "license": info.get("license", "mit"),
+        "tags": ["reinforcement-learning", "offline-rl", "diffusion-policy", "torchrl"],
+    }
+    arguments = ['text="..."'] * config.uses_text
+    arguments += ["trajectories=demonstration"] * config.uses_trajectory
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
+        "---",
+        _GENERATED,
+        "# Prompted diffusion policy",
+        "",
+        "A policy of [LLM-Driven Policy Diffusion](https://arxiv.org/abs/2509.00347), trained with",
+        "`llmdpd_torchrl`: safetensors and JSON, nothing to unpickle.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value),
+        "",
+        "```python",
+        "from llmdpd_torchrl import LLMDPDPolicy",
+        "",
+        'policy = LLMDPDPolicy.from_pretrained("FOLDER OR HUB ID")',
+        f"prompted = policy.prompt({', '.join(arguments)})",
+        "```",
+        "",
+        f"`{CONFIG}` holds the observation's layout, the task table and the networks' structure;",
+        "the normalisation of the observation is among the weights.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return " ".join(text.replace("|", "\\|").split())
+
+
+# ------------------------------------------------------------------ Hub
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    """Whether ``name`` may be an ``owner/name`` of the Hub: one slash, and no folder here.
+
+    Examples:
+        >>> _looks_like_hub_id("someone/policy"), _looks_like_hub_id("./someone/policy")
+        (True, False)
+    """
+    part = r"[A-Za-z0-9][\w.-]*"
+    return re.fullmatch(f"{part}/{part}", name) is not None and not Path(name).exists()
+
+
+def _download_policy(repository: str, revision: str | None) -> Path:
+    hub = _client()
+    # Only these files, whatever else lies there.
+    patterns = (CONFIG, WEIGHTS, CARD, _CONFIG_4, "policy.safetensors")
+    with _explained_hub(f"no folder {repository}, and no policy {repository} from the Hub"):
+        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def upload_policy(folder: Path, repository: str, *, private: bool = True) -> str:
+    """Publish a saved policy and return its address.
+
+    Args:
+        folder: that :func:`write_policy` wrote.
+        repository: ``"owner/name"``; made if necessary.
+        private: whether a new repository is.
+
+    Raises:
+        ConfigError: if the Hub's client is not installed.
+        DataError: if the Hub refuses or is unreachable.
+    """
+    hub = _client()
+    with _explained_hub(f"cannot publish {folder} as {repository}"):
+        hub.HfApi().create_repo(repository, private=private, exist_ok=True)
+        commit = hub.HfApi().upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
+        )
+    return str(commit.commit_url)
+
+
+def _client() -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError(
+            f'policies on the Hub ({error}) need: pip install "llmdpd_torchrl[hub]"'
+        ) from error
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def _explained_hub(what: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line."""
+    from huggingface_hub import errors
+
+    reasons = {
+        errors.GatedRepoError: "its terms must be accepted first, then set HF_TOKEN",
+        errors.RevisionNotFoundError: "it has no such revision",
+        errors.RepositoryNotFoundError: "there is none, or it is private and HF_TOKEN is not set",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set and it is not in the local cache",
+        errors.LocalEntryNotFoundError: "the Hub cannot be reached and it is not in the cache",
+        ConnectionError: "the Hub cannot be reached",
+    }
+    try:
+        yield
+    except (OSError, ValueError, errors.HTTPError) as error:
+        reason = next(
+            (reason for kind, reason in reasons.items() if isinstance(error, kind)),
+            first_line(error) or type(error).__name__,
+        )
+        raise DataError(f"{what}: {reason}") from error

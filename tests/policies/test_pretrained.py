@@ -1,0 +1,365 @@
+import json
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+from torchrl.envs import ExplorationType, set_exploration_type
+
+from llmdpd_torchrl.modules.build import make_networks
+from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError
+from llmdpd_torchrl.utils.files import file_sha256
+
+DIFFUSION = ("retrieved", "pooled")
+"""How the method's own actor is told; of those that read sequences, see test_sequence.py."""
+RENAMED_SINCE_4 = {
+    "around_prompt": "residual_on_retrieved",
+    "least_share": "min_base_fraction",
+}
+"""Fields of the networks' structure: name in format version 4 to name today."""
+SMALL = {
+    "hidden": [16],
+    "text_dim": 6,
+    "trajectory_length": 16,
+    "trajectory_width": 8,
+    "trajectory_heads": 2,
+}
+
+
+def make_policy(**changes):
+    config = NetworkConfig(**{**SMALL, "trained_task_ids": [1], **changes})
+    networks = make_networks(config, observations=torch.randn(50, 39))
+    return LLMDPDPolicy.from_networks(config, networks), networks
+
+
+@pytest.mark.parametrize("conditioning", DIFFUSION)
+def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
+    policy, _ = make_policy(conditioning=conditioning)
+    policy.save_pretrained(tmp_path)
+    loaded = LLMDPDPolicy.from_pretrained(tmp_path)
+    assert loaded.info == policy.info
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    width = policy.encoder.embedding_dim
+    dims = {
+        "observation": 39,
+        "prompt_context": NetworkConfig().context_parts["goal_correction"].stop,
+        "prompt_embedding": width,
+    }
+    state = TensorDict({key: torch.randn(4, size) for key, size in dims.items()}, [4])
+    state["prompt", "observation_gate"] = torch.ones(4, 1)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        expected = policy.actor(state.clone())["action"]
+        assert torch.equal(loaded.actor(state.clone())["action"], expected)
+
+
+def damage_json(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_damage_is_named(tmp_path):
+    policy, _ = make_policy()
+    with pytest.raises(DataError, match=r"config\.json is missing"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    policy.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(DamagedError, match=r"model\.safetensors: damaged"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(DataError, match=r"model\.safetensors: missing"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    state = load_file(weights)
+    name = sorted(state)[0]
+    save_file({key: value for key, value in state.items() if key != name}, weights)
+    digest = json.loads((tmp_path / "config.json").read_text())["weights"]
+    damage_json(tmp_path, weights={**digest, "sha256": file_sha256(weights)})
+    with pytest.raises(DataError, match=f"{name} is nothing"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    damage_json(tmp_path, network={"prompt": "both", "unheard": 1})
+    with pytest.raises(DataError, match="unheard"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    damage_json(tmp_path, format_version=99)
+    with pytest.raises(DataError, match="format_version is 99"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    damage_json(tmp_path, format="else")
+    with pytest.raises(DataError, match="not a file of format"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+
+
+# --- what else is in the folder --------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    policy, _ = make_policy(prompt="text")
+    policy.info.update(task_table=["a", "b"], trained_tasks=["a"], text_encoder="smollm2")
+    policy.save_pretrained(tmp_path / "policy")
+    return policy, tmp_path / "policy"
+
+
+def act(policy, dtype=torch.float32):
+    torch.manual_seed(0)
+    state = {
+        "observation": torch.randn(4, 39).to(dtype),
+        "prompt_embedding": torch.randn(4, policy.encoder.embedding_dim).to(dtype),
+    }
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        return policy.actor(TensorDict(state, [4]))["action"]
+
+
+def test_everything_that_its_user_needs_is_in_the_description(saved):
+    _, folder = saved
+    description = json.loads((folder / "config.json").read_text())
+    assert description["observation_layout"]["size"] == 39
+    assert description["info"]["task_table"] == ["a", "b"]
+    assert {"llmdpd_torchrl", "torch", "torchrl"} <= set(description["versions"])
+    assert description["weights"]["sha256"] == file_sha256(folder / "model.safetensors")
+    card = (folder / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "llmdpd_torchrl"\n')
+    for part in ("| trained tasks | a |", "smollm2", description["weights"]["sha256"]):
+        assert part in card
+
+
+def test_a_card_written_by_hand_stays(saved):
+    policy, folder = saved
+    policy.info["updates"] = 7
+    policy.save_pretrained(folder)
+    assert "| updates | 7 |" in (folder / "README.md").read_text()
+    (folder / "README.md").write_text("mine")
+    policy.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.2), (torch.float16, 0.05)]
+)
+def test_another_precision_acts_alike(saved, dtype, tolerance):
+    policy, folder = saved
+    loaded = LLMDPDPolicy.from_pretrained(folder, dtype=dtype)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    found = act(loaded, dtype)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), act(policy), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["x.pickle", "pytorch_model.bin", "a/other.pickle", "state.pt"])
+def test_a_planted_pickle_is_refused_before_anything_is_read(saved, monkeypatch, name):
+    _, folder = saved
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps("anything"))
+    monkeypatch.setattr("llmdpd_torchrl.policies.pretrained.read_document", None)
+    with pytest.raises(DamagedError, match=rf"{path.name}: a file of this kind"):
+        LLMDPDPolicy.from_pretrained(folder)
+
+
+def test_what_git_and_the_hub_put_there_is_passed_over(saved):
+    _, folder = saved
+    for name in (".git/objects/ab", ".cache/huggingface/x.metadata", ".gitattributes", "a/b.mp4"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (folder / "linked.safetensors").symlink_to(folder / "model.safetensors")
+    LLMDPDPolicy.from_pretrained(folder)
+
+
+def test_another_layout_is_refused(saved):
+    policy, folder = saved
+    layout = json.loads((folder / "config.json").read_text())["observation_layout"]
+    LLMDPDPolicy.from_pretrained(folder, observation_layout=layout)
+    with pytest.raises(DataError, match="of 39 entries, these have 17"):
+        LLMDPDPolicy.from_pretrained(folder, observation_layout={"size": 17, "fields": {}})
+    name = next(iter(layout["fields"]))
+    moved = {**layout, "fields": {**layout["fields"], name: [1, 4]}}
+    with pytest.raises(DataError, match=rf"{name} at \[36, 39\], these have it at \[1, 4\]"):
+        policy.check_layout(moved)
+    with pytest.raises(DataError, match="has 40 entries, the network reads 39"):
+        policy.actor(observation=torch.zeros(2, 40), prompt_embedding=torch.zeros(2, 32))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        None,
+        [],
+        {"hidden": "wide"},
+        {"hidden": [0]},
+        {"hidden": [1.5]},
+        {"observation_fields": {"hand": "x"}},
+        {"observation_fields": []},
+        {"observation_differences": [["hand"]]},
+        {"frame": {"unheard": 1}},
+        {"text_dropout": "often"},
+        {"diffusion_steps": "five"},
+        {"action_dim": -1},
+    ],
+)
+def test_a_malformed_description_ends_in_one_line(saved, network):
+    _, folder = saved
+    if isinstance(network, dict):
+        network = {**json.loads((folder / "config.json").read_text())["network"], **network}
+    damage_json(folder, network=network)
+    with pytest.raises(DataError, match=r"config\.json: ") as caught:
+        LLMDPDPolicy.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+# --- other formats ---------------------------------------------------------------------------
+
+
+def as_version_4(folder):
+    """Rewrite a saved policy as format version 4 had it."""
+    description = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    network = description["network"]
+    for old, new in RENAMED_SINCE_4.items():
+        network[old] = network.pop(new)
+    description["info"]["trained_task_ids"] = network.pop("trained_task_ids")
+    weights = folder / "policy.safetensors"
+    (folder / "model.safetensors").rename(weights)
+    description |= {"format_version": 4}
+    description["weights"] |= {"file": weights.name}
+    (folder / "policy.json").write_text(json.dumps(description))
+
+
+def test_a_policy_of_format_version_4_acts_as_it_did(saved):
+    policy, folder = saved
+    as_version_4(folder)
+    assert LLMDPDPolicy.is_saved(folder)
+    loaded = LLMDPDPolicy.from_pretrained(folder)
+    assert torch.equal(act(loaded), act(policy))
+    assert loaded.config.trained_task_ids == [1]
+    loaded.save_pretrained(folder / "again")
+    assert (folder / "again" / "config.json").exists()
+
+
+def test_older_formats_are_refused_in_one_line(saved):
+    _, folder = saved
+    as_version_4(folder)
+    description = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(description | {"format_version": 3}))
+    with pytest.raises(DataError, match="format_version is 3") as caught:
+        LLMDPDPolicy.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_whether_a_folder_holds_a_policy(saved, tmp_path):
+    assert LLMDPDPolicy.is_saved(saved[1])
+    assert not LLMDPDPolicy.is_saved(tmp_path)
+
+
+def test_weights_are_float32_unless_told_otherwise(saved):
+    _, folder = saved
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = LLMDPDPolicy.from_pretrained(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.gpu
+def test_everything_is_loaded_onto_one_device(saved):
+    loaded = LLMDPDPolicy.from_pretrained(saved[1], device="cuda")
+    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cuda"}
+
+
+def test_the_card_says_licence_data_and_results(saved):
+    policy, folder = saved
+    policy.info |= {"license": "apache-2.0", "data": "30 demonstrations", "results": {"reach": 97}}
+    policy.save_pretrained(folder)
+    card = (folder / "README.md").read_text()
+    for part in ('license: "apache-2.0"', "| data | 30 demonstrations |", "reach | 97 % |"):
+        assert part in card
+
+
+# --- the Hub ---------------------------------------------------------------------------------
+
+
+def test_a_policy_comes_from_the_hub(saved, monkeypatch, tmp_path):
+    _, folder = saved
+    asked = {}
+
+    def snapshot_download(repository, **options):
+        asked.update(options, repository=repository)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    policy = LLMDPDPolicy.from_pretrained("someone/policy-1.0", revision="v1")
+    assert policy.info["task_table"] == ["a", "b"]
+    assert asked["repository"] == "someone/policy-1.0"
+    assert asked["revision"] == "v1"
+    assert all(not name.endswith((".pickle", ".bin", ".pt")) for name in asked["allow_patterns"])
+
+
+def test_a_folder_goes_before_the_hub(saved, monkeypatch, tmp_path):
+    _, folder = saved
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    folder.rename(tmp_path / "a" / "b")
+    LLMDPDPolicy.from_pretrained("a/b")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (hub_errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set"),
+        (hub_errors.LocalEntryNotFoundError("x"), "not in the cache"),
+        (ConnectionError("x"), "cannot be reached"),
+        (ValueError("first\nsecond"), "first"),
+    ],
+)
+def test_what_the_hub_says_is_one_line(monkeypatch, tmp_path, error, reason):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"no folder outputs/mine.*{reason}") as caught:
+        LLMDPDPolicy.from_pretrained("outputs/mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_hubs_client_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r'pip install "llmdpd_torchrl\[hub\]"'):
+        LLMDPDPolicy.from_pretrained("outputs/mine")
+
+
+def test_a_policy_is_published_with_its_card_and_nothing_else(saved, monkeypatch):
+    policy, folder = saved
+    (folder / "secret.csv").write_text("")
+    calls = {}
+
+    class Api:
+        def create_repo(self, repository, **options):
+            calls["create"] = (repository, options)
+
+        def upload_folder(self, **options):
+            calls["upload"] = options
+            return types.SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert policy.push_to_hub("someone/policy", folder) == "https://hub/commit"
+    assert calls["create"] == ("someone/policy", {"private": True, "exist_ok": True})
+    expected = ["config.json", "model.safetensors", "README.md"]
+    assert calls["upload"]["allow_patterns"] == expected
