@@ -20,8 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        the exit code: 0; 1 if an episode of a run broke off; 2, with one line on stderr, for an
-        error that the user can mend.
+        the exit code: 0; 1 if an episode of a run crashed; 2, with one line on stderr, for a user
+        error.
     """
     parser = argparse.ArgumentParser(
         prog="python -m llmdpd_torchrl.evaluation", description="Reports of evaluated runs."
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         "metrics.csv, checkpoint/, confusion.json, videos. Runs whose names differ in their seed "
         "alone are one variant.",
     )
-    report.add_argument("folder", type=Path, help="of runs, such as outputs/")
+    report.add_argument("folder", type=Path, help="folder of runs, such as outputs/")
     report.add_argument("--output", type=Path, help="folder to write to (default: FOLDER/report)")
     return run_command_line(parser, _report, arguments)
 
@@ -42,10 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     page = write_report(options.folder, options.output)
     table = compare(variants(find_runs(options.folder)))
-    shown = RichTable(*table.head)
+    printed = RichTable(*table.head)
     for row in table.rows:
-        shown.add_row(*row)
-    Console().print(shown)
+        printed.add_row(*row)
+    Console().print(printed)
     print(page)
     failed = sum(int(row[table.head.index("failed")]) for row in table.rows)
     return 1 if failed else 0

@@ -1,9 +1,9 @@
-"""Several runs against one another: bootstrap intervals, interquartile means, improvement.
+"""Comparison of runs: differences and interquartile means with bootstrap intervals.
 
-The measures of Agarwal et al. 2021 ("Deep Reinforcement Learning at the Edge of the Statistical
-Precipice"), on SciPy's bootstrap. Scores are arrays by task; what an entry of an array is, a run's
-mean or one episode, decides what the intervals speak about: a new seed, or a new episode of the
-policies at hand.
+Measures of Agarwal et al. 2021 ("Deep Reinforcement Learning at the Edge of the Statistical
+Precipice"), on SciPy's bootstrap. Scores are arrays by task. Whether an
+entry of an array is a run's mean or one episode decides what the intervals cover: a new seed, or a
+new episode of the given policies.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ __all__ = [
     "Scores",
     "crossed_difference",
     "interquartile_mean",
-    "mean_score",
     "normalized_scores",
     "paired_difference",
     "performance_profile",
-    "probability_of_improvement",
     "successes",
 ]
 
@@ -54,7 +52,7 @@ def successes(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.f
 
 
 def normalized_scores(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.float64]]:
-    """Normalised scores by task, likewise; an episode that broke off scores 0.
+    """Normalised scores by task, [runs, episodes]; a crashed episode scores 0.
 
     Args:
         runs: the episodes of one seed each.
@@ -90,29 +88,12 @@ def _by_task(
     return found
 
 
-def mean_score(scores: Scores, *, seed: int = 0) -> Estimate:
-    """Mean over tasks of each task's mean, every task weighing the same.
-
-    The bootstrap is stratified: entries are resampled within each task, whose set is fixed.
-
-    Args:
-        scores: by task, of any shape.
-        seed: of the resampling.
-
-    Examples:
-        >>> estimate = mean_score({"a": [0, 1, 1, 1], "b": [1, 1, 1, 1]})
-        >>> estimate.value, estimate.high
-        (0.875, 1.0)
-    """
-    return _estimate(_flat(scores), _mean_of_means, seed)
-
-
 def interquartile_mean(scores: Scores, *, seed: int = 0) -> Estimate:
     """Mean of the middle half of all entries: less moved by outliers than the mean.
 
     Args:
         scores: by task, of any shape.
-        seed: of the resampling, stratified as in :func:`mean_score`.
+        seed: of the resampling, which is stratified: within each task, whose set is fixed.
 
     Examples:
         >>> interquartile_mean({"a": [0.0, 0.4, 0.6, 100.0]}).value
@@ -124,12 +105,12 @@ def interquartile_mean(scores: Scores, *, seed: int = 0) -> Estimate:
 def paired_difference(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
     """Mean over tasks of ours minus theirs, on the same goals.
 
-    Goals are resampled within each task, for both together: what is hard for both does not widen
-    the interval. Several seeds are averaged goal by goal first, and taken as they are.
+    Goals are resampled within each task, for both sides together: goals that are hard for both do
+    not widen the interval. Several seeds are averaged goal by goal first, and are not resampled.
 
     Args:
         ours: by task, ``[goals]`` or ``[seeds, goals]``.
-        theirs: likewise.
+        theirs: of the same tasks and goals.
         seed: of the resampling.
 
     Raises:
@@ -156,14 +137,14 @@ def crossed_difference(
     """Mean over tasks of ours minus theirs, for new seeds *and* new goals.
 
     Seeds and goals are resampled crosswise (the pigeonhole bootstrap of Owen 2007): a seed's policy
-    plays all goals of all tasks, a goal is played by all seeds of both sides. Means over few seeds
-    spread less in a bootstrap than in truth, which is made up for (Rao & Wu 1988). A side of one
-    seed is taken as it is: then nothing is said about another training of it.
+    plays all goals of all tasks, a goal is played by all seeds of both sides. A bootstrap
+    underestimates the spread of means over few seeds, which is corrected (Rao & Wu 1988). A side of
+    one seed is not resampled: the interval then does not cover another training of it.
 
     Args:
         ours: by task, ``[seeds, goals]``.
-        theirs: likewise, of the same goals.
-        same_policies: both sides are the same policies, seed by seed, shown different things; their
+        theirs: of the same goals.
+        same_policies: both sides are the same policies, seed by seed, with different prompts; their
             seeds are resampled together.
         seed: of the resampling.
 
@@ -187,7 +168,7 @@ def crossed_difference(
     if same_policies and mine != other:
         raise DataError(f"the same policies have the same seeds, not {mine} and {other}")
     goals = tuple(a.shape[1] for a, _ in pairs)
-    weights, counts = _crossed_draws((mine,) if same_policies else (mine, other), goals, seed)
+    weights, counts = _crossed_resamples((mine,) if same_policies else (mine, other), goals, seed)
     draws = np.zeros(_RESAMPLES)
     for (a, b), count in zip(pairs, counts, strict=True):
         share = np.divide(count, a.shape[1], dtype=float)
@@ -199,59 +180,27 @@ def crossed_difference(
 
 
 @lru_cache(maxsize=4)
-def _crossed_draws(
+def _crossed_resamples(
     seeds: tuple[int, ...], goals: tuple[int, ...], seed: int
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.uint16]]]:
-    """Of each side how much its seeds weigh, of each task how often its goals are drawn.
+    """The weights of each side's seeds and the counts of each task's goals.
 
-    ``[resamples, seeds]`` and ``[resamples, goals]``. Drawing is most of the work, and many
-    differences are of the same shapes.
+    ``[resamples, seeds]`` and ``[resamples, goals]``. Resampling is most of the work, and many
+    differences have the same shapes.
     """
     generator = np.random.default_rng(seed)
     weights = [_seed_weights(count, generator) for count in seeds]
-    drawn = (generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES) for n in goals)
-    return weights, [counts.astype(np.uint16) for counts in drawn]
+    resampled = (generator.multinomial(n, np.full(n, 1 / n), _RESAMPLES) for n in goals)
+    return weights, [counts.astype(np.uint16) for counts in resampled]
 
 
 def _seed_weights(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """[resamples, seeds]: how much each seed weighs in each resample."""
+    """Weight of each seed in each resample, [resamples, seeds]."""
     if count == 1:
         return np.ones((_RESAMPLES, 1))
     even = 1 / count
-    drawn = generator.multinomial(count, np.full(count, even), _RESAMPLES) / count
-    return even + np.sqrt(count / (count - 1)) * (drawn - even)
-
-
-def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
-    """P(ours > theirs) of entries drawn at random, ties counting half, averaged over tasks.
-
-    Args:
-        ours: by task, of any shape.
-        theirs: likewise, of the same tasks.
-        seed: of the resampling, of both sides apart.
-
-    Raises:
-        DataError: if tasks differ.
-
-    Examples:
-        >>> probability_of_improvement({"a": [2, 3]}, {"a": [1, 2]}).value
-        0.875
-    """
-    if ours.keys() != theirs.keys():
-        raise DataError("an improvement needs the same tasks on both sides")
-    count = len(ours)
-
-    def improvement(*samples: NDArray[np.float64], axis: int = -1) -> Any:
-        found = []
-        for mine, other in zip(samples[:count], samples[count:], strict=True):
-            # Mann and Whitney's U over all pairs, by resample.
-            pairs = np.moveaxis(mine, axis, -1)[..., :, None], np.moveaxis(other, axis, -1)
-            difference = pairs[0] - pairs[1][..., None, :]
-            found.append(((difference > 0) + 0.5 * (difference == 0)).mean((-1, -2)))
-        return np.mean(found, axis=0)
-
-    samples = _flat(ours) + _flat({task: theirs[task] for task in ours})
-    return _estimate(samples, improvement, seed)
+    resampled = generator.multinomial(count, np.full(count, even), _RESAMPLES) / count
+    return even + np.sqrt(count / (count - 1)) * (resampled - even)
 
 
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> NDArray[np.float64]:
@@ -295,8 +244,8 @@ def _estimate(
     value = float(statistic(*samples))
     if all(len(sample) == 1 for sample in samples):
         raise DataError("one entry a task has no interval: give more seeds or episodes")
-    # A task of one entry has nothing to resample; SciPy asks for two, and two equal ones are as one
-    # in a mean over tasks.
+    # A task of one entry has nothing to resample; SciPy needs two, and two equal ones are as one in
+    # a mean over tasks.
     samples = [np.repeat(sample, 2) if len(sample) == 1 else sample for sample in samples]
     interval = bootstrap(
         samples,

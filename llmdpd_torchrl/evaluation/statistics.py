@@ -1,4 +1,4 @@
-"""What an evaluation came to: success rates or scores, with intervals fit for few episodes."""
+"""Summaries of an evaluation: success rates or scores, with intervals valid for few episodes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval; limits that are not known are not a number.
+    """A value and its 95 % interval; unknown limits are NaN.
 
     Examples:
         >>> Estimate(90.1, 87.0, 92.4).text()
@@ -50,18 +50,18 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one evaluation episode came to.
+    """Result of one evaluation episode.
 
     Attributes:
         task: name of the task.
-        goal_index: which of the task's fixed evaluation goals was set.
+        goal_index: index of the task's fixed evaluation goal.
         success: the task was solved at *some* step (Meta-World's own criterion).
         success_at_end: the task was still solved at the last step.
         episode_return: undiscounted sum of rewards.
         length: steps taken.
-        error: one line when the episode broke off (a simulator exception, say), else ``None``.
+        error: one line when the episode crashed (a simulator exception, say), else ``None``.
         score: the return as a normalised score, 0 to 100, where the task has one.
-        action_change: how much an action's entries differ from the step before, on average; less is
+        action_change: mean absolute difference of an action's entries from the step before; less is
             smoother.
 
     Examples:
@@ -87,19 +87,19 @@ class TaskSummary:
     Attributes:
         task: name of the task.
         seen: whether the policy was trained on it.
-        episodes: number of episodes, those that broke off included.
-        successes: number of solved episodes; one that broke off is not solved.
+        episodes: number of episodes, crashed ones included.
+        successes: number of solved episodes; a crashed one is not solved.
         success_rate: ``successes / episodes``.
         low: lower limit of the 95 % Wilson interval.
         high: upper limit of the 95 % Wilson interval.
         success_at_end_rate: fraction of episodes that were solved at their last step.
-        mean_return: mean return of the episodes that did not break off, ``None`` if all did.
-        mean_length: mean length in steps of the same episodes, ``None`` if all broke off.
-        errors: number of episodes that broke off.
-        score: mean normalised score, where the task has one; an episode that broke off scores 0.
+        mean_return: mean return of the episodes that did not crash, ``None`` if all did.
+        mean_length: mean length in steps of the same episodes, ``None`` if all crashed.
+        errors: number of crashed episodes.
+        score: mean normalised score, where the task has one; a crashed episode scores 0.
         score_low: lower limit of the 95 % t interval of that mean, ``None`` of a single episode.
         score_high: upper limit of the same.
-        action_change: mean over the episodes that did not break off, ``None`` if not measured.
+        action_change: mean over the episodes that did not crash, ``None`` if not measured.
 
     Examples:
         >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
@@ -126,7 +126,7 @@ class TaskSummary:
 
     @property
     def percent(self) -> Estimate:
-        """What counts, on a scale of 100: the score where there is one, or the success rate."""
+        """The score where there is one, otherwise the success rate, on a scale of 100."""
         return _percent(self)
 
 
@@ -163,7 +163,7 @@ class GroupSummary:
 
     @property
     def percent(self) -> Estimate:
-        """What counts, on a scale of 100: the score where there is one, or the success rate."""
+        """The score where there is one, otherwise the success rate, on a scale of 100."""
         return _percent(self)
 
 
@@ -189,7 +189,7 @@ class ResultsSummary:
 
     @property
     def measure(self) -> str:
-        """What ``percent`` means here: ``"success %"`` or ``"score"``."""
+        """Unit of ``percent``: ``"success %"`` or ``"score"``."""
         return "success %" if any(task.score is None for task in self.tasks) else "score"
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class ResultsSummary:
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Wilson's score interval of a success rate (Wilson 1927), at 95 %.
 
-    Unlike ``p ± 1.96 sqrt(p (1 - p) / n)`` it stays inside [0, 1], covers what it says for ten
+    Unlike ``p ± 1.96 sqrt(p (1 - p) / n)`` it stays inside [0, 1], has its nominal coverage for ten
     episodes, and does not shrink to a point when all or none of them succeed.
 
     Examples:
@@ -258,12 +258,12 @@ def summarise(
     """Sum up episodes per task and per group.
 
     A group's figure is the mean of its tasks' success rates. Its interval treats the tasks as
-    fixed (ML45's five unseen tasks are *the* unseen tasks, not a draw of five) and the episodes as
+    fixed (ML45's five unseen tasks are *the* unseen tasks, no sample of five) and the episodes as
     random, and combines the tasks' Wilson limits by the square-and-add rule (Newcombe 1998, method
     10; MOVER, Zou & Donner 2008): for T tasks, ``low = p - sqrt(sum (p_t - low_t)²) / T``, and
-    likewise above. A bootstrap over episodes and the normal approximation shrink to a point when
-    all tasks are at 0 or 100 %, which is common here; this does not. With one task it *is* the
-    Wilson interval. Scores are treated in the same way, with Student's t interval for a task's.
+    alike above. A bootstrap over episodes and the normal approximation shrink to a point when all
+    tasks are at 0 or 100 %, which is common here; this does not. With one task it *is* the Wilson
+    interval. Scores are treated in the same way, with Student's t interval for a task's.
 
     Args:
         episodes: finished episodes, in any order.
@@ -275,7 +275,7 @@ def summarise(
 
     Raises:
         ValueError: if a task is named twice, an episode's task is not named, or a named task has no
-            episode: a mean over other tasks than the ones that were asked for would mislead.
+            episode: a mean over other tasks than the named ones would mislead.
 
     Examples:
         >>> episodes = [EpisodeResult("reach-v3", i, i < 3, i < 2, 10.0, 50) for i in range(4)]
@@ -303,11 +303,11 @@ def summarise(
 
 def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> TaskSummary:
     count = len(results)
-    whole = [result for result in results if result.error is None]
-    successes = sum(result.success for result in whole)
+    complete = [result for result in results if result.error is None]
+    successes = sum(result.success for result in complete)
     low, high = wilson_interval(successes, count)
     score = _mean_score(results)
-    changes = [result.action_change for result in whole if result.action_change is not None]
+    changes = [result.action_change for result in complete if result.action_change is not None]
     return TaskSummary(
         task=task,
         seen=seen,
@@ -316,10 +316,10 @@ def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> 
         success_rate=successes / count,
         low=low,
         high=high,
-        success_at_end_rate=sum(result.success_at_end for result in whole) / count,
-        mean_return=_mean([result.episode_return for result in whole]),
-        mean_length=_mean([result.length for result in whole]),
-        errors=count - len(whole),
+        success_at_end_rate=sum(result.success_at_end for result in complete) / count,
+        mean_return=_mean([result.episode_return for result in complete]),
+        mean_length=_mean([result.length for result in complete]),
+        errors=count - len(complete),
         score=None if score is None else score.value,
         score_low=None if score is None else _known(score.low),
         score_high=None if score is None else _known(score.high),
@@ -328,7 +328,7 @@ def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> 
 
 
 def _mean_score(results: Sequence[EpisodeResult]) -> Estimate | None:
-    """Of a task; ``None`` where episodes that did not break off have no score."""
+    """Mean score of a task, ``None`` if it has none."""
     if not any(result.score is not None for result in results):
         return None
     return student_interval([float(e.score or 0) if e.error is None else 0.0 for e in results])
@@ -357,7 +357,7 @@ def _summarise_group(tasks: Sequence[TaskSummary]) -> GroupSummary | None:
 
 
 def _combine(estimates: Sequence[Estimate]) -> Estimate:
-    """Their mean, by the square-and-add rule; unknown limits stay unknown."""
+    """Mean of estimates, by the square-and-add rule; unknown limits stay unknown."""
     count = len(estimates)
     mean = sum(estimate.value for estimate in estimates) / count
     below = math.hypot(*(estimate.value - estimate.low for estimate in estimates)) / count
@@ -374,7 +374,7 @@ def _percent(summary: TaskSummary | GroupSummary) -> Estimate:
 
 
 def _known(limit: float) -> float | None:
-    """For JSON, which can not hold what is not a number."""
+    """A limit for JSON, which has no NaN."""
     return None if math.isnan(limit) else limit
 
 
