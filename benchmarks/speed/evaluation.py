@@ -70,7 +70,7 @@ def run_lanes(
         timings = [timing._asdict() for timing in evaluator.timings]
     episodes = results[0]
     if results[1] != episodes or any(episode.error for episode in episodes):
-        raise SystemExit("two evaluations of one policy differ, or an episode broke off")
+        raise SystemExit("two evaluations of one policy differ, or an episode crashed")
     return {
         "wall_s": walls[1],
         "first_wall_s": walls[0],
@@ -130,14 +130,14 @@ def main() -> int:
     """Measure and write the figures, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="a tenth of the goals")
-    parser.add_argument("--lanes", type=int, default=EvaluationSettings.lanes)
+    parser.add_argument("--num-envs", type=int, default=EvaluationSettings.num_envs)
     parser.add_argument("--group-size", type=int, default=EvaluationSettings.group_size)
     options = parser.parse_args()
     torch.set_num_threads(1)
     policy, tables = make_policy()
     goals = 5 if options.check else 50
     settings = EvaluationSettings(
-        episodes_per_task=goals, lanes=options.lanes, group_size=options.group_size
+        episodes_per_task=goals, num_envs=options.num_envs, group_size=options.group_size
     )
     raw = {
         "lanes": run_lanes(policy, tables, settings, available_cores()),

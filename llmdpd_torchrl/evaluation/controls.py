@@ -1,4 +1,4 @@
-"""Controls: the same policy on the same episodes, shown less, other or spoilt prompts."""
+"""Controls: the same policy on the same episodes, with fewer, wrong or damaged prompts."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ __all__ = [
     "swap_prompts",
 ]
 
-#: What a policy is shown: all it reads; one of the prompts, or neither; those of another task; a
-#: trajectory whose steps are out of order; a text alone that means the same in other words, or
-#: letters at random in its place.
+#: What a policy is prompted with: all it reads; one of the prompts, or neither; those of another
+#: task; a trajectory with shuffled steps; only a paraphrase of the text, or only random letters
+#: in its place.
 CONTROLS = (
     "both",
     "text",
@@ -76,8 +76,8 @@ def apply_control(
         tables without what the control leaves out.
 
     Raises:
-        ConfigError: if the control is unknown, or ``"wrong"`` is asked for a single task.
-        PromptError: if the language model is needed and can not be had.
+        ConfigError: if the control is unknown, or ``"wrong"`` is applied to a single task.
+        PromptError: if the language model is needed and not available.
 
     Examples:
         >>> tables = PromptTables(text=torch.zeros(50, 6))
@@ -104,10 +104,10 @@ def apply_control(
 def check_control(
     control: str, demonstrations: int, config: NetworkConfig, tasks: Sequence[str]
 ) -> None:
-    """Refuse, before anything is trained, what a policy of this structure can not be shown.
+    """Refuse, before anything is trained, prompts that a policy of this structure cannot read.
 
     Raises:
-        ConfigError: if it can not do without a prompt that the control hides, can not read several
+        ConfigError: if it needs a prompt that the control hides, cannot read several
             demonstrations, or the control needs more tasks.
     """
     if control not in CONTROLS:
@@ -124,7 +124,7 @@ def check_control(
     if demonstrations > 1 and not config.retrieves:
         raise ConfigError(
             f"evaluation.demonstrations is {demonstrations}, but this policy retrieves from none: "
-            "use conditioning=retrieved with a trajectory prompt, or show one"
+            "use conditioning=retrieved with a trajectory prompt, or one demonstration"
         )
     if control == "wrong" and len(tasks) < 2:
         raise ConfigError("wrong prompts need at least two tasks: evaluate more")
@@ -137,7 +137,7 @@ def swap_prompts(
     *,
     table: TaskTable = METAWORLD_TASKS,
 ) -> PromptTables:
-    """Show every task the prompts, text and trajectory, of a task further on in the list.
+    """Give every task the prompts, text and trajectory, of a task further on in the list.
 
     Args:
         tasks: the list, which begins again at its end.
@@ -147,7 +147,7 @@ def swap_prompts(
         table: of the tasks' ids.
 
     Raises:
-        ConfigError: if there is only one task, which has no other's prompts to be shown.
+        ConfigError: if there is only one task.
     """
     if len(tasks) < 2:
         raise ConfigError("wrong prompts need at least two tasks: evaluate more")
@@ -160,8 +160,8 @@ def swap_prompts(
         text = swapped
     if bank is not None:
         renamed = torch.arange(len(table))
-        renamed[other] = ids  # what was the prompt of ``other`` is shown to ``ids``
-        # A prompt of no trajectory in the training data: it is not the shown task's own.
+        renamed[other] = ids  # the prompt of ``other`` becomes that of ``ids``
+        # A prompt of no trajectory in the training data: it is not one of the task's own.
         bank = TrajectoryPromptBank(
             bank.prompts, renamed[bank.task_id], torch.full_like(bank.trajectory_id, -1)
         )
@@ -175,9 +175,9 @@ def confusion(
     *,
     table: TaskTable = METAWORLD_TASKS,
 ) -> dict[str, dict[str, float]]:
-    """Success, or score, of every task under every task's prompts, as fractions.
+    """Success, or score, of every task under every task's prompts.
 
-    By task, then by whose prompts were shown.
+    Returns fractions by task, then by the task whose prompts were used.
 
     Args:
         evaluator: of at least two tasks; called as many times.
@@ -217,12 +217,12 @@ def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPrompt
 
 
 def random_strings(texts: Sequence[str], seed: int = 0) -> list[str]:
-    """Letters and blanks at random, as many as each text has characters.
+    """Random letters and blanks, as many as each text has characters.
 
     Examples:
         >>> [len(text) for text in random_strings(["open the door", "close it"])]
         [13, 8]
     """
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     letters = string.ascii_lowercase + "    "
-    return ["".join(draw.choices(letters, k=len(text))) for text in texts]
+    return ["".join(generator.choices(letters, k=len(text))) for text in texts]

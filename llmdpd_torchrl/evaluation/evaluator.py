@@ -26,7 +26,7 @@ __all__ = ["Evaluator", "evaluate"]
 
 
 class Evaluator:
-    """Evaluates policies on the same episodes, as often as it is called, with the same workers.
+    """Evaluates policies on the same episodes with the same workers, each time it is called.
 
     The result does not depend on the backend or the number of its workers. An episode whose
     simulator raises, whose action is not finite or whose worker dies is reported with its
@@ -82,7 +82,7 @@ class Evaluator:
                 )
         self.backend: Backend = LocalBackend(workers) if backend is None else backend
         self.progress = progress
-        # Workers keep the simulators of the evaluator that they worked for last.
+        # Workers reuse simulators as long as they work for the same evaluator.
         self._key = uuid.uuid4().hex
         self.timings: list[GroupTiming] = []
 
@@ -107,14 +107,14 @@ class Evaluator:
         policy.check_tables(tables)
         self._check_tables(policy, tables)
         self.timings = []
-        shown = {"tables": tables, "settings": self.settings}
+        options = {"tables": tables, "settings": self.settings}
         groups = dict(enumerate(self.settings.groups(self.tasks)))
         found: dict[EpisodeSpec, EpisodeResult] = {}
         total = len(self.tasks) * self.settings.episodes_per_task
         bar = tqdm(total=total, desc="evaluate", unit="episode", disable=not self.progress)
         with bar:
             while groups:
-                groups = self._round(policy, groups, shown, found, bar)
+                groups = self._round(policy, groups, options, found, bar)
         order = {task: position for position, task in enumerate(self.tasks)}
         return sorted(found.values(), key=lambda e: (order[e.task], e.goal_index))
 
@@ -122,17 +122,17 @@ class Evaluator:
         self,
         policy: LLMDPDPolicy,
         groups: dict[int, list[EpisodeSpec]],
-        shown: dict[str, Any],
+        options: dict[str, Any],
         found: dict[EpisodeSpec, EpisodeResult],
         bar: Any,
     ) -> dict[int, list[EpisodeSpec]]:
-        """Run groups of episodes, and return what is left of those whose worker died."""
+        """Run groups of episodes, and return the rest of those whose worker died."""
         left: dict[int, list[EpisodeSpec]] = {}
         numbers = list(groups)
         begun: dict[int, set[EpisodeSpec]] = {number: set() for number in numbers}
         started, steps = time.monotonic(), 0
         jobs = [
-            (policy, self.suite, groups[number], number, self._key, shown) for number in numbers
+            (policy, self.suite, groups[number], number, self._key, options) for number in numbers
         ]
         for position, event in self.backend.run(_run_group, jobs):
             number = numbers[position]
@@ -148,7 +148,7 @@ class Evaluator:
                 is_fault = event.error is not None and not isinstance(event.error, SimulatorError)
                 if is_fault and all(result.error is not None for result in found.values()):
                     event.reraise()
-                # What had not begun goes on; if nothing had, it would not get any further.
+                # Episodes that had not begun go on; if none had begun, none would.
                 lost = begun[number] or set(groups[number])
                 lost = lost - found.keys()
                 rest = [e for e in groups[number] if e not in found and e not in lost]
@@ -207,14 +207,14 @@ def _run_group(
     episodes: Sequence[EpisodeSpec],
     number: int,
     key: str,
-    shown: dict[str, Any],
+    options: dict[str, Any],
 ) -> Any:
-    """What a worker does. An episode is the same in a new simulator and in one that was used."""
+    """Job of a worker. An episode is the same in a new simulator and in a reused one."""
     torch.set_num_threads(1)
     if key not in _pools:
         _close_pools()
         _pools[key] = defaultdict(list)
-    yield from run_group(policy, suite, episodes, number, pool=_pools[key], **shown)
+    yield from run_group(policy, suite, episodes, number, pool=_pools[key], **options)
 
 
 _pools: dict[str, SimulatorPool] = {}

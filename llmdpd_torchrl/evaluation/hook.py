@@ -22,29 +22,29 @@ __all__ = ["EvaluationHook"]
 
 
 class EvaluationHook(TrainerHookBase):
-    """Evaluate the policy every so many updates.
+    """Evaluates the policy every ``every`` updates of a training.
 
     The success rates, in [0, 1], go to the progress bar and the trainer's logger, as
     ``eval/success_seen`` and ``eval/success_unseen``; where tasks have normalised scores, these do,
-    as ``eval/score_seen`` and ``eval/score_unseen``. Training is not touched: workers draw from
+    as ``eval/score_seen`` and ``eval/score_unseen``. Training is not affected: workers have
     generators of their own.
 
     Args:
-        evaluator: of seen and unseen tasks; its workers are kept until it is closed.
+        evaluator: of seen and unseen tasks; its workers run until it is closed.
         policy: shares its parameters with what is trained.
         every: updates between evaluations, a multiple of the trainer's ``log_every``.
         trained_tasks: which of the evaluator's tasks are trained on.
         tables: prompts, see :class:`Evaluator`.
-        best: where the policy that was best on the *trained* tasks is kept, if anywhere. It is
-            chosen by evaluations during the training, and a figure of it is of such a selection.
-        film: makes the pictures of a video, if there is to be one.
+        best: folder for the policy that was best on the *trained* tasks so far. It is selected by
+            evaluations during the training; its results are those of an online selection.
+        render: makes the frames of a video; default: no videos.
         fps: of the video.
 
     Raises:
         ConfigError: if ``every`` is below 1.
 
     Attributes:
-        history: what was found so far: updates and success rates of each evaluation.
+        history: updates and success rates, or scores, of each evaluation so far.
         best_value: the highest rate, or score, on the trained tasks so far.
 
     Examples:
@@ -68,7 +68,7 @@ class EvaluationHook(TrainerHookBase):
         trained_tasks: list[str] | tuple[str, ...],
         tables: PromptTables | None = None,
         best: Path | None = None,
-        film: Callable[[], list[Frame]] | None = None,
+        render: Callable[[], list[Frame]] | None = None,
         fps: float = 30,
     ) -> None:
         if every < 1:
@@ -80,17 +80,17 @@ class EvaluationHook(TrainerHookBase):
         self.unseen = [task for task in evaluator.tasks if task not in trained_tasks]
         self.tables = tables
         self.best = best
-        self.film = film
+        self.render = render
         self.fps = fps
         self.best_value: float | None = None
         self.history: list[dict[str, float]] = []
         self._trainer: Trainer | None = None
 
     def register(self, trainer: Trainer, name: str = "interval_evaluation") -> None:
-        """Take part in a training.
+        """Add the hook to a trainer.
 
         Raises:
-            ConfigError: if the trainer does not look up at these intervals.
+            ConfigError: if the trainer does not log at these intervals.
         """
         log_every = getattr(trainer, "log_every", 1)
         if self.every % log_every:
@@ -102,7 +102,7 @@ class EvaluationHook(TrainerHookBase):
         trainer.register_module(name, self)
 
     def __call__(self, updates: int, averages: Any) -> Mapping[str, float] | None:
-        """Evaluate, if it is time to."""
+        """Evaluate at every ``every``-th update."""
         if updates % self.every:
             return None
         episodes = self.evaluator(self.policy, self.tables)
@@ -123,9 +123,9 @@ class EvaluationHook(TrainerHookBase):
             try:
                 self.policy.save_pretrained(self.best)
                 self.best_value = seen
-            except OSError as error:  # a full disk, which must not end the training
+            except OSError as error:  # a full disk must not end the training
                 notice(
-                    f"can not save the best policy so far to {self.best} ({first_line(error)}): "
+                    f"cannot save the best policy so far to {self.best} ({first_line(error)}): "
                     "the next one that is as good as the last saved is tried"
                 )
         if self._trainer is not None:
@@ -134,16 +134,16 @@ class EvaluationHook(TrainerHookBase):
                     {key.removeprefix(name): value for key, value in found.items()}
                 )
             logger: Logger | None = self._trainer.logger
-            if self.film is not None and logger is not None:
-                video = torch.from_numpy(np.stack(self.film())).permute(0, 3, 1, 2).unsqueeze(0)
+            if self.render is not None and logger is not None:
+                video = torch.from_numpy(np.stack(self.render())).permute(0, 3, 1, 2).unsqueeze(0)
                 logger.log_video("eval/episodes", video, step=updates, fps=self.fps)
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found, and what was best, so far."""
+        """History and best value so far."""
         return {"best_value": self.best_value, "history": [dict(row) for row in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.best_value = state_dict["best_value"]
         self.history = [dict(row) for row in state_dict["history"]]

@@ -65,7 +65,7 @@ def plot_success_bars(
         # The heading takes the place of a legend; it stands on the row above the group's bars.
         axes.text(0, top, _heading(label, group), color=colour, fontweight="bold", va="center")
         positions = [top + 1 + index for index in range(len(tasks))]
-        _draw_group(axes, positions, tasks, group, colour)
+        _plot_group(axes, positions, tasks, group, colour)
         ticks += positions
         top = positions[-1] + 1.3
     axes.set_yticks(ticks, [task.task for task in summary.tasks])
@@ -85,7 +85,7 @@ def plot_success_bars(
     save_figure(figure, path)
 
 
-def _draw_group(
+def _plot_group(
     axes: Axes,
     positions: Sequence[float],
     tasks: Sequence[TaskSummary],
@@ -157,7 +157,7 @@ def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.Pat
     panels = figure.subplots(down, across, squeeze=False, sharex=True).ravel()
     smoothed = False
     for axes, name in zip(panels, names, strict=False):
-        smoothed |= _draw_curve(axes, steps, curves[name])
+        smoothed |= _plot_curve(axes, steps, curves[name])
         axes.set_title(name, fontsize=9)
         if "success" in name and np.nanmin(curves[name]) >= 0 and np.nanmax(curves[name]) <= 1:
             axes.set_ylim(-0.03, 1.03)  # all rates on one scale
@@ -178,7 +178,7 @@ def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.Pat
     save_figure(figure, path)
 
 
-def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray) -> bool:
+def _plot_curve(axes: Axes, steps: np.ndarray, values: np.ndarray) -> bool:
     """Plot one metric; returns whether it was smoothed."""
     there = np.isfinite(values)
     x, y = steps[there], values[there]

@@ -114,12 +114,12 @@ def _figures(found: Sequence[VariantResults], output: Path) -> list[_Figure]:
                 "over the updates.")  # fmt: skip
         if (run.folder / "confusion.json").exists():
             path = output / f"confusion-{slug}.png"
-            episodes = _draw_confusion(run.folder / "confusion.json", path)
+            episodes = _plot_confusion_file(run.folder / "confusion.json", path)
             add(path, f"Tasks under others' prompts: {variant.name}", "Each task's success in "
                 f"{episodes} episodes, with the prompts of the task below. A policy that reads its "
                 "prompt succeeds on the diagonal only.")  # fmt: skip
         path = output / f"prompts-{slug}.png"
-        if _draw_map(variant, path):
+        if _plot_texts(variant, path):
             add(path, f"The texts as the policy sees them: {variant.name}", "Each task's text "
                 "after the trained head. Tasks that lie close have similar prompts.")  # fmt: skip
         for video in sorted(run.folder.glob("*.mp4")):
@@ -129,7 +129,7 @@ def _figures(found: Sequence[VariantResults], output: Path) -> list[_Figure]:
     return figures
 
 
-def _draw_confusion(file: Path, path: Path) -> int:
+def _plot_confusion_file(file: Path, path: Path) -> int:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         plot_confusion(content["rates"], path, content["episodes"])
@@ -138,8 +138,8 @@ def _draw_confusion(file: Path, path: Path) -> int:
         raise DataError(f"{file} is damaged ({error!r}): evaluate again") from None
 
 
-def _draw_map(variant: VariantResults, path: Path) -> bool:
-    """Draw the texts after the policy's head, if it has one and its embeddings are stored."""
+def _plot_texts(variant: VariantResults, path: Path) -> bool:
+    """Plot the texts after the policy's head, if it has one and its embeddings are stored."""
     folder = variant.runs[0].folder / "checkpoint"
     tasks = [*variant.runs[0].seen, *variant.runs[0].unseen]
     if not LLMDPDPolicy.is_saved(folder) or not set(tasks) <= set(METAWORLD_TASKS.names):
@@ -206,9 +206,9 @@ def _embedded(figures: Sequence[_Figure], output: Path) -> list[dict[str, Any]]:
 def compare(found: Sequence[VariantResults]) -> Table:
     """A row a variant: success, or score, on seen and unseen tasks; difference to the first.
 
-    Intervals are of 95 %. Those of the means take the policies as they are and the episodes as
-    drawn (see :func:`summarise`); the interquartile mean's is of tasks and seeds, and there from
-    two seeds on; the difference is paired by goals, on the tasks of the group that is named.
+    Intervals are of 95 %. Those of the means treat the policies as fixed and the episodes as random
+    (see :func:`summarise`); that of the interquartile mean, from two seeds on, is over both;
+    the difference is paired by goals, on the tasks of the named group.
     """
     groups = [g for g in ("seen", "unseen") if any(getattr(v.summary, g) for v in found)]
     hardest = groups[-1]

@@ -345,10 +345,10 @@ def _read(file: Path) -> RunResults:
         name, seed = str(about["name"]), int(about["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: its episodes, name or seed are wrong ({error!r})") from None
-    # Of the same name, but shown something else, it is another variant.
-    shown = about.get("control", "both")
+    # With other prompts, it is another variant.
+    control = about.get("control", "both")
     name = re.sub(rf"[-_]?seed{seed}(?=$|[-_ ])", "", name) + (
-        "" if shown == "both" else f" {shown}"
+        "" if control == "both" else f" {control}"
     )
     return RunResults(
         file.parent, name, seed,

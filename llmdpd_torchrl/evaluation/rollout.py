@@ -1,4 +1,4 @@
-"""A policy in many episodes at once: one call for all lanes, the next episode where one ends."""
+"""Rollouts of a policy in many episodes at once, with one policy call for all of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -30,10 +30,10 @@ __all__ = ["EvaluationSettings", "GroupTiming", "make_policy_env", "run_group"]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How an evaluation is run; together with the policy and its prompts it decides the result.
+    """Settings of an evaluation, which with the policy and its prompts determine the result.
 
     Args:
-        episodes_per_task: every task gets so many goals, and each goal one episode.
+        episodes_per_task: number of goals of every task; each goal has one episode.
         max_steps: length of an episode without success.
         seed: of the goals, which differ from those of every collection.
         hide_goal: as in the training data.
@@ -41,10 +41,10 @@ class EvaluationSettings:
             ``None`` leaves it to the policy, see :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`.
         stop_on_success: whether the first success ends an episode, so that success at any step is
             success at the last; if not, all episodes run to their time limit.
-        lanes: so many episodes run at once in a process, for one call of the policy.
-        group_size: about so many episodes, at most, are one worker's job. Rounding depends on what
-            is computed together, so that results depend on lanes and groups, and not on how many
-            workers there are. Smaller groups keep more cores busy, larger ones cost less.
+        num_envs: number of episodes that run at once in a process, with one policy call for all.
+        group_size: maximum number of episodes, about, of one worker's job. Rounding depends on what
+            is computed together: results depend on ``num_envs`` and ``group_size``, and not on the
+            number of workers. Smaller groups use more cores, larger ones have less overhead.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -61,17 +61,23 @@ class EvaluationSettings:
     hide_goal: bool = False
     stochastic: bool | None = None
     stop_on_success: bool = True
-    lanes: int = 64
+    num_envs: int = 64
     group_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("episodes_per_task", "lanes", "group_size"):
+        for name in ("episodes_per_task", "num_envs", "group_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: must be >= 1")
         if not 1 <= self.max_steps <= 500:
             raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
         if self.stochastic not in (None, True, False) or type(self.stochastic) is int:
             raise ConfigError(f"stochastic is {self.stochastic!r}: use true, false or null")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as ``results.json`` stores them, where ``num_envs`` is named ``lanes``."""
+        settings = asdict(self)
+        settings["lanes"] = settings.pop("num_envs")
+        return settings
 
     def suite(self, tasks: Sequence[str]) -> MetaWorldSuite:
         """Meta-World ``tasks`` on these settings' goals."""
@@ -85,9 +91,9 @@ class EvaluationSettings:
         )
 
     def groups(self, tasks: Sequence[str]) -> list[list[EpisodeSpec]]:
-        """All episodes in groups of about one size, each with all tasks in it.
+        """All episodes in groups of about one size, each with episodes of all tasks.
 
-        At least two groups, so that two cores have something to do.
+        There are at least two groups, for two cores.
 
         Examples:
             >>> groups = EvaluationSettings(episodes_per_task=50).groups(["a", "b", "c", "d", "e"])
@@ -113,13 +119,13 @@ class EvaluationSettings:
             return policy(states.select(*policy.in_keys), generator=generator)["action"]
 
     def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator:
-        """The source of the actions' noise in group ``number``, whichever worker runs it."""
+        """Generator of the sampled actions in group ``number``, whichever worker runs it."""
         digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class GroupTiming(NamedTuple):
-    """Seconds of a group's run: of all, inside the simulators, and in the policy.
+    """Seconds of a group's run: in total, inside the simulators, and in the policy.
 
     Examples:
         >>> timing = GroupTiming(total=10.0, simulator=8.0, policy=1.5)
@@ -149,29 +155,29 @@ def run_group(
     settings: EvaluationSettings,
     pool: SimulatorPool | None = None,
 ) -> Iterator[EpisodeSpec | EpisodeResult | GroupTiming]:
-    """Run one group of episodes: a generator of what begins and what ends.
+    """Run one group of episodes.
 
     Args:
         policy: acts.
         suite: makes the environments.
         episodes: of the group.
-        number: of the group; seeds the actions' noise.
+        number: of the group; seeds the sampled actions.
         tables: prompts of the tasks.
         settings: see :class:`EvaluationSettings`.
         pool: of the suite's simulators, see :class:`~llmdpd_torchrl.envs.MultiTaskEnv`.
 
     Yields:
-        an episode when it begins, its result when it ends, and at last the time that it all took.
+        an episode when it begins, its result when it ends, and at last the timing of the group.
     """
     began = time.perf_counter()
     generator = settings.generator(number, policy.device)
     waiting = deque(episodes)
-    current = [waiting.popleft() for _ in range(min(settings.lanes, len(episodes)))]
-    lanes = MultiTaskEnv(suite.make, [episode.task for episode in current], pool=pool)
-    env = make_policy_env(policy, lanes, tables)
+    current = [waiting.popleft() for _ in range(min(settings.num_envs, len(episodes)))]
+    base_env = MultiTaskEnv(suite.make, [episode.task for episode in current], pool=pool)
+    env = make_policy_env(policy, base_env, tables)
     try:
-        for lane, episode in enumerate(current):
-            lanes.assign(lane, *episode)
+        for index, episode in enumerate(current):
+            base_env.assign(index, *episode)
             yield episode
         tally = _Tally(len(current), env.action_spec.shape[-1])
         state = env.reset()
@@ -188,15 +194,15 @@ def run_group(
             tally.count(step, actions, running)
             state = step.exclude("reward")
             ended = (running & step["done"].squeeze(-1)).nonzero().squeeze(-1).tolist()
-            for lane in ended:
-                yield tally.result(lane, current[lane], suite, lanes.errors[lane])
+            for index in ended:
+                yield tally.result(index, current[index], suite, base_env.errors[index])
                 if not waiting:
-                    running[lane] = False
+                    running[index] = False
                     continue
-                current[lane] = waiting.popleft()
-                lanes.assign(lane, *current[lane])
-                yield current[lane]
-            begun = [lane for lane in ended if running[lane]]
+                current[index] = waiting.popleft()
+                base_env.assign(index, *current[index])
+                yield current[index]
+            begun = [index for index in ended if running[index]]
             if begun:
                 mask = torch.zeros_like(running)
                 mask[begun] = True
@@ -204,19 +210,19 @@ def run_group(
                 state = env.reset(state.set("_reset", mask.unsqueeze(-1)))
     finally:
         env.close()
-    yield GroupTiming(time.perf_counter() - began, lanes.simulator_seconds, acting)
+    yield GroupTiming(time.perf_counter() - began, base_env.simulator_seconds, acting)
 
 
 class _Tally:
-    """What the running episodes have come to so far, by lane."""
+    """Return, length and success of the running episodes so far, by sub-environment."""
 
-    def __init__(self, lanes: int, action_dim: int) -> None:
-        self.episode_return = torch.zeros(lanes, dtype=torch.float64)
-        self.length = torch.zeros(lanes, dtype=torch.int64)
-        self.success = torch.zeros(lanes, dtype=torch.bool)
-        self.success_at_end = torch.zeros(lanes, dtype=torch.bool)
-        self.change = torch.zeros(lanes, dtype=torch.float64)
-        self.action = torch.zeros(lanes, action_dim)
+    def __init__(self, size: int, action_dim: int) -> None:
+        self.episode_return = torch.zeros(size, dtype=torch.float64)
+        self.length = torch.zeros(size, dtype=torch.int64)
+        self.success = torch.zeros(size, dtype=torch.bool)
+        self.success_at_end = torch.zeros(size, dtype=torch.bool)
+        self.change = torch.zeros(size, dtype=torch.float64)
+        self.action = torch.zeros(size, action_dim)
 
     def count(self, step: TensorDictBase, actions: torch.Tensor, running: torch.Tensor) -> None:
         success = step.get("success", None)
@@ -229,24 +235,24 @@ class _Tally:
         self.length += running
         self.action = actions
 
-    def clear(self, lanes: torch.Tensor) -> None:
+    def clear(self, mask: torch.Tensor) -> None:
         for values in (self.episode_return, self.length, self.success, self.success_at_end,
                        self.change):  # fmt: skip
-            values[lanes] = 0
+            values[mask] = 0
 
     def result(
-        self, lane: int, episode: EpisodeSpec, suite: Suite, error: str | None
+        self, index: int, episode: EpisodeSpec, suite: Suite, error: str | None
     ) -> EpisodeResult:
-        length = int(self.length[lane])
-        total = float(self.episode_return[lane])
+        length = int(self.length[index])
+        total = float(self.episode_return[index])
         return EpisodeResult(
             task=episode.task,
             goal_index=episode.start,
-            success=error is None and bool(self.success[lane]),
-            success_at_end=error is None and bool(self.success_at_end[lane]),
+            success=error is None and bool(self.success[index]),
+            success_at_end=error is None and bool(self.success_at_end[index]),
             episode_return=total,
             length=length,
             error=error,
             score=suite.score(episode.task, total),
-            action_change=float(self.change[lane]) / (length - 1) if length > 1 else None,
+            action_change=float(self.change[index]) / (length - 1) if length > 1 else None,
         )

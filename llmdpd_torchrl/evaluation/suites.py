@@ -1,4 +1,4 @@
-"""Families of environments that can be evaluated: their episodes, and what counts in them."""
+"""Suites: families of environments, their fixed episodes, and their scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]
 
 
 class EpisodeSpec(NamedTuple):
-    """One episode to be run: a task, and the number of one of its fixed starts.
+    """One episode: a task, and the number of one of its fixed starts.
 
     Examples:
         >>> EpisodeSpec("reach-v3", 0).task
@@ -36,7 +36,7 @@ class EpisodeSpec(NamedTuple):
 
 
 class Suite(Protocol):
-    """What an evaluation asks of a family of environments. It is sent to the worker processes.
+    """Interface of a family of environments to the evaluation. It is sent to worker processes.
 
     Any environment of TorchRL can be evaluated by a suite that makes a
     :class:`~llmdpd_torchrl.envs.SimulatorEnv` of it.
@@ -55,13 +55,13 @@ class Suite(Protocol):
         """An environment of one task, whose numbered episodes are always the same."""
 
     def task_id(self, task: str) -> int:
-        """What ``task_id`` says in the environment of a task."""
+        """Value of ``task_id`` in the environment of a task."""
 
     def score(self, task: str, episode_return: float) -> float | None:
-        """The normalised score of a return, 0 to 100, where there is such a thing."""
+        """The normalised score of a return, 0 to 100, where there is one."""
 
     def starts(self) -> dict[str, Any]:
-        """How each task's episodes start, for JSON: kept with the results."""
+        """How each task's episodes start, as JSON: stored with the results."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class MetaWorldSuite:
         )
 
     def task_id(self, task: str) -> int:
-        """Its place in Meta-World's table."""
+        """Index in Meta-World's table."""
         return METAWORLD_TASKS.index(task)
 
     def score(self, task: str, episode_return: float) -> float | None:
@@ -132,7 +132,7 @@ class MetaWorldSuite:
 
 @dataclass(frozen=True)
 class GymMujocoSuite:
-    """Gymnasium's locomotion tasks and running at given speeds, by normalised score.
+    """Gymnasium's locomotion tasks and running at target velocities, by normalised score.
 
     Attributes:
         variants: by name, the options of a :class:`~llmdpd_torchrl.envs.GymMujocoEnv`: its
@@ -204,7 +204,7 @@ class GymMujocoSuite:
         return reference_returns(self.variants[name]["task"])
 
     def starts(self) -> dict[str, Any]:
-        """The seed that initial states are drawn from by an episode's number, and the options."""
+        """The seed, which determines initial states by an episode's number, and the options."""
         return {
             task: {
                 "seed": self.seed,

@@ -97,7 +97,7 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         "fingerprint": run.fingerprint,
         "support_hash": run.support_hash,  # other demonstrations, another result
         "updates": policy.info.get("updates"),
-        "evaluation": dataclasses.asdict(evaluation_settings(run)),
+        "evaluation": evaluation_settings(run).to_dict(),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_share": cfg.evaluation.demonstration_share,

@@ -172,6 +172,6 @@ def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.Exi
         trained_tasks=split.train,
         tables=evaluation_prompts(run),
         best=run.output / "best" / "checkpoint",
-        film=video_renderer(run),
+        render=video_renderer(run),
         fps=cfg.video.fps,
     ).register(trainer)

@@ -20,7 +20,7 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")
-SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, lanes=3, group_size=4)
+SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, num_envs=3, group_size=4)
 
 
 def make_policy(**changes):
@@ -94,7 +94,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(backend, fault):
         assert failed[0].error == "the simulator failed: FloatingPointError: the arm came off"
         assert failed[0].length == 4
     else:  # those that the worker was in the middle of
-        assert len(failed) <= SETTINGS.lanes
+        assert len(failed) <= SETTINGS.num_envs
         assert {e.error for e in failed} == {"the worker process was killed by SIGKILL"}
     for one, other in zip(found, expected, strict=True):
         if one.error is None:

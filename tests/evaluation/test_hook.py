@@ -57,7 +57,7 @@ def test_success_is_logged_and_training_is_not_touched(evaluator, tmp_path):
     policy, trainer = make_training(MetricsCSVLogger("run", tmp_path))
     frames = [np.zeros((8, 8, 3), np.uint8)] * 3
     hook = EvaluationHook(
-        evaluator, policy, every=4, trained_tasks=["push-v3"], film=lambda: frames
+        evaluator, policy, every=4, trained_tasks=["push-v3"], render=lambda: frames
     )
     hook.register(trainer)
     trainer.train()

@@ -85,15 +85,15 @@ def test_draws_are_made_where_the_state_is_seen(stochastic):
 
 @pytest.mark.parametrize("conditioning", ["retrieved", "pooled"])
 @pytest.mark.parametrize("prompt", ["both", "text", "trajectory", "none"])
-def test_lanes_equal_one_environment_after_another(bank, prompt, conditioning):
+def test_episodes_at_once_equal_one_environment_after_another(bank, prompt, conditioning):
     policy = make_policy(prompt=prompt, conditioning=conditioning)
     # Draws are made for the whole batch.
-    settings = dataclasses.replace(SETTINGS, stochastic=False, lanes=2)
+    settings = dataclasses.replace(SETTINGS, stochastic=False, num_envs=2)
     episodes = [(task, start) for start in (1, 0) for task in TASKS]
     together, events = run(policy, episodes, settings, bank=bank)
     assert [e for e in events if isinstance(e, EpisodeSpec)] == episodes  # in order
     assert isinstance(events[-1], GroupTiming)
-    assert len(together) == 4  # on two lanes
+    assert len(together) == 4  # in two sub-environments
     for episode in episodes:
         alone, _ = run(policy, [episode], settings, bank=bank)
         one, other = together[episode], alone[episode]
@@ -225,7 +225,7 @@ def test_wrong_requests(bank):
     for wrong in (
         {"episodes_per_task": 0},
         {"max_steps": 0},
-        {"lanes": 0},
+        {"num_envs": 0},
         {"group_size": 0},
         {"stochastic": 0},
         {"stochastic": "x"},

@@ -215,7 +215,7 @@ def test_a_training_outlives_a_full_disk_and_loses_nothing(tmp_path, capsys):
     trainer.register_op("post_optim", fill)
     trainer.train()
     lines = capsys.readouterr().err.splitlines()
-    starts = ["cannot write", "cannot save to", "can not save the best policy"]
+    starts = ["cannot write", "cannot save to", "cannot save the best policy"]
     assert all(any(line.startswith(f"note: {start}") for start in starts) for line in lines)
     (unsaved,) = [line for line in lines if line.startswith("note: cannot save to")]
     assert "checkpoint-000000000020 is kept" in unsaved

@@ -72,7 +72,7 @@ def test_ray_gives_the_same_as_processes(ray_backend):
     assert found[1] == [0, 1, 2]
     config = NetworkConfig(hidden=[8], prompt="none")
     policy = LLMDPDPolicy.from_networks(config, make_networks(config))
-    settings = EvaluationSettings(episodes_per_task=3, max_steps=15, lanes=2)
+    settings = EvaluationSettings(episodes_per_task=3, max_steps=15, num_envs=2)
 
     @dataclasses.dataclass(frozen=True)
     class Suite(MetaWorldSuite):
