@@ -132,14 +132,14 @@ def damage_checkpoints(folder: Path, count: int) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
     before, newest = sorted(path for path in checkpoints.iterdir() if path.is_dir())[-2:]
     missed = []
-    for file, whole, damaged in harness.damages(newest, count, seed=1):
+    for file, intact, damaged in harness.damages(newest, count, seed=1):
         file.write_bytes(damaged)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             found = find_checkpoint(checkpoints)
         if found is None or found.path != before or str(file) not in said.getvalue():
             missed.append(str(file.relative_to(newest)))
-        file.write_bytes(whole)
+        file.write_bytes(intact)
     return {"tried": count, "detected": count - len(missed), "missed": missed}
 
 
@@ -250,13 +250,13 @@ def main() -> int:
         return 0
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
-    whole = (
+    survived = (
         figures["kills_survived"] == figures["kills_tried"]
         and figures["damaged_checkpoints_detected"] == figures["damaged_checkpoints_tried"]
         and not raw["inputs"]["unclear"]
         and figures["checkpoint_time_share"] <= 0.02
     )
-    return 0 if whole else 1
+    return 0 if survived else 1
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def textbook_side(point: Point) -> Callable[[], Any]:
 
 
 def our_side(point: Point, sampler: str, *, compiled: bool = False) -> Callable[[], Any]:
-    """A stochastic call of our actor, drawn by ``sampler``."""
+    """A stochastic call of our actor with ``sampler``."""
     actor = DiffusionActor(
         ACTION_DIM,
         OBSERVATION_DIM,

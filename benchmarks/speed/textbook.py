@@ -220,7 +220,7 @@ class TextbookDiffusionQL:
         return F.mse_loss(current1, target) + F.mse_loss(current2, target)
 
     def actor_loss(self, batch: Batch) -> Tensor:
-        """L_d + η L_q; a critic drawn at random judges, the other one scales."""
+        """L_d + η L_q; a random critic judges, the other one scales."""
         bc_loss = self.actor.loss(batch.action, batch.state)
         q1, q2 = self.critic(batch.state, self.actor.sample(batch.state))
         if random.random() > 0.5:

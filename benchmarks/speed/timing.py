@@ -73,7 +73,7 @@ def keep_freed_memory() -> None:
     """Tell glibc not to give freed memory back to the system, for all that this process measures.
 
     Tensors of some hundred kilobytes lie just where it does, so that every update would fault its
-    memory in anew: half of the time of a small activation, and much of the measurements' noise.
+    memory in again: half of the time of a small activation, and much of the measurements' noise.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -95,7 +95,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 class _NoModules:
-    """Stands where the counter follows modules, which it can not do through a LossModule."""
+    """Placeholder for the counter of modules, which cannot follow a LossModule."""
 
     parents = frozenset({"Global"})
 

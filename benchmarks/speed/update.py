@@ -1,6 +1,6 @@
 """Updates a second: this package's losses against textbook Diffusion-QL in plain PyTorch.
 
-An update is loss, backward pass, clipping, Adam and target networks of actor and critics; drawing
+An update is loss, backward pass, clipping, Adam and target networks of actor and critics; sampling
 the batch is left out on both sides. The textbook's is ``textbook.py``; ours is what a user on a CPU
 writes: the loss with ``deactivate_vmap=True``, fused Adam, ``TargetUpdater``. On a GPU ours is also
 run as a CUDA graph. Both sides keep freed memory (``timing.keep_freed_memory``). The base point is

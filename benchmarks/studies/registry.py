@@ -262,7 +262,7 @@ def _study(name: str, document: Mapping[str, Any], documents: Mapping[str, Any])
         raise ConfigError(f"{', '.join(missing)} is missing")
     seeds = tuple(document.get("seeds", [0, 1, 2]))
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise ConfigError(f"seeds is {list(seeds)}: a list of whole numbers")
+        raise ConfigError(f"seeds is {list(seeds)}: a list of integers from 0")
     unseen = document.get("episodes", 25)
     episodes = unseen, document.get("seen_episodes", unseen)
     if min(episodes) < 1:

@@ -287,7 +287,7 @@ def _train(job: Job, place: Place) -> Run:
 def _timed_training(found: Run) -> float | None:
     """Train; returns the seconds without interruptions, ``None`` if they are not known.
 
-    A training that is told to stop notes its time; one that is killed cannot.
+    A training that is stopped notes its time; one that is killed cannot.
     """
     note = found.output / "spent.json"
     spent: float | None = 0.0

@@ -187,6 +187,7 @@ def test_cuda_graph_wrapper_computes_the_same_update():
         torch.testing.assert_close(results[1][1][key], value, rtol=0, atol=0)
 
 
+@pytest.mark.integration
 def test_update_benchmark_runs_and_plots(tmp_path):
     points = [update.Point(batch=4, width=8, num_steps=2)]
     prompts = [update.PromptPoint(prompts=count, batch=8, width=8, length=4) for count in (3, 90)]
