@@ -1,4 +1,4 @@
-"""Whole datasets as one of TorchRL's dataset buffers."""
+"""Datasets as TorchRL replay buffers, and their batches on a device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
 
     Made by :meth:`TrajectoryDataset.replay_buffer
     <llmdpd_torchrl.data.TrajectoryDataset.replay_buffer>`. It holds no copy of the data, which may
-    be in memory or mapped from files. There is no prefetching: a batch drawn ahead of time could
-    not be resumed exactly.
+    be in memory or mapped from files. There is no prefetching: a batch sampled ahead of its use
+    could not be resumed exactly.
 
     Args:
         transitions: ``[N]``.
-        batch_size: rows a sample, drawn uniformly with replacement.
+        batch_size: rows per sample, uniformly with replacement.
         folder: of the files that ``transitions`` are mapped from, if they are.
         transforms: appended in order; they see what is sampled.
         seed: of the sampler; ``None`` uses torch's global generator.
@@ -87,7 +87,7 @@ class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
 
 
 class HostSampler(RandomSampler):
-    """Uniform sampling with replacement, with rows drawn on the CPU wherever the data are.
+    """Uniform sampling with replacement, with rows sampled on the CPU, wherever the data are.
 
     So one seed gives one order of rows on every device. On the CPU it is TorchRL's sampler.
     """

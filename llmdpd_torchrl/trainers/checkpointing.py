@@ -175,10 +175,10 @@ class Checkpointing(TrainerHookBase):
         except OSError as error:
             if not self._failing:
                 last = trainer.last_checkpoint
-                kept = "there is none yet" if last is None else f"{last} is kept"
+                rest = "there is none yet" if last is None else f"{last} is kept"
                 notice(
                     f"cannot save to {self.folder} ({_reason(error)}): training continues; last "
-                    f"good checkpoint: {kept}"
+                    f"good checkpoint: {rest}"
                 )
             self._failing = True
             return False

@@ -75,7 +75,7 @@ class MetricsCSVLogger(Logger):
     ) -> None:
         """Write a video, uint8 [..., T, C, H, W] with C 1 or 3, as MP4.
 
-        Videos of leading dimensions are shown one after the other.
+        Videos of leading dimensions follow one another.
         """
         _write_video(Path(self.log_dir) / "videos" / f"{name}_{step}.mp4", video, fps)
 
@@ -379,5 +379,4 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
             file.write_frame(np.pad(frame, even, mode="edge"))
     if not count:
         raise ValueError(f"{path}: a video needs at least one frame")
-
     write_bytes(path, content.getvalue())

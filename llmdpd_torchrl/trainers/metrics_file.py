@@ -23,7 +23,7 @@ class MetricsFile:
     The first column is ``step``; the cell of a metric that was not logged at a step is empty.
     Writing to the last step again extends its row. A new metric or an older step rewrites the file;
     anything else appends a line. Rows that cannot be written, for example because the disk is full,
-    are kept in memory and written with the next one.
+    stay in memory and are written with the next one.
 
     Args:
         path: the file. Its folder is created.
@@ -79,8 +79,8 @@ class MetricsFile:
         except OSError as error:
             if not waiting:
                 notice(
-                    f"cannot write {self.path} ({error.strerror or error}): its rows are kept in "
-                    "memory and written later"
+                    f"cannot write {self.path} ({error.strerror or error}): its rows stay in "
+                    "memory and are written later"
                 )
 
     def next_step(self, names: Iterable[str]) -> int:

@@ -1,4 +1,4 @@
-"""Target networks that follow their sources, each at a pace of its own."""
+"""Target networks that track their sources, each on its own schedule."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["TARGET_SCHEDULES", "TargetUpdater", "UpdateSchedule"]
 
 
 class UpdateSchedule(NamedTuple):
-    """When and how far a target follows its source.
+    """When and how far a target tracks its source.
 
     Attributes:
-        tau: the share of the *source* in each update, in (0, 1]: target += tau (source - target).
-        period: update at every ``period``-th step.
-        start: before this step the target is made equal to its source instead, since averaging over
-            the first, fast changes would only hold it back.
+        tau: weight of the *source* in each update, in (0, 1]: target += tau (source - target).
+        period: steps between updates.
+        start: before this step, the target is copied from its source instead, since averaging over
+            the fast first changes would only delay it.
 
     Examples:
         >>> UpdateSchedule(0.005, period=5)
@@ -111,7 +111,7 @@ class TargetUpdater(TargetNetUpdater):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Count one optimisation step, and update the targets whose turn it is."""
+        """Count one optimisation step, and update the targets that are due."""
         self.counter += 1
         for name, (tau, period, start) in self.schedules.items():
             if self.counter % period:
@@ -123,7 +123,7 @@ class TargetUpdater(TargetNetUpdater):
                 torch._foreach_lerp_(targets, sources, tau)
 
     def _pairs(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Target and source tensors, looked up anew each time: casting the loss replaces them."""
+        """Target and source tensors, looked up at each step: casting the loss replaces them."""
         sources = getattr(self.loss_module, f"{name}_params")
         targets = getattr(self.loss_module, f"target_{name}_params")
         pairs = [

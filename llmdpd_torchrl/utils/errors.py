@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that says what is wrong and how to mend it."""
+"""Errors that a user can fix, and notices: one line that names the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class UserError(Exception):
-    """Base of every error whose message is written for the person at the keyboard.
+    """Base of every error that a user can fix.
 
     Commands print the message alone and exit with code 2, see
     :func:`~llmdpd_torchrl.utils.cli.run_command`; anything that is not a ``UserError`` is a bug and
@@ -44,7 +44,7 @@ class DivergenceError(UserError, FloatingPointError):
 
 
 class PromptError(UserError):
-    """A text or trajectory prompt, or the language model behind it, can not be used."""
+    """A text or trajectory prompt, or the language model behind it, cannot be used."""
 
 
 def first_line(error: BaseException) -> str:
@@ -58,5 +58,5 @@ def first_line(error: BaseException) -> str:
 
 
 def notice(message: str) -> None:
-    """Tell the person at the keyboard something in one line of stderr; progress bars stay whole."""
+    """Print one line to stderr without breaking a progress bar."""
     tqdm.write(f"note: {message}", file=sys.stderr)

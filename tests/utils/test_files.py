@@ -1,8 +1,21 @@
 import json
+import shutil
+import subprocess
 
 import pytest
 
-from llmdpd_torchrl.utils.files import file_sha256, folder_lock, write_atomic, write_json
+from llmdpd_torchrl.utils.errors import DamagedError
+from llmdpd_torchrl.utils.files import (
+    CHECKSUMS,
+    file_sha256,
+    folder_lock,
+    verify_checksums,
+    write_atomic,
+    write_checksums,
+    write_folder_atomic,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -46,3 +59,51 @@ def test_the_lock_is_exclusive(tmp_path):
 
     with folder_lock(tmp_path), pytest.raises(Timeout):
         FileLock(tmp_path / ".lock", timeout=0.01).acquire()
+
+
+def test_a_folder_is_replaced_at_once_and_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "a"
+    for text in ("old", "new"):
+        write_folder_atomic(folder, lambda part, text=text: write_text(part / "b.txt", text))
+        assert (folder / "b.txt").read_text() == text
+
+    def fail(part):
+        write_text(part / "b.txt", "half")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_folder_atomic(folder, fail)
+    assert (folder / "b.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_the_manifest_is_read_by_sha256sum(tmp_path):
+    (tmp_path / "inner").mkdir()
+    write_text(tmp_path / "inner" / "a.json", "1")
+    write_checksums(tmp_path)
+    command = ["sha256sum", "--check", "--strict", CHECKSUMS]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    write_text(tmp_path / "inner" / "a.json", "2")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: write_text(folder / "inner" / "a.json", "2"), "a.json: damaged"),
+        (lambda folder: (folder / "inner" / "a.json").unlink(), "a.json: is missing"),
+        (lambda folder: write_text(folder / "b.json", "1"), "b.json: is not listed"),
+        (lambda folder: write_text(folder / "b.pickle", "1"), "b.pickle: a file of this kind"),
+        (lambda folder: (folder / CHECKSUMS).unlink(), "not completely written"),
+        (lambda folder: write_text(folder / CHECKSUMS, ""), "it is not what was written"),
+    ],
+)
+def test_what_is_wrong_in_a_folder_is_named(tmp_path, change, message):
+    (tmp_path / "inner").mkdir()
+    write_text(tmp_path / "inner" / "a.json", "1")
+    write_checksums(tmp_path)
+    verify_checksums(tmp_path, [".json"])
+    change(tmp_path)
+    with pytest.raises(DamagedError, match=message):
+        verify_checksums(tmp_path, [".json"])
