@@ -18,11 +18,7 @@ from llmdpd_torchrl.modules.actors.decision_transformer import (
     PromptDecisionTransformer,
 )
 from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
-from llmdpd_torchrl.modules.actors.direct import (
-    DeterministicActor,
-    GaussianActor,
-    make_direct_actor,
-)
+from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
 from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanConditioner,
     PlanDenoiser,
@@ -293,29 +289,35 @@ def _make_condition(
 
 
 def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
-    common: dict[str, Any] = {
-        "hidden": config.hidden,
-        "activation": config.activation,
-        "in_keys": condition.keys,
-        "spec": Bounded(-1.0, 1.0, (config.action_dim,), dtype=torch.float32),
-    }
-    if config.actor != "diffusion":
-        return make_direct_actor(
-            config.actor, config.action_dim, condition.conditioner, condition.width, **common
+    spec = Bounded(-1.0, 1.0, (config.action_dim,), dtype=torch.float32)
+    if config.actor == "diffusion":
+        is_residual = condition.base is not None
+        return DiffusionActor(
+            config.action_dim,
+            condition.width,
+            conditioner=condition.conditioner,
+            hidden=config.hidden,
+            activation=config.activation,
+            base=condition.base,
+            movement=_width(config.context_parts["correction"]) if is_residual else 0,
+            min_base_fraction=config.min_base_fraction,
+            num_steps=config.diffusion_steps,
+            schedule=config.schedule,
+            prediction=config.prediction,
+            in_keys=condition.keys,
+            spec=spec,
         )
-    is_residual = condition.base is not None
-    return DiffusionActor(
-        config.action_dim,
+    squashed = config.actor == "tanh_gaussian"
+    network = DirectNetwork(
+        condition.conditioner,
         condition.width,
-        conditioner=condition.conditioner,
-        base=condition.base,
-        movement=_width(config.context_parts["correction"]) if is_residual else 0,
-        min_base_fraction=config.min_base_fraction,
-        num_steps=config.diffusion_steps,
-        schedule=config.schedule,
-        prediction=config.prediction,
-        **common,
+        2 * config.action_dim if squashed else config.action_dim,
+        config.hidden,
+        config.activation,
     )
+    if config.actor == "deterministic":
+        return DeterministicActor(network, condition.keys, spec=spec)
+    return GaussianActor(network, condition.keys, config.action_dim, squashed=squashed, spec=spec)
 
 
 def _make_critics(

@@ -16,15 +16,12 @@ from torchrl.data import TensorSpec
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import IndependentNormal, ProbabilisticActor, SafeModule, TanhNormal
 
-from llmdpd_torchrl.modules.config import DIRECT_ACTORS
 from llmdpd_torchrl.modules.denoiser import make_mlp
-from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = [
     "DeterministicActor",
     "DirectNetwork",
     "GaussianActor",
-    "make_direct_actor",
 ]
 
 _LOG_STD = (-5.0, 2.0)
@@ -205,37 +202,3 @@ class GaussianActor(ProbabilisticActor):
         action = loc + scale * noise
         squashed = self[0].module.squashed
         return tensordict.set("action", action.tanh() if squashed else action.clamp(-1.0, 1.0))
-
-
-def make_direct_actor(
-    kind: str,
-    action_dim: int,
-    conditioner: nn.Module,
-    condition_dim: int,
-    *,
-    hidden: Sequence[int],
-    activation: str,
-    in_keys: Sequence[NestedKey],
-    spec: TensorSpec | None = None,
-) -> DeterministicActor | GaussianActor:
-    """One of :data:`DIRECT_ACTORS` on what a conditioner makes of ``in_keys``.
-
-    Raises:
-        ConfigError: if ``kind`` is unknown.
-
-    Examples:
-        >>> from llmdpd_torchrl.modules import ObservationConditioner
-        >>> make_direct_actor(
-        ...     "deterministic", 2, ObservationConditioner(nn.Identity()), 3, hidden=(8,),
-        ...     activation="relu", in_keys=["observation"],
-        ... ).out_keys
-        ['action']
-    """
-    if kind not in DIRECT_ACTORS:
-        raise ConfigError(f"unknown actor {kind!r}: use one of {', '.join(DIRECT_ACTORS)}")
-    squashed = kind == "tanh_gaussian"
-    width = 2 * action_dim if squashed else action_dim
-    network = DirectNetwork(conditioner, condition_dim, width, hidden, activation)
-    if kind == "deterministic":
-        return DeterministicActor(network, in_keys, spec=spec)
-    return GaussianActor(network, in_keys, action_dim, squashed=squashed, spec=spec)

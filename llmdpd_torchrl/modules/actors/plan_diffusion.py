@@ -34,13 +34,6 @@ class PrefixBlock(nn.Module):
     Args:
         width: width of the tokens.
         heads: heads of the attention.
-
-    Examples:
-        >>> block = PrefixBlock(8, 2)
-        >>> prefix, tokens = torch.randn(5, 3, 8), torch.randn(5, 4, 8)
-        >>> memory = block.keys_values(prefix)
-        >>> block(tokens, memory).shape
-        torch.Size([5, 4, 8])
     """
 
     def __init__(self, width: int, heads: int) -> None:

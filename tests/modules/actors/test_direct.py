@@ -7,10 +7,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.evaluation import EvaluationSettings
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
-from llmdpd_torchrl.modules.actors.direct import make_direct_actor
 from llmdpd_torchrl.modules.config import DIRECT_ACTORS
 from llmdpd_torchrl.policies import LLMDPDPolicy
-from llmdpd_torchrl.utils.errors import ConfigError
 
 
 def make(kind: str, **changes) -> tuple[NetworkConfig, LLMDPDPolicy]:
@@ -68,10 +66,3 @@ def test_it_can_read_a_retrieved_demonstration(kind):
     data["prompt", "observation_gate"] = torch.zeros(5, 1)
     data["prompt_context"] = torch.randn(5, config.context_parts["goal_correction"].stop)
     assert policy.actor(data)["action"].shape == (5, 4)
-
-
-def test_unknown_kinds():
-    with pytest.raises(ConfigError, match="unknown actor 'oracle'"):
-        make_direct_actor(
-            "oracle", 2, torch.nn.Identity(), 3, hidden=(8,), activation="relu", in_keys=["a"]
-        )
