@@ -43,7 +43,7 @@ POLICIES = ("trained", "retrieve_and_play")
 #: What an arm can change about its demonstrations: the setting behind each key.
 DEMONSTRATIONS = {
     "demonstrations": "evaluation.demonstrations",
-    "share": "evaluation.demonstration_share",
+    "share": "evaluation.demonstration_fraction",
     "noise": "data.support_noise_levels",
     "gain": "data.support_expert_gain",
 }

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.common import machine
@@ -28,6 +26,7 @@ from benchmarks.studies.store import Store, read_episodes, write_episodes
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
+from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
 from llmdpd_torchrl.experiments.locomotion import Locomotion
@@ -36,14 +35,14 @@ from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.backends import Backend, make_backend
-from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError, first_line
+from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError
 from llmdpd_torchrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[2]
-#: By family: folder and name of the configuration, its class, and settings that name the data.
+#: By family: the name of the configuration, its class, and settings that name the data.
 _FAMILIES = {
-    "metaworld": ("configs", "train_metaworld", MetaWorld, ("data.folder={data}",)),
-    "locomotion": ("configs/d4rl", "train_d4rl", Locomotion, ()),
+    "metaworld": ("train_metaworld", MetaWorld, ("data.folder={data}",)),
+    "locomotion": ("train_d4rl", Locomotion, ()),
 }
 #: Settings of a stored training that do not distinguish it from another.
 _INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45")
@@ -98,7 +97,7 @@ class Job:
         Raises:
             ConfigError: if there is no such setting.
         """
-        folder, name, _, data = _FAMILIES[self.study.family]
+        name, _, data = _FAMILIES[self.study.family]
         settings = [
             *(_with_path(setting, place.data) for setting in (*data, *self.variant.settings)),
             f"name={self.name}",
@@ -106,13 +105,7 @@ class Job:
             f"seed={self.seed}",
             f"evaluation.workers={place.workers or 'null'}",
         ]
-        with initialize_config_dir(str(ROOT / folder), version_base="1.3"):
-            try:
-                cfg = compose(name, settings)
-            except HydraException as error:
-                raise ConfigError(f"{name}: {first_line(error)}") from None
-        OmegaConf.set_struct(cfg, False)
-        return cfg
+        return compose_settings(ROOT / "configs", name, settings)
 
     def command(self) -> str:
         """The command that makes this policy and evaluates its arms."""
@@ -180,7 +173,7 @@ def check(wanted: Sequence[Job], place: Place) -> None:
                 for arm in job.variant.arms:
                     changed = _under(cfg, job.study, arm)
                     changed.output_dir = folder
-                    prepare(changed, _FAMILIES[job.study.family][2]())
+                    prepare(changed, _FAMILIES[job.study.family][1]())
         except UserError as error:
             raise ConfigError(f"{job.study.name}, variant {job.variant.name!r}: {error}") from None
 
@@ -243,7 +236,7 @@ def seconds_left(job: Job, place: Place) -> float:
 def _train(job: Job, place: Place) -> Run:
     """The run with its policy; what is known of the training is stored beside the episodes."""
     cfg = job.read(place)
-    found = prepare(cfg, _FAMILIES[job.study.family][2]())
+    found = prepare(cfg, _FAMILIES[job.study.family][1]())
     for stage in ("collect", "embed"):
         run_stage(found, stage)
     path = place.store.training_path(job.study, job.variant, job.seed)

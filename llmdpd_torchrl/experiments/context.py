@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from omegaconf import DictConfig
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
+from llmdpd_torchrl.experiments.config import Schema
 from llmdpd_torchrl.prompts import TextPrompt
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.tasks.splits import TaskSplit
@@ -24,6 +27,9 @@ class Family(Protocol):
         >>> from llmdpd_torchrl.experiments.metaworld import MetaWorld
         >>> family: Family = MetaWorld()
     """
+
+    schema: type[Schema]
+    """Of the family's settings."""
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """Check the family's own settings, before any work is done, and name the tasks.
@@ -67,6 +73,7 @@ class Run:
         family: the family of environments.
         output: folder of all artefacts.
         split: the tasks.
+        device: of networks, training and the policy in evaluations.
         dataset: transitions of the training tasks.
         training_prompts: texts and trajectories that the training samples from.
         evaluation_prompts: those of the evaluations, also of held-out tasks.
@@ -76,6 +83,7 @@ class Run:
         policy: the trained policy.
         trained: whether it was trained in this run.
         failed: number of episodes that crashed.
+        objective: of the evaluation, for a sweep.
         seconds: duration of each stage.
 
     Examples:
@@ -90,6 +98,7 @@ class Run:
     family: Family
     output: Path
     split: TaskSplit
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     dataset: Any = None
     training_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
     evaluation_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
@@ -99,4 +108,5 @@ class Run:
     policy: Any = None
     trained: bool = False
     failed: int = 0
+    objective: float = math.nan
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)

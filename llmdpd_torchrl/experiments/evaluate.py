@@ -14,7 +14,7 @@ from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
 from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
-from llmdpd_torchrl.evaluation.statistics import summarise
+from llmdpd_torchrl.evaluation.statistics import ResultsSummary, summarise
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, write_video
 from llmdpd_torchrl.experiments.config import plain
 from llmdpd_torchrl.experiments.context import Run
@@ -64,8 +64,8 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
     # In the table's order: where neighbours are alike, half the list away is not.
     tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
     tables = run.evaluation_prompts
-    if cfg.evaluation.demonstration_share < 1:
-        tables = tables.truncate(cfg.evaluation.demonstration_share)
+    if cfg.evaluation.demonstration_fraction < 1:
+        tables = tables.truncate(cfg.evaluation.demonstration_fraction)
     tables = apply_control(
         cfg.evaluation.control,
         tasks,
@@ -81,15 +81,18 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
 
 def evaluate(run: Run) -> None:
     """Evaluate the last policy and, if there is one, the best of the training's evaluations."""
-    _evaluate_policy(run, run.policy, run.output, run.cfg.name)
+    summary = _evaluate_policy(run, run.policy, run.output, run.cfg.name)
+    tasks = summary.unseen or summary.seen
+    if tasks is not None:
+        run.objective = tasks.success_rate if tasks.score is None else tasks.score
     best = run.output / "best"
     if run.cfg.evaluation.every and LLMDPDPolicy.is_saved(best / "checkpoint"):
-        policy = LLMDPDPolicy.from_pretrained(best / "checkpoint")
+        policy = LLMDPDPolicy.from_pretrained(best / "checkpoint", run.device)
         if policy.info.get("fingerprint") == run.fingerprint:
             _evaluate_policy(run, policy, best, f"{run.cfg.name} best (online selection)")
 
 
-def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> None:
+def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> ResultsSummary:
     """Evaluate on seen and unseen tasks, and write results, table and plots."""
     cfg, split = run.cfg, run.split
     path = output / "results.json"
@@ -100,7 +103,7 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         "evaluation": evaluation_settings(run).to_dict(),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
-        "demonstration_share": cfg.evaluation.demonstration_share,
+        "demonstration_fraction": cfg.evaluation.demonstration_fraction,
     }
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
@@ -109,7 +112,7 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
             run.failed += sum(task.errors for task in summary.tasks)
             report.print_table(summary)
             _evaluate_confusion(run, policy, output)
-            return
+            return summary
     for stale in ("confusion.json", "episodes.mp4"):
         (output / stale).unlink(missing_ok=True)
     tables = evaluation_prompts(run)
@@ -138,6 +141,7 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         plot_learning_curves(output / "metrics.csv", output / "learning_curves.png")
     report.print_table(summary)
     _evaluate_confusion(run, policy, output)
+    return summary
 
 
 def _evaluate_confusion(run: Run, policy: LLMDPDPolicy, output: Path) -> None:

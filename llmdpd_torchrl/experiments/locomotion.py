@@ -1,4 +1,4 @@
-"""Recorded locomotion: speeds or levels of skill, told by prompts, by normalised score."""
+"""Recorded locomotion: speeds or levels of skill as tasks, evaluated by normalised score."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from llmdpd_torchrl.data import OfflineDataset, load_episodes
 from llmdpd_torchrl.envs import Dynamics
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite
 from llmdpd_torchrl.experiments.config import (
-    check_lists,
+    EvaluationSchema,
+    Fraction,
+    Schema,
+    Section,
+    Size,
+    Text,
+    TrajectoryPromptSchema,
     check_text_encoder,
-    check_whole_numbers,
-    part,
     plain,
     read,
+    section,
 )
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.protocols import (
@@ -36,23 +41,51 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["ORACLE", "Locomotion"]
+__all__ = ["ORACLE", "Locomotion", "LocomotionSchema"]
 
 ORACLE = "oracle"
-"""As ``text_encoder``: in the place of a text's embedding, the number that says it all."""
+"""As ``text_encoder``: the target speed, or the level's mean score, instead of an embedding."""
+
+
+class _TrajectoryPrompt(TrajectoryPromptSchema):
+    top_fraction: Fraction
+
+
+class _Data(Section):
+    sources: list[str] | None
+    held_out: list[str] | None
+    environment: str | None
+    max_episode_steps: Size | None
+    validation: bool
+    folder: Text
+    gait_episodes: Size
+
+
+class _Evaluation(EvaluationSchema):
+    max_steps: Size | None
+    dynamics: dict[str, float]
+
+
+class LocomotionSchema(Schema):
+    """Settings of ``configs/train_d4rl.yaml``."""
+
+    dataset_name: str
+    data: _Data
+    trajectory_prompt: _TrajectoryPrompt
+    evaluation: _Evaluation
 
 
 class Locomotion:
-    """The family of recorded locomotion; its settings are ``configs/d4rl/train_d4rl.yaml``'s.
+    """The family of recorded locomotion, with the settings of ``configs/train_d4rl.yaml``.
 
     Examples:
-        >>> from hydra import compose, initialize_config_dir
-        >>> configs = str(Path("configs/d4rl").resolve())
-        >>> with initialize_config_dir(configs, version_base="1.3"):
-        ...     cfg = compose("train_d4rl", ["data.sources=[hopper-medium-v2]"])
+        >>> from llmdpd_torchrl.experiments.command import compose_settings
+        >>> cfg = compose_settings("configs", "train_d4rl", ["data.sources=[hopper-medium-v2]"])
         >>> Locomotion().check(cfg).train
         ('hopper-medium-v2',)
     """
+
+    schema = LocomotionSchema
 
     def __init__(self) -> None:
         self._protocol: Protocol | None = None
@@ -60,7 +93,7 @@ class Locomotion:
 
     @property
     def protocol(self) -> Protocol:
-        """Of the run, once it was checked."""
+        """The tasks of the run, once its settings are checked."""
         assert self._protocol is not None
         return self._protocol
 
@@ -68,14 +101,6 @@ class Locomotion:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`; generates the default data."""
         if cfg.text_encoder != ORACLE:
             check_text_encoder(cfg)
-        check_whole_numbers(cfg, ("data.gait_episodes",))
-        if cfg.evaluation.max_steps is not None:
-            check_whole_numbers(cfg, ("evaluation.max_steps",))
-        share = cfg.trajectory_prompt.best_share
-        if not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ConfigError(
-                f"trajectory_prompt.best_share is {share!r}: it must be above 0 and at most 1"
-            )
         self._dynamics(cfg)
         sources, held_out = self._sources(cfg)
         speeds = read_speeds(sources[0]) if len(sources) == 1 and not held_out else None
@@ -89,7 +114,7 @@ class Locomotion:
         return self._protocol.split
 
     def collect(self, run: Run) -> None:
-        """Load all episodes, part those to train on from those to show, and cut the prompts."""
+        """Load all episodes, separate the held-out ones, and cut the trajectory prompts."""
         cfg, split = run.cfg, run.split
         sources, held_out = self._sources(cfg)
         is_speeds = bool(self.protocol.codes)
@@ -102,7 +127,7 @@ class Locomotion:
         dataset = self.protocol.name_tasks(dataset)
         if not is_speeds:
             self._codes = level_codes(dataset, next(iter(self.protocol.variants.values()))["task"])
-        dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.best_share))
+        dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.top_fraction))
         run.dataset = _of_tasks(dataset, split.train, split)
         length = cfg.trajectory_prompt.length
         bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
@@ -130,7 +155,7 @@ class Locomotion:
         run.training_prompts.text = run.evaluation_prompts.text = table
 
     def network(self, run: Run) -> dict[str, Any]:
-        """All of the state is seen, and compared as it is: there are no objects to relate to."""
+        """The networks see the entire state; without objects, normalised states are compared."""
         fields = tuple(run.dataset.manifest.observation_layout["fields"])
         return {
             "observation_keep": fields,
@@ -140,24 +165,24 @@ class Locomotion:
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        names = ("episodes_per_task", "seed", "stochastic")
-        return read(EvaluationSettings, part(cfg.evaluation, names), "evaluation")
+        settings = section(cfg.evaluation, EvaluationSettings)
+        del settings["max_steps"]  # the suite has the tasks' own limits
+        return read(EvaluationSettings, settings, "evaluation")
 
     def suite(self, run: Run, settings: EvaluationSettings) -> GymMujocoSuite:
-        """The environments, with changed physics if that is asked for."""
+        """The environments, with the configured changes of the physics."""
         limit = run.cfg.evaluation.max_steps
         return self.protocol.suite(settings.seed, limit, self._dynamics(run.cfg))
 
     def identity(self, cfg: DictConfig) -> Any:
-        """Nothing: what is trained on is in the data's hash."""
+        """Nothing: the hash of the data covers all."""
         return None
 
     def _dynamics(self, cfg: DictConfig) -> Dynamics:
         return read(Dynamics, cfg.evaluation.dynamics, "evaluation.dynamics")
 
     def _sources(self, cfg: DictConfig) -> tuple[list[str], list[str]]:
-        """What to train on and what to show; with nothing given, a file that is rolled here."""
-        check_lists(cfg, ("data.sources", "data.held_out"))
+        """Sources to train on and held-out ones; by default a file that is generated here."""
         sources, held_out = plain(cfg.data.sources), plain(cfg.data.held_out) or []
         if sources:
             return sources, held_out
@@ -166,8 +191,8 @@ class Locomotion:
         path = Path(cfg.data.folder) / "halfcheetah_gait.hdf5"
         if not path.exists():
             print(
-                "no data.sources are given: a small data set is rolled here, a half cheetah at "
-                f"several speeds ({path})"
+                "no data.sources are given: generating a small data set, a half cheetah at several "
+                f"speeds ({path})"
             )
         collect_gait(path, episodes=cfg.data.gait_episodes, progress=cfg.progress)
         return [str(path)], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,12 +15,16 @@ from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
 from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.experiments.config import (
-    check_lists,
+    Count,
+    Fraction,
+    Schema,
+    Section,
+    Size,
+    Text,
     check_text_encoder,
-    check_whole_numbers,
-    part,
     plain,
     read,
+    section,
 )
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.prompts import (
@@ -35,32 +39,61 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["TEXTS", "MetaWorld"]
+__all__ = ["MetaWorld", "MetaWorldSchema"]
 
-TEXTS = ("own", "random")
-"""What the text encoder reads of a task: its description, or letters at random, as many."""
+
+class _Tasks(Section):
+    split: Text
+    train: list[str] | None
+    held_out: list[str] | None
+    count: Size | None
+    count_seed: Count
+
+
+class _Data(Section):
+    folder: Text
+    episodes_per_task: Size
+    noise_levels: list[float]
+    seed: Count
+    max_steps: Size
+    steps_after_success: Count
+    hide_goal: bool
+    support_episodes: Size
+    support_noise_levels: list[float] | None
+    support_expert_gain: Fraction
+    use_episodes: Size | None
+    use_noise: float | None
+    workers: Size | None
+
+
+class MetaWorldSchema(Schema):
+    """Settings of ``configs/train_metaworld.yaml``."""
+
+    texts: Literal["own", "random"]
+    tasks: _Tasks
+    data: _Data
 
 
 class MetaWorld:
-    """The family of Meta-World's 50 tasks; its settings are ``configs/train_metaworld.yaml``'s.
+    """The family of Meta-World's 50 tasks, with the settings of ``configs/train_metaworld.yaml``.
 
     Examples:
         >>> sorted(MetaWorld().prompts(None))[:2]
         ['assembly-v3', 'basketball-v3']
     """
 
+    schema = MetaWorldSchema
+
     def check(self, cfg: DictConfig) -> TaskSplit:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        check_lists(cfg, ("tasks.train", "tasks.held_out"))
-        _support_settings(cfg)
         check_text_encoder(cfg)
-        if cfg.texts not in TEXTS:
-            raise ConfigError(f"texts is {cfg.texts!r}: use one of {', '.join(TEXTS)}")
-        tasks = cfg.tasks
-        for key in ("tasks.count", "data.use_episodes"):
-            if OmegaConf.select(cfg, key) is not None:
-                check_whole_numbers(cfg, (key,))
-        check_whole_numbers(cfg, ("tasks.count_seed",), least=0)
+        _support_settings(cfg)
+        noise, tasks = cfg.data.use_noise, cfg.tasks
+        if noise is not None and noise not in cfg.data.noise_levels:
+            raise ConfigError(
+                f"data.use_noise is {noise}: no episode is collected with it; data.noise_levels "
+                f"has {', '.join(f'{level:g}' for level in cfg.data.noise_levels)}"
+            )
         return make_split(
             tasks.split,
             train=tasks.train,
@@ -125,13 +158,8 @@ class MetaWorld:
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        names = ("episodes_per_task", "max_steps", "seed", "stochastic")
-        return read(
-            EvaluationSettings,
-            part(cfg.evaluation, names),
-            "evaluation",
-            hide_goal=cfg.data.hide_goal,
-        )
+        settings = section(cfg.evaluation, EvaluationSettings)
+        return read(EvaluationSettings, settings, "evaluation", hide_goal=cfg.data.hide_goal)
 
     def suite(self, run: Run, settings: EvaluationSettings) -> MetaWorldSuite:
         """All tasks on the settings' goals."""
@@ -149,41 +177,35 @@ class MetaWorld:
 
 
 def _collection_settings(cfg: DictConfig) -> CollectionSettings:
-    """The part of ``data`` that the data is a function of."""
-    names = ("episodes_per_task", "noise_levels", "seed", "max_steps", "steps_after_success")
-    return read(CollectionSettings, part(cfg.data, names), "data")
+    """The settings that the training data depend on."""
+    return read(CollectionSettings, section(cfg.data, CollectionSettings), "data")
 
 
 def _support_settings(cfg: DictConfig) -> CollectionSettings:
-    """Of the demonstrations of held-out tasks, which are never trained on: a seed of their own."""
-    settings = _collection_settings(cfg)
-    levels = cfg.data.support_noise_levels
-    try:
-        return dataclasses.replace(
-            settings,
-            episodes_per_task=cfg.data.support_episodes,
-            seed=settings.seed + 1,
-            noise_levels=settings.noise_levels if levels is None else plain(levels),
-            expert_gain=cfg.data.support_expert_gain,
-        )
-    except TypeError as error:
-        raise ConfigError(f"data: the support's settings are of a wrong type ({error})") from None
+    """The settings of the demonstrations of held-out tasks: another seed, and another expert."""
+    settings, levels = _collection_settings(cfg), cfg.data.support_noise_levels
+    return dataclasses.replace(
+        settings,
+        episodes_per_task=cfg.data.support_episodes,
+        seed=settings.seed + 1,
+        noise_levels=settings.noise_levels if levels is None else plain(levels),
+        expert_gain=cfg.data.support_expert_gain,
+    )
 
 
 def _support_name(cfg: DictConfig) -> str:
     """The folder of the demonstrations: another one for each expert."""
-    name = "support"
+    name, gain = "support", cfg.data.support_expert_gain
     if cfg.data.support_noise_levels is not None:
         name += "_noise_" + "_".join(f"{level:g}" for level in cfg.data.support_noise_levels)
-    gain = cfg.data.support_expert_gain
     return name if gain == 1 else f"{name}_gain_{gain:g}"
 
 
 def _used(dataset: TrajectoryDataset, cfg: DictConfig) -> TrajectoryDataset:
-    """What of the data is trained on.
+    """The episodes that are trained on.
 
     Raises:
-        ConfigError: if it is nothing.
+        ConfigError: if there are none.
     """
     records = dataset.manifest.tasks
     episodes = [episode for task in dataset.tasks for episode in records[task].episodes]
@@ -194,11 +216,9 @@ def _used(dataset: TrajectoryDataset, cfg: DictConfig) -> TrajectoryDataset:
         for task in dataset.trajectory_task.unique():
             rows = ((dataset.trajectory_task == task) & used).nonzero().squeeze(-1)
             used[rows[cfg.data.use_episodes :]] = False
-    if used.all():
-        return dataset
     if not used.any():
         raise ConfigError(
-            f"data.use_noise is {cfg.data.use_noise}: no episode was collected with it; there are "
-            f"{', '.join(f'{level:g}' for level in cfg.data.noise_levels)}"
+            f"data.use_noise is {cfg.data.use_noise}: none of the {len(episodes)} episodes was "
+            "collected with it; set data.episodes_per_task to at least the number of noise levels"
         )
-    return dataset.select(used)
+    return dataset if used.all() else dataset.select(used)

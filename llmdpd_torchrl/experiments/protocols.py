@@ -1,10 +1,10 @@
-"""Protocols on recorded locomotion: what is trained on, what is held out, and what is told.
+"""Protocols on recorded locomotion: which tasks are trained on, which are held out, their prompts.
 
-- *Speeds.* One file of a half cheetah that runs at many speeds: some are held out, and asked for by
-  text, by one episode, or both.
-- *Levels.* Files of one environment, each a level of skill: a policy is trained on some and told by
-  the prompts of another, the expert's say, how to act. With one file and nothing held out it is the
-  usual per-file table.
+- *Speeds.* One file of a half cheetah that runs at many speeds; some are held out, and specified
+  by text, by one episode, or both.
+- *Levels.* Files of one environment, each a level of skill; a policy is trained on some and
+  prompted with another, the expert's say. With one file and nothing held out it is the usual
+  per-file table.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = ["Protocol", "level_protocol", "read_speeds", "speed_protocol"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The tasks of an experiment.
+    """The tasks of an experiment, with their prompts and environments.
 
     Attributes:
         split: names of the trained and the held-out tasks; their place in the table is their id.
-        prompts: the tasks in words.
+        prompts: the text prompts by task.
         variants: the tasks' environments, see :class:`~llmdpd_torchrl.evaluation.GymMujocoSuite`.
         references: returns that score 0 and 100; where a task has none, D4RL's are used.
-        codes: a number a task that says it all, the target speed: what an oracle would be told.
+        codes: by task, the number that an oracle gets instead of a text: the target speed.
 
     Examples:
         >>> level_protocol(["hopper_medium.hdf5"], []).variants
@@ -76,7 +76,7 @@ class Protocol:
         if len(manifest.task_table) != len(names):
             raise DataError(
                 f"the data hold {len(manifest.task_table)} tasks ({', '.join(manifest.task_table)})"
-                f", not the {len(names)} that were asked for ({', '.join(names)}): a source may "
+                f", not the {len(names)} of the split ({', '.join(names)}): a source may "
                 "hold one task, or speeds"
             )
         renamed = dict(zip(manifest.task_table, names, strict=True))
@@ -119,7 +119,7 @@ def read_speeds(source: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: the attribute 'tasks' is damaged ({error!r}): it lists target_velocity, "
-            "split, ref_min and ref_max of each task; make the file anew"
+            "split, ref_min and ref_max of each task; generate the file again"
         ) from None
     return tasks, horizon
 
@@ -127,13 +127,13 @@ def read_speeds(source: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
 def speed_protocol(
     tasks: Sequence[Mapping[str, Any]], horizon: int, *, validation: bool = False
 ) -> Protocol:
-    """Train at some speeds, and ask for others.
+    """Train at some speeds and hold out others.
 
     Args:
         tasks: of :func:`read_speeds`; those of split ``"test"`` are held out.
         horizon: steps of an episode.
         validation: hold every fifth of the training's speeds out instead, and leave the held-out
-            ones alone: what choices of design may look at.
+            ones alone, for choices of design.
 
     Raises:
         ConfigError: if nothing is left to train on.
@@ -173,16 +173,16 @@ def level_protocol(
     *,
     environment: str | None = None,
 ) -> Protocol:
-    """Train on some levels of one environment, and ask for others.
+    """Train on some levels of one environment and hold out others.
 
     Args:
-        sources: of :func:`~llmdpd_torchrl.data.load_episodes`; each is a level, called as there.
-        held_out: those whose episodes are only shown.
+        sources: of :func:`~llmdpd_torchrl.data.load_episodes`; each is a level, named as there.
+        held_out: those whose episodes are only prompts.
         environment: one of :data:`~llmdpd_torchrl.envs.GYM_MUJOCO_TASKS`; default: the one that the
             first source is named after.
 
     Raises:
-        ConfigError: if no name tells the environment, or a name occurs twice.
+        ConfigError: if no name contains the environment, or a name occurs twice.
     """
     names = [_level_name(source) for source in (*sources, *held_out)]
     if environment is None:
@@ -208,7 +208,7 @@ def level_protocol(
 
 
 def level_codes(dataset: OfflineDataset, environment: str) -> dict[str, float]:
-    """The mean normalised score of each level's episodes: what an oracle would be told.
+    """The mean normalised score of each level's episodes: the code of an oracle.
 
     Args:
         dataset: of the levels.
@@ -219,7 +219,7 @@ def level_codes(dataset: OfflineDataset, environment: str) -> dict[str, float]:
 
 
 def _level_name(source: str | os.PathLike[str]) -> str:
-    """What the reader calls a source's task."""
+    """The reader's name of a source's task."""
     name = os.fspath(source).removeprefix("d4rl:").removeprefix("minari:")
     return Path(name).stem if name.endswith((".hdf5", ".h5")) else name
 
@@ -241,7 +241,7 @@ def _environment_of(name: str) -> str:
 
 
 def _level_prompt(name: str, environment: str, known: Mapping[str, TextPrompt]) -> TextPrompt:
-    """The text of D4RL's level of this name; of any other data, what its name says."""
+    """The text of D4RL's level of this name; for other data, one made of its name."""
     if _key(name) in known:
         return replace(known[_key(name)], name=name)
     body = known[f"{environment.partition('-')[0].lower()}-medium"]

@@ -9,76 +9,80 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.controls import check_control
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
-from llmdpd_torchrl.experiments.config import (
-    check_lists,
-    check_numbers,
-    check_texts,
-    check_whole_numbers,
-    plain,
-    read,
-)
+from llmdpd_torchrl.experiments.config import check_schema, choose_device, plain, read
 from llmdpd_torchrl.experiments.context import Family, Run
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
+from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.trainers import check_logger
 from llmdpd_torchrl.utils.backends import check_backend
-from llmdpd_torchrl.utils.cli import run_command
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.utils.processes import available_cores
 
 __all__ = ["STAGES", "prepare", "run_experiment", "run_stage"]
 
-#: What a training is a function of, beside the data and the family's own settings.
+#: The settings that a training depends on, beside the data and the family's own settings.
 _IDENTITY = (
     "seed", "algorithm", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim",
 )  # fmt: skip
+_SWEEP: set[Path] = set()
+"""Output folders of this process's sweep."""
 
 
-def run_experiment(cfg: DictConfig, family: Family) -> int:
+def run_experiment(cfg: DictConfig, family: Family) -> float:
     """Run the stages up to ``cfg.until``.
 
     Returns:
-        the exit code: 0; 1 if an episode of the evaluation broke off; 2 as
-        :func:`~llmdpd_torchrl.utils.cli.run_command` has it.
+        the objective of a sweep: mean success rate, or mean score, of the unseen tasks, or of the
+        seen ones if there are no others; nan without an evaluation.
+
+    Raises:
+        UserError: if a setting or the data are wrong.
+        IncompleteError: if an episode of the evaluation crashed; all stages are done.
     """
     # Not before: importing torchrl sets the level itself.
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    return run_command(lambda: _run_stages(cfg, family), debug=bool(cfg.debug))
-
-
-def _run_stages(cfg: DictConfig, family: Family) -> int:
     started = time.monotonic()
     run = prepare(cfg, family)
+    if HydraConfig.initialized() and OmegaConf.select(HydraConfig.get(), "mode").name != "RUN":
+        if run.output.resolve() in _SWEEP:
+            raise ConfigError(
+                f"output_dir is {run.output}: another run of this sweep has written there; leave "
+                "name and output_dir as they are, or let them contain what is swept"
+            )
+        _SWEEP.add(run.output.resolve())
     write_environment(run)
     for stage in STAGES:
         run_stage(run, stage)
         if stage == cfg.until:
             break
-    if run.trained:  # the times of a run that reused its stages say nothing
+    if run.trained:  # the durations of reused stages say nothing
         write_json(run.output / "timings.json", {"stage_seconds": run.seconds})
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes ({spent})")
     print(f"artefacts: {run.output}")
     if run.failed:
-        print(
-            f"error: {run.failed} episodes of the evaluation broke off and count as not solved; "
-            f"{run.output / 'results.json'} says why (force=[evaluate] evaluates again)",
-            file=sys.stderr,
+        raise IncompleteError(
+            f"{run.failed} episodes of the evaluation crashed and count as failures; "
+            f"{run.output / 'results.json'} says why (force=[evaluate] evaluates again)"
         )
-        return 1
-    return 0
+    return run.objective
 
 
 def run_stage(run: Run, stage: str) -> None:
-    """Run one of :data:`STAGES`, and note how long it took."""
+    """Run one of :data:`STAGES` and record its duration."""
     begun = time.monotonic()
     STAGES[stage](run)
     run.seconds[stage] = round(time.monotonic() - begun, 1)
@@ -90,14 +94,9 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
     Raises:
         ConfigError: on a setting that is wrong.
     """
-    _check_kinds(cfg)
-    split = family.check(cfg)
-    family.settings(cfg)
+    check_schema(family.schema, cfg)
+    device = choose_device(cfg.device)
     network = read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
-    if cfg.until not in STAGES:
-        raise ConfigError(f"until is {cfg.until!r}: it names the last stage, {', '.join(STAGES)}")
-    if cfg.force is None or set(cfg.force) - {"train", "evaluate"}:
-        raise ConfigError(f"force is {plain(cfg.force)}: it lists stages, train and evaluate")
     if cfg.evaluation.every % cfg.trainer.log_every:
         raise ConfigError(
             f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
@@ -106,47 +105,36 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
     round_of = math.gcd(cfg.trainer.total_updates, cfg.trainer.log_every)
     if cfg.trainer.save_every % round_of:
         raise ConfigError(
-            f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, after "
-            "which the trainer looks up"
+            f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, the "
+            "updates after which the trainer can save"
         )
-    share = cfg.evaluation.demonstration_share
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ConfigError(
-            f"evaluation.demonstration_share is {share!r}: it must be above 0 and at most 1"
-        )
-    if cfg.resume not in ("auto", "never"):
-        raise ConfigError(f"resume is {cfg.resume!r}: use auto or never")
     check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
-    check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
+    check_logger(cfg.logger.kind, cfg.logger.get("wandb_mode"))
     get_algorithm(cfg.algorithm).check(cfg.algorithm, network, plain(cfg.loss))
+    _build_once(cfg, network)
+    family.settings(cfg)
+    split = family.check(cfg)
+    check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
     for task in cfg.video.tasks or ():
         if task not in split.tasks:
             raise ConfigError(
                 f"video.tasks: unknown task {task!r} in split {split.name!r}: choose some of "
                 f"{', '.join(split.tasks)}"
             )
-    return Run(cfg, family, make_writable_folder(cfg.output_dir, "output", "output_dir"), split)
+    output = make_writable_folder(cfg.output_dir, "output", "output_dir")
+    return Run(cfg, family, output, split, device)
 
 
-def _check_kinds(cfg: DictConfig) -> None:
-    """Texts, lists and numbers where they belong, of what all families have."""
-    check_texts(cfg, ("output_dir", "data.folder", "logger.kind"))
-    check_lists(cfg, ("video.tasks", "force"))
-    check_whole_numbers(cfg, ("seed", "evaluation.every", "evaluation.confusion"), least=0)
-    check_whole_numbers(
-        cfg,
-        ("trajectory_prompt.per_task", "optim.batch_size", "trainer.total_updates",
-         "trainer.log_every", "trainer.save_every", "evaluation.demonstrations",
-         "evaluation.every_episodes", "video.every", "video.width", "video.height"),
-    )  # fmt: skip
-    check_whole_numbers(cfg, ("trajectory_prompt.length",), least=2)
-    check_whole_numbers(
-        cfg, ("trainer.threads", "evaluation.workers", "data.workers"), optional=True
-    )
-    check_numbers(cfg, ("loss.gamma", "loss.reward_scale", "optim.learning_rate", "video.fps"))
-    check_numbers(cfg, ("optim.max_grad_norm",), optional=True)
-    if cfg.video.fps <= 0:
-        raise ConfigError(f"video.fps is {cfg.video.fps}: it must be above 0")
+def _build_once(cfg: DictConfig, network: NetworkConfig) -> None:
+    """Refuse what networks and loss would refuse, before the data are collected."""
+    settings = plain(cfg.loss)
+    settings.pop("reward_scale")
+    with torch.random.fork_rng(devices=[]):
+        try:
+            networks = make_networks(network)
+            get_algorithm(cfg.algorithm).make_loss(networks, None, **settings)
+        except ValueError as error:
+            raise ConfigError(f"network or loss: {error}") from None
 
 
 def collect(run: Run) -> None:
@@ -168,7 +156,7 @@ def report(run: Run) -> None:
 
 
 def write_environment(run: Run) -> None:
-    """The resolved configuration and a report of what it ran on."""
+    """The resolved configuration and the versions and machine that it ran on."""
     resolved = OmegaConf.create(OmegaConf.to_yaml(run.cfg, resolve=True))
     write_atomic(run.output / "config.yaml", lambda path: OmegaConf.save(resolved, path))
     write_json(
@@ -176,6 +164,7 @@ def write_environment(run: Run) -> None:
         {
             "versions": versions(),
             "seed": run.cfg.seed,
+            "device": str(run.device),
             "git_revision": git_revision(),
             "cores": available_cores(),
             "command": sys.argv,
@@ -184,7 +173,7 @@ def write_environment(run: Run) -> None:
 
 
 def embed(run: Run) -> None:
-    """Look up the text embeddings; the language model runs only for texts it has not seen yet."""
+    """Look up the text embeddings; the language model runs only for texts without a stored one."""
     if run.cfg.prompt in ("both", "text"):
         run.family.embed(run)
 
@@ -194,7 +183,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "embed": embed,
     "train": train,
     "evaluate": evaluate,
-    "film": record,
+    "video": record,
     "report": report,
 }
 """In their order."""

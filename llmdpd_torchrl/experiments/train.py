@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from torchrl.envs.transforms import RewardScaling
+from omegaconf import OmegaConf
+from torchrl.data import ReplayBuffer
+from torchrl.envs.transforms import RewardScaling, Transform
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import EvaluationHook
@@ -29,24 +33,30 @@ from llmdpd_torchrl.trainers import (
     make_logger,
     resume,
 )
+from llmdpd_torchrl.utils.errors import ConfigError, notice
 from llmdpd_torchrl.utils.processes import available_cores
 
 __all__ = ["train"]
 
 
 def train(run: Run) -> None:
-    """Train, and save the policy; or load it if this very training has been done.
+    """Train and save the policy, or load it if this very training is done.
 
-    A training that was interrupted goes on from its last whole checkpoint, as if it had not been.
+    An interrupted training continues from its last intact checkpoint, as if it had not stopped.
     """
     folder = run.output / "checkpoint"
-    if LLMDPDPolicy.is_saved(folder) and "train" not in run.cfg.force:
-        policy = LLMDPDPolicy.from_pretrained(folder)
-        if policy.info.get("fingerprint") == run.fingerprint:
-            print(f"train: reusing {folder} (force=[train] trains again)")
-            run.policy = policy
+    if "train" not in run.cfg.force:
+        found = _find_trained(run)
+        if found is not None:
+            print(f"train: reusing {found} (force=[train] trains again)")
+            run.policy = LLMDPDPolicy.from_pretrained(found, run.device)
+            if found != folder:
+                run.policy.save_pretrained(folder)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy(found.parent / "metrics.csv", run.output)
             return
-        print(f"train: {folder} is of other settings or data and is replaced")
+        if folder.exists():
+            print(f"train: {folder} is of other settings or data and is replaced")
     states = run.output / "training" / run.fingerprint
     identity = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
     saved = _find_saved(run, states, identity)
@@ -57,7 +67,7 @@ def train(run: Run) -> None:
     with contextlib.ExitStack() as stack:
         if run.cfg.evaluation.every:
             _evaluate_meanwhile(run, trainer, stack)
-        # Last of the hooks: what the others found in a round is saved with it.
+        # Last of the hooks: it saves what the others found in a round.
         every = run.cfg.trainer.save_every
         Checkpointing(states, every=every, identity=identity).register(trainer)
         if saved is not None:
@@ -70,8 +80,31 @@ def train(run: Run) -> None:
     run.trained = True
 
 
+def _find_trained(run: Run) -> Path | None:
+    """The policy of this very training: this run's, or that of a run with another evaluation."""
+
+    def is_done(folder: Path) -> bool:
+        found = (path.read_text() for path in folder.glob("*.json"))
+        return LLMDPDPolicy.is_saved(folder) and any(run.fingerprint in text for text in found)
+
+    if is_done(run.output / "checkpoint"):
+        return run.output / "checkpoint"
+    if run.cfg.evaluation.every:  # a policy that others have trained lacks the evaluations
+        return None
+    settings = _without_names(run.cfg)
+    for path in sorted(run.output.parent.glob("*/config.yaml")):
+        folder = path.parent / "checkpoint"
+        if is_done(folder) and _without_names(OmegaConf.load(path)) != settings:
+            return folder
+    return None
+
+
+def _without_names(cfg: Any) -> dict[str, Any]:
+    return {k: v for k, v in plain(cfg).items() if k not in ("name", "changes", "output_dir")}
+
+
 def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraining | None:
-    """What there is to go on from; what other trainings left in the folder is removed."""
+    """The checkpoint to continue from; those of other trainings in the folder are removed."""
     begins = run.cfg.resume == "never" or "train" in run.cfg.force
     for other in states.parent.glob("*"):
         if begins or other != states:
@@ -81,7 +114,7 @@ def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraini
         (run.output / "metrics.csv").unlink(missing_ok=True)
         shutil.rmtree(run.output / "best", ignore_errors=True)
     else:
-        print(f"train: going on from update {saved.step} (resume=never begins anew)")
+        print(f"train: resuming at update {saved.step} (resume=never starts from scratch)")
     return saved
 
 
@@ -116,6 +149,9 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "data_hash": dataset.manifest.data_hash,
         "hide_goal": run.family.settings(cfg).hide_goal,
     }
+    for module in (networks.encoder, networks.actor, *networks.qvalues):
+        if module is not None:  # initialised on the CPU, so that all devices start alike
+            module.to(run.device)
     return LLMDPDPolicy.from_networks(config, networks, about), networks
 
 
@@ -133,7 +169,10 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         dataset=run.dataset,
     )
     transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
-    prompt_network = policy.prompt_network(run.training_prompts)
+    tables = run.training_prompts
+    if run.device.type != "cpu":  # the transforms may need theirs beside the data
+        tables = copy.deepcopy(tables).to(run.device)
+    prompt_network = policy.prompt_network(tables)
     loss = algorithm.make_loss(networks, prompt_network, **settings)
     logger = make_logger(
         directory=run.output,
@@ -144,7 +183,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     )
     return OfflineTrainer(
         loss,
-        run.dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
+        _replay_buffer(run, transforms),
         total_updates=cfg.trainer.total_updates,
         stepper=OfflineOptimizationStepper(
             loss,
@@ -160,8 +199,25 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     )
 
 
+def _replay_buffer(run: Run, transforms: list[Transform]) -> ReplayBuffer:
+    """On the run's device if the data fit there, otherwise in the machine's memory."""
+    options = {"transforms": transforms, "seed": run.cfg.seed}
+    if run.device.type == "cuda":
+        try:
+            buffer = run.dataset.replay_buffer(
+                run.cfg.optim.batch_size, device=run.device, **options
+            )
+        except ConfigError as error:
+            notice(f"{error}: batches are copied to {run.device}")
+        else:
+            for transform in transforms:
+                transform.to(run.device)
+            return buffer
+    return run.dataset.replay_buffer(run.cfg.optim.batch_size, **options)
+
+
 def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.ExitStack) -> None:
-    """Let the training be evaluated now and then, until the stack is closed."""
+    """Evaluate in intervals during the training, until the stack is closed."""
     cfg, split = run.cfg, run.split
     interim = {"episodes_per_task": cfg.evaluation.every_episodes}
     evaluator = make_evaluator(run, split.tasks, progress=False, **interim)

@@ -11,6 +11,7 @@ __all__ = [
     "DamagedError",
     "DataError",
     "DivergenceError",
+    "IncompleteError",
     "PromptError",
     "UserError",
     "first_line",
@@ -24,7 +25,12 @@ class UserError(Exception):
     Commands print the message alone and exit with code 2, see
     :func:`~llmdpd_torchrl.utils.cli.run_command`; anything that is not a ``UserError`` is a bug and
     keeps its traceback.
+
+    Attributes:
+        exit_code: of the command.
     """
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -37,6 +43,12 @@ class DataError(UserError):
 
 class DamagedError(DataError):
     """A file is not, byte for byte, what was written."""
+
+
+class IncompleteError(UserError):
+    """A result is there, but a part of it is missing."""
+
+    exit_code = 1
 
 
 class DivergenceError(UserError, FloatingPointError):

@@ -1,20 +1,22 @@
-"""Examples are run as a person runs them: as commands."""
+"""Examples are run through the entry of their commands, in this process where that is enough."""
 
 import os
 import subprocess
 import sys
+from collections import namedtuple
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-
-from llmdpd_torchrl.experiments.run import run_experiment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+Done = namedtuple("Done", "returncode stdout stderr")
 
 
 @pytest.fixture(scope="session")
-def run_example():
+def run_command_of_example():
+    """An example as a person runs it, in a process of its own."""
+
     def run(script, folder, *overrides, **environment):
         return subprocess.run(
             [sys.executable, str(EXAMPLES / script), *overrides],
@@ -28,18 +30,39 @@ def run_example():
     return run
 
 
-@pytest.fixture
-def check_mistake(tmp_path, monkeypatch, capfd):
-    """What must end in one clear line, with nothing made: run in this process, which is quicker."""
+@pytest.fixture(scope="session")
+def run_example():
+    """The entry of an example's command, in this process: what it prints goes to files."""
 
-    def check(config, family, overrides, message):
-        monkeypatch.chdir(tmp_path)
-        folder = EXAMPLES.parent / "configs"
-        folder = folder / "d4rl" if config == "train_d4rl" else folder
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            cfg = compose(config, ["preset=smoke", "progress=false", *overrides])
-        assert run_experiment(cfg, family) == 2
-        lines = capfd.readouterr().err.strip().splitlines()
+    def run(script, folder, *overrides, **environment):
+        spec = spec_from_file_location(script.removesuffix(".py"), EXAMPLES / script)
+        module = module_from_spec(spec)
+        out, err = (Path(folder) / name for name in (".stdout", ".stderr"))
+        with pytest.MonkeyPatch.context() as patch, open(out, "w") as o, open(err, "w") as e:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", [script, *overrides])
+            patch.setattr(sys, "stdout", o)
+            patch.setattr(sys, "stderr", e)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            try:
+                spec.loader.exec_module(module)
+                code = module.main()
+            except SystemExit as stopped:
+                code = stopped.code or 0
+        return Done(code, out.read_text(), err.read_text())
+
+    return run
+
+
+@pytest.fixture
+def check_mistake(tmp_path, run_example):
+    """What must end in one clear line, with nothing made."""
+
+    def check(script, overrides, message):
+        done = run_example(script, tmp_path, "preset=smoke", "progress=false", *overrides)
+        assert done.returncode == 2
+        lines = done.stderr.strip().splitlines()
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         assert message in lines[0]

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
-from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.policies import LLMDPDPolicy
 
 SCRIPT = "train_d4rl.py"
-NO_FILM = ("video.tasks=[]", "progress=false")
+NO_VIDEO = ("video.tasks=[]", "progress=false")
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +41,11 @@ def hopper(tmp_path_factory):
     return folder
 
 
-def test_with_no_file_one_is_rolled_and_said_so(finished):
+def test_with_no_file_one_is_generated_and_said_so(finished):
     folder, process = finished
     assert process.returncode == 0, process.stderr
-    assert "a small data set is rolled here" in process.stdout
-    assert "roll a gait" in process.stderr  # the bar
+    assert "generating a small data set" in process.stdout
+    assert "collect gait" in process.stderr  # the bar
     assert (folder / "data_cache" / "d4rl_smoke" / "halfcheetah_gait.hdf5").exists()
 
 
@@ -87,18 +86,18 @@ def test_the_checkpoint_acts_on_a_new_speed_in_words(finished):
 
 def test_a_second_run_reuses_every_stage(finished, run_example):
     folder, _ = finished
-    process = run_example(SCRIPT, folder, "preset=smoke", *NO_FILM)
+    process = run_example(SCRIPT, folder, "preset=smoke", *NO_VIDEO)
     assert process.returncode == 0, process.stderr
     assert "train: reusing" in process.stdout
     assert "evaluate: reusing" in process.stdout
-    assert "rolled here" not in process.stdout
+    assert "generating" not in process.stdout
 
 
-def test_an_oracle_is_told_the_speed(finished, run_example):
+def test_an_oracle_gets_the_speed_as_a_number(finished, run_example):
     folder, _ = finished
     process = run_example(
-        SCRIPT, folder, "preset=smoke", "name=oracle", "text_encoder=oracle", "prompt=text",
-        "data.validation=true", *NO_FILM,
+        SCRIPT, folder, "preset=smoke", "name=oracle", "+experiment=oracle",
+        "data.validation=true", *NO_VIDEO,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "oracle" / "checkpoint")
@@ -112,17 +111,17 @@ def test_an_oracle_is_told_the_speed(finished, run_example):
 
 
 @pytest.mark.parametrize("conditioning", ["pooled", "retrieved"])
-def test_levels_are_asked_for_by_their_prompts(hopper, tmp_path, run_example, conditioning):
+def test_levels_are_reached_by_their_prompts(hopper, tmp_path, run_example, conditioning):
     sources = ",".join(
         str(hopper / f"hopper_{level}.hdf5") for level in ("medium_replay", "medium")
     )
     process = run_example(
         SCRIPT, tmp_path, "preset=smoke", "dataset=hopper_levels", f"data.sources=[{sources}]",
         f"data.held_out=[{hopper / 'hopper_expert.hdf5'}]", "evaluation.dynamics.gravity=0.9",
-        f"network.conditioning={conditioning}", "evaluation.control=wrong", *NO_FILM,
+        f"network.conditioning={conditioning}", "evaluation.control=wrong", *NO_VIDEO,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    output = tmp_path / "outputs" / "hopper_levels-smoke-both-seed0"
+    (output,) = (tmp_path / "outputs").glob("hopper_levels-smoke-both-*-seed0")
     results = json.loads((output / "results.json").read_text())
     assert results["split"]["held_out"] == ["hopper_expert"]
     assert results["starts"]["hopper_expert"]["dynamics"]["gravity"] == 0.9
@@ -131,7 +130,7 @@ def test_levels_are_asked_for_by_their_prompts(hopper, tmp_path, run_example, co
 def test_one_file_without_prompts(hopper, tmp_path, run_example):
     process = run_example(
         SCRIPT, tmp_path, "preset=smoke", "dataset=hopper_medium", "prompt=none",
-        f"data.sources=[{hopper / 'hopper_medium.hdf5'}]", *NO_FILM,
+        f"data.sources=[{hopper / 'hopper_medium.hdf5'}]", *NO_VIDEO,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert "hopper_medium" in process.stdout
@@ -144,7 +143,7 @@ def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
     for word in ("hopper_medium", "paper", "data.sources", "trainer:"):
         assert word in text
     text = run_example(
-        SCRIPT, tmp_path, "dataset=walker2d_medium_expert", "preset=paper", "--cfg", "job"
+        SCRIPT, tmp_path, "dataset=walker2d_medium_expert", "+experiment=d4rl_paper", "--cfg", "job"
     ).stdout
     assert "walker2d-medium-expert-v2" in text
     assert "max_grad_norm: 5.0" in text
@@ -155,33 +154,37 @@ def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
     ("overrides", "message"),
     [
         (["data.sources=[no/such/hopper.hdf5]"], "there is no such file"),
-        (["data.sources=hopper.hdf5"], "give a list"),
+        (["data.sources=hopper.hdf5"], "data.sources is 'hopper.hdf5': it must be a list"),
         (["data.sources=[mine.hdf5]"], "nothing says which environment 'mine'"),
         (["data.sources=[hopper-mediun-v2]"], "D4RL has no dataset 'hopper-mediun-v2'"),
         (["data.held_out=[hopper.hdf5]"], "data.held_out is given without data.sources"),
         (["data.environment=Ant-v4", "data.sources=[a.hdf5]"], "data.environment is 'Ant-v4'"),
         (["data.folder=/dev/null/x"], "can not make the data folder"),
         (["data.gait_episodes=0"], "data.gait_episodes is 0"),
-        (["trajectory_prompt.best_share=0"], "trajectory_prompt.best_share is 0"),
+        (["trajectory_prompt.top_fraction=0"], "trajectory_prompt.top_fraction is 0"),
         (["evaluation.dynamics.mass=0"], "dynamics.mass is 0"),
         (["evaluation.max_steps=none"], "evaluation.max_steps is 'none'"),
         (["evaluation.control=half"], "evaluation.control is 'half'"),
         (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
-        (["+network.typo=1"], "network: "),
+        (["+network.typo=1"], "network.typo: there is no such setting"),
         (["until=dance"], "until is 'dance'"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(check_mistake, overrides, message):
-    check_mistake("train_d4rl", Locomotion(), overrides, message)
+    check_mistake("train_d4rl.py", overrides, message)
 
 
-def test_a_mistake_ends_the_command(run_example, tmp_path):
-    process = run_example(SCRIPT, tmp_path, "preset=smoke", "data.sources=[no/such/hopper.hdf5]")
+@pytest.mark.integration
+def test_a_mistake_ends_the_command(run_command_of_example, tmp_path):
+    process = run_command_of_example(
+        SCRIPT, tmp_path, "preset=smoke", "data.sources=[no/such/hopper.hdf5]"
+    )
     assert process.returncode == 2
     assert process.stderr.startswith("error: no/such/hopper.hdf5")
     assert process.stderr.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_an_interrupted_training_ends_where_one_that_was_not_does(tmp_path, run_example):
     shared = ("preset=smoke", "until=train", "trainer.total_updates=400", "trainer.save_every=40",
               "progress=false", "data.folder=data")  # fmt: skip
@@ -201,7 +204,7 @@ def test_an_interrupted_training_ends_where_one_that_was_not_does(tmp_path, run_
     assert not (output / "checkpoint").exists()
     again = run_example(SCRIPT, tmp_path, *shared, "name=cut")
     assert again.returncode == 0, again.stderr
-    assert "train: going on from update" in again.stdout
+    assert "train: resuming at update" in again.stdout
     assert not (output / "training").exists()
     for file in ("checkpoint/model.safetensors", "metrics.csv"):
         assert (output / file).read_bytes() == (tmp_path / "outputs" / "whole" / file).read_bytes()

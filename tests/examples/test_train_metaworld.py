@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,9 @@ def test_all_artefacts_are_there(finished):
         "reach-v3": 2, "window-open-v3": 2, "door-close-v3": 2,
     }  # fmt: skip
     assert results["summary"]["seen"]["episodes"] == 4
-    assert json.loads((output / "environment.json").read_text())["versions"]["torchrl"]
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["versions"]["torchrl"]
+    assert environment["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     with open(output / "metrics.csv") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["20", "40", "60"]
     assert "preset_name: smoke" in (output / "config.yaml").read_text()
@@ -95,6 +97,51 @@ def test_a_second_run_reuses_every_stage(finished, run):
     assert "collect" not in process.stderr
 
 
+def test_another_evaluation_takes_over_the_training(finished, run):
+    folder, _ = finished
+    process = run(
+        folder, "preset=smoke", "evaluation.control=wrong", "video.tasks=[]", "progress=false"
+    )
+    assert process.returncode == 0, process.stderr
+    assert "train: reusing outputs/smoke-both-seed0/checkpoint" in process.stdout
+    other = folder / "outputs" / "smoke-both-evaluation.control_wrong-seed0"
+    names = ("checkpoint/model.safetensors", "metrics.csv")
+    for name in names:
+        usual = folder / "outputs" / "smoke-both-seed0" / name
+        assert (other / name).read_bytes() == usual.read_bytes()
+    assert json.loads((other / "results.json").read_text())["control"] == "wrong"
+
+
+def test_a_sweep_leaves_every_run_in_its_folder(finished, run):
+    folder, _ = finished
+    sweep = ("preset=smoke", "until=train", "trainer.total_updates=20", "progress=false")
+    process = run(folder, "-m", *sweep, "loss.lmbda=0,0.2")
+    assert process.returncode == 0, process.stderr
+    found = (folder / "outputs").glob("smoke-both-loss.lmbda_*/checkpoint")
+    assert sorted(path.parent.name for path in found) == [
+        f"smoke-both-loss.lmbda_{value}-trainer.total_updates_20-seed0" for value in ("0", "0.2")
+    ]
+    process = run(folder, "-m", *sweep, "loss.lmbda=0,0.3", "name=one")
+    assert process.returncode == 2
+    assert "another run of this sweep has written there" in process.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_training_is_reused_on_another_device(finished, run, tmp_path, devices):
+    folder, _ = finished
+    shared = ("preset=smoke", f"data.folder={folder / 'data_cache' / 'smoke'}", "progress=false",
+              "output_dir=out", "video.tasks=[]", "trainer.save_every=20")  # fmt: skip
+    first, second = devices
+    process = run(tmp_path, *shared, f"device={first}", "until=train")
+    assert process.returncode == 0, process.stderr
+    process = run(tmp_path, *shared, f"device={second}")
+    assert process.returncode == 0, process.stderr
+    assert "train: reusing" in process.stdout  # the device is no part of what was trained
+    environment = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert environment["device"] == second
+
+
 @pytest.mark.parametrize("prompt", ["none", "text", "trajectory"])
 def test_ablations_are_one_setting(finished, prompt, run):
     folder, _ = finished
@@ -106,6 +153,7 @@ def test_ablations_are_one_setting(finished, prompt, run):
     assert policy.config.prompt == prompt
 
 
+@pytest.mark.integration
 def test_wandb_without_network(finished, run):
     folder, _ = finished
     process = run(
@@ -137,6 +185,7 @@ def test_evaluation_during_training(finished, run):
     assert "Tasks under others&#x27; prompts" in page
 
 
+@pytest.mark.integration
 def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     folder, _ = finished
     output = folder / "outputs" / "nogl"
@@ -179,22 +228,22 @@ def test_help_and_configuration_read_well(run):
         (["tasks.train=[reech-v3]"], "unknown task 'reech-v3': did you mean"),
         (["tasks.train=[reach-v3,door-close-v3]"], "held-out task 'door-close-v3' is in the train"),
         (["tasks.split=nothing", "tasks.train=null"], "unknown task split 'nothing'"),
-        (["evaluation.control=half"], "evaluation.control is 'half': use one of both"),
+        (["evaluation.control=half"], "evaluation.control is 'half': it must be 'both'"),
         (["evaluation.demonstrations=0"], "evaluation.demonstrations is 0"),
         (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
-        (["prompt=all"], "unknown prompt 'all'"),
+        (["prompt=all"], "prompt is 'all': it must be 'both'"),
         (["output_dir=/dev/null/x"], "can not make the output folder /dev/null/x"),
         (["data.folder=/dev/null/x"], "can not make the data folder /dev/null/x"),
         (["data.episodes_per_task=0"], "episodes_per_task is 0"),
         (["data.episodes_per_task=many"], "data.episodes_per_task is 'many'"),
         (["network.hidden=[]"], "network.hidden is []"),
-        (["+network.depth=3"], "network: "),
+        (["+network.depth=3"], "network.depth: there is no such setting"),
         (["trainer.total_updates=0"], "trainer.total_updates is 0"),
         (["loss.guidance=guess"], "unknown guidance 'guess'"),
-        (["+loss.typo=1"], "loss: "),
+        (["+loss.typo=1"], "typo"),
         (["logger.kind=paper"], 'logger "paper" is unknown'),
         (["evaluation.max_steps=900"], "max_steps is 900"),
-        (["force=[collect]"], "force is ['collect']"),
+        (["force=[collect]"], "force[0] is 'collect'"),
         (["until=dance"], "until is 'dance'"),
         (["network.text_dropout=1.0"], "network.text_dropout is 1.0"),
         (["video.tasks=[nothing-v3]"], "unknown task 'nothing-v3'"),
@@ -202,12 +251,15 @@ def test_help_and_configuration_read_well(run):
         (["evaluation.confusion=-1"], "evaluation.confusion is -1"),
         (["evaluation.backend=slurm"], "use local, ray, or ray:ADDRESS"),
         (["optim.learning_rate=-1"], "learning_rate is -1"),
+        (["device=cuda:99"], "device is 'cuda:99': torch sees "),
+        (["+experiment=steps"], "Could not find 'experiment/steps'"),
+        (["name=a=b"], "special characters need quotes inside quotes: 'name=\"...\"'"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(finished, check_mistake, overrides, message):
     folder, _ = finished
     data = f"data.folder={folder / 'data_cache' / 'smoke'}"
-    check_mistake("train_metaworld", MetaWorld(), [data, *overrides], message)
+    check_mistake("train_metaworld.py", [data, *overrides], message)
 
 
 def damage_truncate(folder):

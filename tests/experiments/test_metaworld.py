@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
@@ -26,10 +25,7 @@ def make_run(folder, *overrides):
         f"output_dir={folder / 'output'}", "data.noise_levels=[0.0,0.2]", "data.max_steps=300",
         *overrides,
     ]  # fmt: skip
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train_metaworld", settings)
-    OmegaConf.set_struct(cfg, False)
-    return prepare(cfg, MetaWorld())
+    return prepare(compose_settings(CONFIGS, "train_metaworld", settings), MetaWorld())
 
 
 def collected(folder, *overrides):
@@ -49,8 +45,8 @@ def test_the_first_episodes_or_those_of_one_noise_are_used(folder):
     both = collected(folder, "data.use_noise=0.2", "data.use_episodes=1")
     assert both.dataset.lengths.tolist() == whole.dataset.lengths[[1, 5]].tolist()
     assert len({run.fingerprint for run in (whole, few, quiet, both)}) == 4
-    with pytest.raises(ConfigError, match="no episode was collected with it; there are 0, "):
-        collected(folder, "data.use_noise=0.1")
+    with pytest.raises(ConfigError, match=r"no episode is collected with it; data\.noise_levels"):
+        make_run(folder, "data.use_noise=0.1")
 
 
 def test_what_is_as_usual_leaves_the_fingerprint_as_it_was(folder):
@@ -85,7 +81,7 @@ def test_only_the_beginning_of_a_demonstration_is_shown(folder):
     run = collected(folder)
     whole = evaluation_prompts(run).trajectories
     before = whole.prompts.clone()
-    run.cfg.evaluation.demonstration_share = 0.5
+    run.cfg.evaluation.demonstration_fraction = 0.5
     half = evaluation_prompts(run).trajectories
     steps = [bank.prompts["mask"].sum(-1) for bank in (whole, half)]
     assert torch.equal(steps[1], (steps[0] / 2).ceil().long())
@@ -115,14 +111,14 @@ def test_letters_at_random_in_the_texts_place(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("texts=none", "texts is 'none': use one of own, random"),
+        ("texts=none", "texts is 'none': it must be 'own' or 'random'"),
         ("tasks.count=3", "tasks.count is 3: split 'smoke' has 1 to 2 tasks"),
         ("tasks.count=0", "tasks.count is 0"),
         ("data.use_episodes=half", "data.use_episodes is 'half'"),
-        ("data.support_expert_gain=0", "expert_gain is 0"),
-        ("data.support_expert_gain=slow", "data: the support's settings are of a wrong type"),
+        ("data.support_expert_gain=0", "data.support_expert_gain is 0: it must be greater than 0"),
+        ("data.support_expert_gain=slow", "data.support_expert_gain is 'slow'"),
         ("data.support_noise_levels=loud", "noise_levels is 'loud'"),
-        ("evaluation.demonstration_share=0", "evaluation.demonstration_share is 0"),
+        ("evaluation.demonstration_fraction=0", "evaluation.demonstration_fraction is 0"),
     ],
 )
 def test_wrong_settings_end_in_one_line(folder, override, message):

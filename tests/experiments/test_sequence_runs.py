@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import run_experiment
 from llmdpd_torchrl.policies import LLMDPDPolicy
@@ -24,20 +24,19 @@ def run(folder, data, *overrides):
         "video.tasks=[]", "evaluation.backend=local", "evaluation.workers=1",
         "evaluation.max_steps=12", *overrides,
     ]  # fmt: skip
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train_metaworld", settings)
-    return run_experiment(cfg, MetaWorld())
+    return run_experiment(compose_settings(CONFIGS, "train_metaworld", settings), MetaWorld())
 
 
 @pytest.mark.parametrize("name", [pytest.param("prompt_dt", marks=pytest.mark.slow), "mtdiff"])
 def test_from_configuration_to_results(name, tmp_path, data, capsys):
     small = ["network.sequence.width=16", "network.sequence.layers=1", f"algorithm={name}"]
-    assert run(tmp_path, data, *small, "evaluation.every=20", "evaluation.every_episodes=1") == 0
+    small += ["evaluation.every=20", "evaluation.every_episodes=1"]
+    assert 0 <= run(tmp_path, data, *small) <= 1
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["episodes"]) == 6
     assert not any(episode["error"] for episode in results["episodes"])
     policy = LLMDPDPolicy.from_pretrained(tmp_path / "checkpoint")
     assert policy.info["algorithm"] == name
     assert policy.config.sequence.width == 16
-    assert run(tmp_path, data, *small, "evaluation.every=20", "evaluation.every_episodes=1") == 0
+    assert 0 <= run(tmp_path, data, *small) <= 1
     assert "train: reusing" in capsys.readouterr().out

@@ -131,7 +131,7 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
             (["data.folder=/dev/null/x"], "/dev/null/x"),
             (["data.gait_episodes=0"], "data.gait_episodes"),
             (["data.gait_episodes=some"], "data.gait_episodes"),
-            (["trajectory_prompt.best_share=2"], "best_share"),
+            (["trajectory_prompt.top_fraction=2"], "top_fraction"),
             (["evaluation.dynamics.friction=-1"], "friction"),
             (["evaluation.dynamics.mass=heavy"], "mass"),
             (["evaluation.max_steps=0"], "evaluation.max_steps"),

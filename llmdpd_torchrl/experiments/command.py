@@ -1,0 +1,132 @@
+"""A command with a Hydra configuration: one line for an error, an exit code, an objective."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdpd_torchrl.utils.cli import DEBUG_FLAG, run_command
+from llmdpd_torchrl.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["compose_settings", "hydra_command"]
+
+
+def compose_settings(
+    folder: str | os.PathLike[str], name: str, overrides: Sequence[str]
+) -> DictConfig:
+    """The configuration that a command with these overrides runs, made in this process.
+
+    Args:
+        folder: of the YAML files.
+        name: of the primary one.
+        overrides: ``key=value``.
+
+    Raises:
+        ConfigError: if a key or value is unknown.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(Path(folder).resolve()), version_base="1.3"):
+        cfg = _translated(lambda: compose(name, list(overrides), return_hydra_config=True))
+    OmegaConf.set_struct(cfg, False)
+    return _with_changes(cfg, cfg.pop("hydra").job.override_dirname)
+
+
+def hydra_command(
+    config_path: str, config_name: str
+) -> Callable[[Callable[[DictConfig], float]], Callable[[], int]]:
+    """``hydra.main`` for a command that returns its exit code.
+
+    The decorated function returns its objective, which a sweeper optimises (nan if it failed), and
+    raises :class:`UserError`. A sweep (``-m``) returns the highest exit code.
+
+    Args:
+        config_path: folder of the YAML files, relative to the function's file.
+        config_name: of the primary one; it has the keys ``debug`` and ``changes``.
+    """
+    starter = os.getpid()
+
+    def decorate(function: Callable[[DictConfig], float]) -> Callable[[], int]:
+        folder = (Path(inspect.getfile(function)).parent / config_path).resolve()
+
+        @functools.wraps(function)
+        def command() -> int:
+            import hydra  # not needed by commands that only parse arguments
+            from hydra.core.hydra_config import HydraConfig
+
+            codes = [0]
+
+            @functools.wraps(function)
+            def job(cfg: DictConfig) -> float:
+                objective = math.nan
+
+                def work() -> int:
+                    nonlocal objective
+                    _with_changes(cfg, HydraConfig.get().job.override_dirname)
+                    objective = _translated(lambda: function(cfg))
+                    return 0
+
+                codes.append(run_command(work, debug=_translated(lambda: bool(cfg.debug))))
+                if codes[-1] and os.getpid() != starter:
+                    sys.exit(codes[-1])  # the only way to tell from a launcher's other process
+                return objective
+
+            start = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
+            arguments, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+            if DEBUG_FLAG in arguments:
+                sys.argv = [*(item for item in arguments if item != DEBUG_FLAG), "debug=true"]
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+            debug = full == "1" or "debug=true" in map(str.lower, sys.argv)
+            try:
+                code = run_command(lambda: _translated(start(job)) or 0, debug=debug)
+            finally:
+                sys.argv = arguments
+                os.environ.pop("HYDRA_FULL_ERROR")
+                if full is not None:
+                    os.environ["HYDRA_FULL_ERROR"] = full
+            return max(code, *codes)
+
+        return command
+
+    return decorate
+
+
+def _with_changes(cfg: DictConfig, overrides: str) -> DictConfig:
+    """Fill in ``changes``, a part of the run's name, with the overrides that distinguish it."""
+    overrides = overrides.replace("+", "")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", overrides).strip("_")
+    if name != overrides or len(name) > 60:
+        name = f"{name[:60]}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
+    if overrides and cfg.get("changes") == "":
+        cfg.changes = f"-{name}"
+    return cfg
+
+
+def _translated(call: Callable[[], Any]) -> Any:
+    """The result of a call; an error of Hydra or OmegaConf in it is a :class:`ConfigError`."""
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return call()
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error)
+        for rest in ("Config search path:", "See https://", "object_type="):  # of no use here
+            text = text.partition(rest)[0]
+        hint = "--help lists all settings"
+        if isinstance(error, OverrideParseException) and "=" in error.override:
+            key = error.override.partition("=")[0]
+            hint = f"special characters need quotes inside quotes: '{key}=\"...\"'"
+        raise ConfigError(f"{' '.join(text.split())} ({hint})") from error

@@ -1,0 +1,152 @@
+"""A command under Hydra: one line for an error, an exit code, a name and an objective."""
+
+import math
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra.experimental.callback import Callback
+
+from llmdpd_torchrl.experiments.command import compose_settings, hydra_command
+from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
+
+CONFIG = """
+debug: false
+number: 1
+name: the ${number}
+changes: ''
+hydra:
+  output_subdir: null
+  run: {dir: .}
+  sweep: {dir: .}
+  job: {config: {override_dirname: {kv_sep: _, item_sep: '-', exclude_keys: [size, name, debug]}}}
+defaults:
+  - _self_
+  - size: small
+  - override hydra/hydra_logging: disabled
+  - override hydra/job_logging: disabled
+"""
+
+objectives = []
+
+
+@pytest.fixture
+def hydra(tmp_path, monkeypatch):
+    """A command under Hydra; returns its exit code."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    for size in ("small", "large"):
+        (tmp_path / "size").mkdir(exist_ok=True)
+        (tmp_path / "size" / f"{size}.yaml").write_text(f"width: {len(size)}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    @hydra_command(str(tmp_path), "config")
+    def command(cfg):
+        if cfg.number > 6:
+            raise ConfigError(f"number is {cfg.number}: use at most 6")
+        if cfg.number == 6:
+            raise ZeroDivisionError
+        if cfg.number < 0:
+            raise IncompleteError(f"number is {cfg.number}")
+        objectives.append((cfg.number / 2, cfg.changes if cfg.name else None))
+        return cfg.number / 2
+
+    def call(*arguments):
+        objectives.clear()
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        return command()
+
+    return call
+
+
+def test_the_exit_code_is_that_of_the_worst_run(hydra, capsys):
+    assert hydra() == 0
+    assert hydra("number=-4") == 1
+    assert capsys.readouterr().err == "error: number is -4\n"
+    assert hydra("-m", "number=2,-5,1") == 1  # a sweep goes on
+    assert hydra("-m", "number=2,7,-1") == 2
+    assert [objective for objective, _ in objectives] == [1.0]
+
+
+def test_a_run_is_named_after_its_overrides(hydra):
+    assert hydra("-m", "number=2,3", "size=large", "name=a") == 0
+    assert objectives == [(1.0, "-number_2"), (1.5, "-number_3")]
+    hydra("number=2", "+other=[x, y]")
+    ((_, changes),) = objectives
+    assert changes.startswith("-other_x_y_-number_2-")
+    hydra(f"+other={'x' * 300}")
+    assert len(objectives[0][1]) < 70
+
+
+def test_a_sweeper_gets_the_objective(hydra, monkeypatch):
+    seen = []
+
+    class Watcher(Callback):
+        def on_job_end(self, config, job_return):
+            seen.append(job_return.return_value)
+
+    module = ModuleType("watching")
+    module.Watcher = Watcher
+    monkeypatch.setitem(sys.modules, "watching", module)
+    watcher = "+hydra.callbacks.watcher._target_=watching.Watcher"
+    assert hydra("-m", "number=2,-1,4", watcher) == 1
+    assert seen[0] == 1.0
+    assert math.isnan(seen[1])
+    assert seen[2] == 2.0
+
+
+def test_the_same_configuration_in_this_process(tmp_path, hydra):
+    cfg = compose_settings(tmp_path, "config", ["number=2", "size=large"])
+    assert (cfg.number, cfg.changes) == (2, "-number_2")
+    assert "hydra" not in cfg
+    with pytest.raises(ConfigError, match="Could not override 'unheard'"):
+        compose_settings(tmp_path, "config", ["unheard=1"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("unheard=1", "Could not override 'unheard'"),
+        ("size=huge", "Could not find 'size/huge'"),
+        ("size=huge", "large small"),
+        ("number", "missing EQUAL"),
+        ("name=a=b", "special characters need quotes inside quotes: 'name=\"...\"'"),
+        ("name=${unheard}", "'unheard' not found full_key: name"),
+        ("number=7", "number is 7: use at most 6"),
+    ],
+)
+def test_what_hydra_finds_wrong_is_one_line(hydra, capsys, given, said):
+    assert hydra(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    for debug in ("--debug", "debug=true"):
+        assert hydra(given, debug) == 2
+        text = capsys.readouterr().err
+        assert "Traceback" in text
+        assert text.splitlines()[-1] == line
+    assert hydra(given) == 2  # nothing of it stays
+    assert capsys.readouterr().err.splitlines() == [line]
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_a_bug_keeps_its_traceback_under_hydra(hydra):
+    with pytest.raises(ZeroDivisionError):
+        hydra("number=6")
+
+
+def test_hydras_own_options_work(hydra, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        hydra("--help")
+    assert stopped.value.code == 0
+    assert "debug: false" in capsys.readouterr().out
+    assert hydra("--cfg", "job", "--debug") == 0
+    assert "debug: true" in capsys.readouterr().out
+
+
+def test_both_examples_name_it_in_their_help():
+    text = (Path(__file__).parents[2] / "configs" / "base.yaml").read_text()
+    assert "\ndebug: false # " in text
+    assert "--debug shows" in text
