@@ -76,9 +76,7 @@ class PromptTables(nn.Module):
 
     def shallow_copy(self) -> PromptTables:
         """Tables of their own over the same tensors: moving one does not move the other."""
-        return self._changed(
-            lambda bank: TrajectoryPromptBank(bank.prompts, bank.task_id, bank.trajectory_id)
-        )
+        return self._changed(lambda bank: bank.shallow_copy())
 
     def follow(self, reference: torch.Tensor) -> PromptTables:
         """Move to the device and floating-point type of ``reference``, unless already there."""

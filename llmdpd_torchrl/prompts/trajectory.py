@@ -23,7 +23,7 @@ def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
 
     Returns:
         TensorDict ``[L]`` with ``observation`` [L, O], ``action`` [L, A], ``reward`` [L, 1],
-        ``return_to_go`` [L, 1] (the rewards of the whole trajectory from that step on) and ``mask``
+        ``return_to_go`` [L, 1] (all rewards of the trajectory from that step on) and ``mask``
         [L] (bool, true where there is a step).
     """
     steps = len(trajectory)
@@ -107,7 +107,7 @@ class TrajectoryPromptBank(nn.Module):
     def empty(cls, length: int, observation_dim: int, action_dim: int) -> TrajectoryPromptBank:
         """A bank of one prompt that says nothing and belongs to no task.
 
-        It stands where a bank is asked for, but every transition goes without a trajectory.
+        A placeholder for policies that are used without any trajectory.
 
         Examples:
             >>> TrajectoryPromptBank.empty(4, 39, 4).task_id.tolist()
@@ -141,7 +141,7 @@ class TrajectoryPromptBank(nn.Module):
             length: L.
             max_per_task: keep the first so many of each task; ``None`` keeps all.
             trained_on: whether the trajectories are in the training data, so that a transition must
-                be kept from seeing its own trajectory as prompt.
+                not be prompted with its own trajectory.
 
         Raises:
             PromptError: if ``length`` is below 2 or a task has no successful trajectory.
@@ -214,6 +214,10 @@ class TrajectoryPromptBank(nn.Module):
         return self.only(
             torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
         )
+
+    def shallow_copy(self) -> TrajectoryPromptBank:
+        """A bank of its own over the same tensors: moving one does not move the other."""
+        return TrajectoryPromptBank(self.prompts, self.task_id, self.trajectory_id)
 
     def check_length(self, length: int, *, retrieves: bool) -> None:
         """Check that a policy of prompts of ``length`` steps can read these.

@@ -1,10 +1,11 @@
-"""The last steps of an episode, as a policy that reads sequences is shown them."""
+"""The last steps of an episode, for a policy that reads sequences."""
 
 from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, expand_as_right, unravel_key
+from torch import nn
 from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
@@ -17,15 +18,15 @@ __all__ = ["HistoryTransform"]
 class HistoryTransform(Transform):
     """Write the last H steps, the present one at the end; of a dataset also the next F actions.
 
-    On an environment the steps are carried on in the TensorDict, so that lanes may be reset or
-    stand still one by one. On a replay buffer they are gathered from the dataset by the
-    transition's ``trajectory_id`` and ``step_count``. For one and the same episode both write the
-    same; where the episode has fewer steps, the first places are zero and masked.
+    On an environment the steps are carried in the TensorDict, so that sub-environments may be reset
+    or paused one by one. On a replay buffer they are gathered from the dataset by the transition's
+    ``trajectory_id`` and ``step_count``. For one and the same episode both write the same; where
+    the episode has fewer steps, the first entries are zero and masked.
 
-    Written under ``"history"``: ``observation`` [*, H, O]; ``action`` [*, H, A], of which the last
-    is zero, being what is to be chosen; ``mask`` [*, H] (bool); and ``return_to_go`` [*, H, 1], the
-    rewards from each step to the end. While acting these are not known: the first is what is asked
-    for, ``target_return``, and each reward is taken off it.
+    Written under ``"history"``: ``observation`` [*, H, O]; ``action`` [*, H, A], the last of which
+    is zero, because it is to be chosen; ``mask`` [*, H] (bool); and ``return_to_go`` [*, H, 1], the
+    rewards from each step to the end. While acting these are not known: the first is the target,
+    ``target_return``, from which each reward is subtracted.
 
     Written under ``"future"``, on a replay buffer if F > 0: ``action`` [*, F, A], the present one
     first, and ``mask`` [*, F]: after the episode's end actions are zero and masked.
@@ -35,13 +36,13 @@ class HistoryTransform(Transform):
         observation_dim: O.
         action_dim: A.
         horizon: F.
-        target_return: the first return-to-go while acting. ``None`` asks for what the shown
-            demonstration has, the first entry of ``("prompt", "trajectory", "return_to_go")``
-            [*, L, 1], so a :class:`TrajectoryPromptTransform` in mode ``"tensor"`` comes before.
+        target_return: the first return-to-go while acting. ``None``: that of the demonstration,
+            the first entry of ``("prompt", "trajectory", "return_to_go")`` [*, L, 1], so a
+            :class:`TrajectoryPromptTransform` in mode ``"tensor"`` comes before.
         dataset: that the replay buffer holds; without it there is none to sample from.
         in_keys: default ``["observation", "action", "reward"]``, read while acting only. Rewards
             must not have been scaled.
-        trajectory_key, step_key: where a sampled transition says what it is.
+        trajectory_key, step_key: keys of a sampled transition's place in the dataset.
 
     Raises:
         ConfigError: if a number is out of range, or on a replay buffer without a dataset.
@@ -95,7 +96,7 @@ class HistoryTransform(Transform):
         """Write history and future of a sampled batch ``[B]``."""
         if self._source is None:
             raise ConfigError(
-                "a HistoryTransform without a dataset can not tell a sampled transition's "
+                "a HistoryTransform without a dataset cannot find a sampled transition's "
                 "neighbours: give it the dataset that the replay buffer holds"
             )
         episode = tensordict.get(self.trajectory_key).squeeze(-1)
@@ -142,7 +143,7 @@ class HistoryTransform(Transform):
         return tensordict_reset
 
     def _target(self, state: TensorDictBase, like: torch.Tensor) -> torch.Tensor:
-        """What is asked for at the first step, [*, 1]."""
+        """The target return at the first step, [*, 1]."""
         if self.target_return is not None:
             return like.new_full((*like.shape[:-1], 1), self.target_return)
         to_go = state.get(("prompt", "trajectory", "return_to_go"), None)
@@ -168,8 +169,8 @@ class HistoryTransform(Transform):
         stands = tensordict.get("_step", None)
         for key, old in before.items():
             axis = len(tensordict.batch_size)
-            kept = (action if key[-1] == "action" else old).narrow(axis, 1, self.steps - 1)
-            value = torch.cat([kept, present[key[-1]].unsqueeze(axis)], dim=axis)
+            previous = (action if key[-1] == "action" else old).narrow(axis, 1, self.steps - 1)
+            value = torch.cat([previous, present[key[-1]].unsqueeze(axis)], dim=axis)
             if stands is not None:
                 moves = expand_as_right(stands.reshape(tensordict.batch_size), value)
                 value = torch.where(moves, value, old)
@@ -187,20 +188,27 @@ class HistoryTransform(Transform):
         return observation_spec
 
 
-class _Source:
-    """Where a dataset's episodes are, and its returns-to-go, computed once.
+class _Source(nn.Module):
+    """Columns of a dataset, its returns-to-go and the places of its episodes.
 
-    Nothing of it is a buffer of the transform: it is data, and must not enter a state_dict.
+    They are non-persistent buffers: they follow ``.to()`` and enter no ``state_dict``.
     """
 
+    starts: torch.Tensor
+    lengths: torch.Tensor
+
     def __init__(self, dataset: TrajectoryDataset) -> None:
+        super().__init__()
         transitions = dataset.transitions
-        self.starts, self.lengths = dataset.starts, dataset.lengths
-        self.columns = {
+        columns = {
+            "starts": dataset.starts,
+            "lengths": dataset.lengths,
             "observation": transitions["observation"],
             "action": transitions["action"],
             "return_to_go": returns_to_go(transitions["next", "reward"], dataset.lengths),
         }
+        for name, value in columns.items():
+            self.register_buffer(name, value, persistent=False)
 
     def gather(
         self,
@@ -218,6 +226,6 @@ class _Source:
         rows = self.starts[episode].unsqueeze(-1) + wanted.clamp_min(0).minimum(last.unsqueeze(-1))
         gathered = {}
         for name in names:
-            value = self.columns[name][rows]
+            value = self.get_buffer(name)[rows]
             gathered[name] = (value * mask.unsqueeze(-1)).to(device)
         return gathered, mask.to(device)

@@ -104,7 +104,7 @@ class TrajectoryPromptTransform(PromptTransform):
         else:
             out_keys = [("prompt", "trajectory", key) for key in bank.prompts.keys()]  # noqa: SIM118
         super().__init__(in_keys=[task_key], out_keys=out_keys)
-        self.bank = bank
+        self.bank = bank.shallow_copy()  # moved with the transform, and the caller's is not
         self.choice = choice
         self.prompts_per_task = prompts_per_task
         self.trajectory_key = trajectory_key

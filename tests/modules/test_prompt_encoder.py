@@ -1,6 +1,7 @@
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictParams
+from torchrl.objectives import LossModule
 
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
 from llmdpd_torchrl.modules.prompt_encoder import (
@@ -110,8 +111,28 @@ def test_a_part_can_be_left_out(bank):
 
 def test_the_tables_are_no_state_and_move_along(bank):
     network = PromptNetwork(encoder(), PromptTables(TABLE, bank))
-    assert not [key for key in network.state_dict() if "table" in key or "bank" in key]
+    assert network.state_dict().keys() == {f"encoder.{k}" for k in network.encoder.state_dict()}
     network.double()
     index = {"text_index": torch.tensor([[1]]), "trajectory_index": torch.tensor([[0]])}
     z = network(TensorDict({"prompt": index}, [1]))["prompt_embedding"]
+    assert z.dtype == torch.float64
+    assert bank.prompts["observation"].dtype == torch.float32  # the caller's stay where they are
+
+
+def test_the_tables_enter_neither_the_losses_state_nor_its_targets(bank):
+    class Loss(LossModule):
+        network: PromptNetwork
+        network_params: TensorDictParams
+        target_network_params: TensorDictParams
+
+    loss = Loss()
+    network = PromptNetwork(encoder(), PromptTables(TABLE, bank))
+    loss.convert_to_functional(network, "network", create_target_params=True)
+    sizes = {tuple(value.shape) for value in loss.state_dict().values()}
+    assert sizes
+    assert not sizes & {tuple(TABLE.shape), tuple(bank.prompts["observation"].shape)}
+    index = {"text_index": torch.tensor([[1]]), "trajectory_index": torch.tensor([[0]])}
+    loss.double()  # where .to() of a loss does not reach the network itself
+    with loss.network_params.to_module(network):
+        z = network(TensorDict({"prompt": index}, [1]))["prompt_embedding"]
     assert z.dtype == torch.float64

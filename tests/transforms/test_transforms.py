@@ -20,6 +20,7 @@ from llmdpd_torchrl.transforms import (
     TextPromptTransform,
     TrajectoryPromptTransform,
 )
+from llmdpd_torchrl.transforms.trajectory_prompt import check_training_prompts
 from llmdpd_torchrl.utils.errors import PromptError
 
 REACH = METAWORLD_TASKS.index("reach-v3")
@@ -229,3 +230,23 @@ def test_without_a_demonstration_the_gate_is_open_and_the_context_empty(dataset,
         assert (context == 0).all()
     env = TransformedEnv(reach(), transforms.clone())
     assert (env.rollout(2)["prompt", "observation_gate"] == 1).all()
+
+
+def test_a_transform_that_is_moved_leaves_the_callers_prompts(bank):
+    transform = TrajectoryPromptTransform(bank).to(torch.float64)
+    env = TransformedEnv(reach(), transform)
+    assert env.reset()["prompt", "trajectory", "action"].dtype == torch.float64
+    assert bank.prompts["action"].dtype == torch.float32
+
+
+def test_no_task_has_no_text():
+    with pytest.raises(IndexError):
+        TextPromptTransform(TABLE)(TensorDict({"task_id": torch.tensor([[-1]])}, [1]))
+
+
+def test_prompts_of_a_training_are_checked_once(bank):
+    check_training_prompts(bank, bank.task_id)
+    with pytest.raises(PromptError, match="no trajectory prompt for task 3"):
+        check_training_prompts(bank, torch.tensor([3]))
+    with pytest.raises(PromptError, match="only trajectory prompt"):
+        check_training_prompts(bank.first(1), bank.task_id)
