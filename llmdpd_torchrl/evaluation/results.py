@@ -120,13 +120,11 @@ def print_table(summary: ResultsSummary, console: Console | None = None) -> None
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
-    for title, tasks, group in _groups(summary):
+    for title, rows, (mean, *cells) in _sections(summary):
         table.add_row(f"[bold]{title}[/bold]")
-        for task in tasks:
-            table.add_row(f"  {task.task}", *_task_cells(task)[:-1])
-        table.add_row(
-            f"  [bold]{_mean_label(group)}[/bold]", *_group_cells(group)[:-1], end_section=True
-        )
+        for task, *others in rows:
+            table.add_row(f"  {task}", *others[:-1])
+        table.add_row(f"  [bold]{mean}[/bold]", *cells[:-1], end_section=True)
     console = console or Console()
     console.print(table)
     for note in _notes(summary):
@@ -140,10 +138,9 @@ def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> Non
         "| " + " | ".join(columns) + " |",
         "|---" + "|---:" * (len(columns) - 1) + "|",
     ]
-    for title, tasks, group in _groups(summary):
+    for title, rows, (mean, *cells) in _sections(summary):
         lines.append(f"| **{title}** |" + " |" * (len(columns) - 1))
-        lines += [f"| {' | '.join((task.task, *_task_cells(task)))} |" for task in tasks]
-        lines.append(f"| **{_mean_label(group)}** | {' | '.join(_group_cells(group))} |")
+        lines += [f"| {' | '.join(row)} |" for row in (*rows, (f"**{mean}**", *cells))]
     for note in _notes(summary):
         lines += ["", note]
     text = "\n".join(lines) + "\n"
@@ -222,13 +219,18 @@ def _columns(summary: ResultsSummary) -> tuple[str, ...]:
     return "task", summary.measure, "n", "95 % interval", "mean length", "action change"
 
 
-def _groups(summary: ResultsSummary) -> Iterator[tuple[str, Sequence[TaskSummary], GroupSummary]]:
+def _sections(
+    summary: ResultsSummary,
+) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
+    """Title, rows of the tasks, and row of their mean, for seen and for unseen tasks."""
     for title, seen, group in (
         ("seen tasks", True, summary.seen),
         ("unseen tasks", False, summary.unseen),
     ):
         if group is not None:
-            yield title, [task for task in summary.tasks if task.seen is seen], group
+            rows = [(task.task, *_task_cells(task)) for task in summary.tasks if task.seen is seen]
+            mean = f"mean of {group.tasks} task{'s' if group.tasks > 1 else ''}"
+            yield title, rows, (mean, *_group_cells(group))
 
 
 def _task_cells(task: TaskSummary) -> tuple[str, ...]:
@@ -240,10 +242,6 @@ def _task_cells(task: TaskSummary) -> tuple[str, ...]:
 def _group_cells(group: GroupSummary | TaskSummary) -> tuple[str, ...]:
     value, _, interval = group.percent.text(1).partition(" ")
     return value, str(group.episodes), interval.strip("()"), "", ""
-
-
-def _mean_label(group: GroupSummary) -> str:
-    return f"mean of {group.tasks} task{'s' if group.tasks > 1 else ''}"
 
 
 def _notes(summary: ResultsSummary) -> Iterator[str]:

@@ -170,6 +170,13 @@ def test_an_action_that_is_not_finite_fails_its_episode_alone():
     assert steps == [2, 2, 2] + [1] * 9
 
 
+def test_settings_as_results_store_them():
+    stored = EvaluationSettings(num_envs=3).to_dict()
+    assert stored["lanes"] == 3
+    assert stored["group_size"] == 128
+    assert "num_envs" not in stored
+
+
 def test_every_group_has_all_tasks():
     settings = EvaluationSettings(episodes_per_task=50, group_size=60)
     groups = settings.groups(["a", "b", "c"])
