@@ -244,7 +244,7 @@ class _Worker:
 
     def __init__(self) -> None:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
-            os._exit(_WITHOUT_GUARD)  # this process is a worker that imports the main script
+            raise SystemExit(_WITHOUT_GUARD)  # we are a worker that imports the main script
         context = multiprocessing.get_context("spawn")
         self.is_ready = False
         self.connection, theirs = context.Pipe()
