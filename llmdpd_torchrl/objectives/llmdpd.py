@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey, _unravel_key_to_tuple, expand_as_right, unravel_key
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, step_mdp
 from torchrl.objectives import LossModule, ValueEstimators
 from torchrl.objectives.utils import _vmap_func, dispatch_value_estimator
@@ -37,15 +37,13 @@ class LLMDPDLoss(LossModule):
         L_{qvalue} &= \sum_j E\,(Q_j(s, a, z) - y)^2, \quad
         y = r + \gamma (1 - terminated) \min_j Q'_j(s', a', z), \; a' \sim \pi'_{\theta'}(s', z).
 
-    The squared norm is averaged over the action's dimensions. z is encoded once per forward pass;
-    s' has the prompt of s. The prompt network learns from L_d, L_qvalue and, under one-step
-    guidance, L_r through the actor, but never through L_r's critics: it could otherwise raise Q
-    while the policy stays the same.
+    The squared norm is averaged over the action's dimensions; s' has the prompt of s. The prompt
+    network learns from L_d, L_qvalue and, under one-step guidance, L_r through the actor, but never
+    through L_r's critics: it could otherwise raise Q while the policy stays the same.
 
     Args:
         prompt_network (TensorDictModule or None): makes z. ``None``: no prompt, or z in the data.
-        actor_network (TensorDictModule): a :class:`~llmdpd_torchrl.modules.DiffusionActor`; its
-            ``from_torchrl`` adapts TorchRL's.
+        actor_network (TensorDictModule): a :class:`~llmdpd_torchrl.modules.DiffusionActor`.
         qvalue_network (list of TensorDictModule): two critics or more.
 
     Keyword Args:
@@ -60,19 +58,18 @@ class LLMDPDLoss(LossModule):
     The output also holds detached scalars: ``bc`` (L_d), ``guidance`` (L_r, 0 while λ is 0),
     ``lmbda``, ``q_value`` and ``target_value`` (batch means). Priorities are written to
     ``td_error``; ``priority_weight``, where given, weighs the rows. Entries are cast to the
-    networks' precision, flags to bool. Values are not checked, which would wait for the device:
-    data are checked on loading, and the trainer notices losses that are not finite;
-    :class:`~torchrl.envs.transforms.FiniteTensorDictCheck` checks a buffer of your own.
+    networks' precision, flags to bool. Values are not checked, which would wait for the device: the
+    data are checked on loading (a buffer of your own may be by
+    :class:`~torchrl.envs.transforms.FiniteTensorDictCheck`), and losses by the trainer.
 
     Raises:
-        ConfigError: on an unknown name, a number out of range, or anything but a list of critics.
-        TypeError: if ``actor_network`` is no diffusion actor.
+        ConfigError: on a setting out of range, or anything but a list of critics.
+        TypeError: if the actor is another (``DiffusionActor.from_torchrl`` adapts TorchRL's).
         DataError: if the batch lacks a key or an entry has a wrong shape.
 
     Examples:
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-        >>> linear = torch.nn.Linear(6, 5)
-        >>> prompt = TensorDictModule(linear, [("prompt", "text")], ["prompt_embedding"])
+        >>> prompt = TensorDictModule(nn.Linear(6, 5), [("prompt", "text")], ["prompt_embedding"])
         >>> actor = DiffusionActor(action_dim=2, condition_dim=3 + 5)
         >>> loss = LLMDPDLoss(prompt, actor, make_qvalue_networks(3, 2, 5), lmbda=0.1)
         >>> state, flag = torch.randn(4, 3), torch.zeros(4, 1, dtype=torch.bool)
@@ -88,7 +85,6 @@ class LLMDPDLoss(LossModule):
         ...     observation=state, action=torch.zeros(4, 2), prompt_text=torch.randn(4, 6),
         ...     next_observation=state, next_reward=flag + 1.0, next_done=flag,
         ...     next_terminated=flag)
-        >>> (loss_actor + loss_qvalue).backward()
     """
 
     @dataclass
@@ -110,7 +106,6 @@ class LLMDPDLoss(LossModule):
     deterministic_sampling_mode = ExplorationType.RANDOM
     _schedulable_buffers = frozenset({"lmbda"})
     out_keys = ["loss_actor", "loss_qvalue", "bc", "guidance", "lmbda", "q_value", "target_value"]  # noqa: RUF012
-
     lmbda: Tensor
     prompt_network: TensorDictModule | None
     prompt_network_params: TensorDictParams
@@ -172,8 +167,7 @@ class LLMDPDLoss(LossModule):
         self.lmbda = self.lmbda
 
     def _make_vmap(self) -> None:
-        randomness = self.vmap_randomness
-        self._vmap_qvalue = _vmap_func(self.qvalue_network, (None, 0), randomness=randomness)
+        self._vmap_q = _vmap_func(self.qvalue_network, (None, 0), randomness=self.vmap_randomness)
 
     def _set_in_keys(self) -> None:
         keys, actor, prompt = self.tensor_keys, self.actor_network, self.prompt_network
@@ -185,8 +179,7 @@ class LLMDPDLoss(LossModule):
         self._prompt_keys = [k for k in states if any(path(k)[: len(r)] == r for r in roots)]
         after = [unravel_key(("next", key)) for key in states if key not in self._prompt_keys]
         columns = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
-        read = dict.fromkeys([keys.action, *states, *raw])
-        self._root_keys = [key for key in read if key not in made]
+        self._root_keys = [k for k in dict.fromkeys([keys.action, *states, *raw]) if k not in made]
         self._flag_keys, self._state_keys = columns[1:], [*states, *after, *columns]
         self._widths = {keys.action: actor.module.action_dim, **dict.fromkeys(columns, 1)}
         self.in_keys = [*self._root_keys, *after, *columns]
@@ -195,9 +188,7 @@ class LLMDPDLoss(LossModule):
         self.value_estimator.set_keys(value=self.tensor_keys.state_action_value)
         super()._forward_value_estimator_keys(**kwargs)
 
-    def make_value_estimator(
-        self, value_type: ValueEstimators | ValueEstimatorBase | type | None = None, **kwargs: Any
-    ) -> None:
+    def make_value_estimator(self, value_type: Any = None, **kwargs: Any) -> None:
         """Choose the estimator of y, one that needs no state value, and its ``gamma`` in [0, 1]."""
         value_type = self.default_value_estimator if value_type is None else value_type
         gamma = float(kwargs.get("gamma", getattr(value_type, "gamma", 0.0)))
@@ -207,9 +198,8 @@ class LLMDPDLoss(LossModule):
             super().make_value_estimator(value_type, **kwargs)
         else:  # without a network: the next value is put into the data
             known = (ValueEstimators.TD0, ValueEstimators.TD1, ValueEstimators.TDLambda)
-            dispatch_value_estimator(
-                self, value_type, supported=known, value_network=None, **kwargs
-            )
+            kwargs |= {"supported": known, "value_network": None}
+            dispatch_value_estimator(self, value_type, **kwargs)
         self._forward_value_estimator_keys()
 
     def diffusion_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -235,10 +225,7 @@ class LLMDPDLoss(LossModule):
         loss_qvalue, others = self._qvalue_terms(data)
         metadata |= {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, **others}
         tensordict.set(self.tensor_keys.priority, metadata.pop("td_error"))
-        out = TensorDict(metadata)
-        params = (name for name in LLMDPDLoss.__annotations__ if name.endswith("_params"))
-        self._clear_weakrefs(tensordict, data, out, *params)  # torch.compile cannot rebuild them
-        return out
+        return TensorDict(metadata)
 
     def _actor_terms(self, data: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         process = self.actor_network.module
@@ -272,7 +259,7 @@ class LLMDPDLoss(LossModule):
         noisy, noise = process.add_noise(action, step)
         output = process.denoise(noisy, self._condition(data), step)
         target = process.target(action, noise, step)
-        error = torch.nn.functional.mse_loss(output, target, reduction="none")
+        error = nn.functional.mse_loss(output, target, reduction="none")
         return step, noisy, output, error if self.reduction == "mean" else error.mean(-1)
 
     def _qvalue_terms(self, data: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -315,7 +302,7 @@ class LLMDPDLoss(LossModule):
         critic, key = self.qvalue_network, self.tensor_keys.state_action_value
         batch = data.select(*critic.in_keys, strict=False).set(self.tensor_keys.action, action)
         if not self.deactivate_vmap:
-            return self._vmap_qvalue(batch, params).get(key).squeeze(-1)
+            return self._vmap_q(batch, params).get(key).squeeze(-1)
         values = []  # TorchRL's pseudo-vmap takes a millisecond and makes torch.compile start again
         for one in params.unbind(0):
             with one.to_module(critic, preserve_module_state=False):
@@ -329,10 +316,7 @@ class LLMDPDLoss(LossModule):
 
 
 class DiffusionQLLoss(LLMDPDLoss):
-    """Diffusion-QL (Wang et al. 2023): :class:`LLMDPDLoss` without a prompt.
-
-    Args:
-        actor_network, qvalue_network, **kwargs: as there; ``lmbda`` is the paper's η.
+    """Diffusion-QL (Wang et al. 2023): :class:`LLMDPDLoss` without a prompt; ``lmbda`` is its η.
 
     Examples:
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
