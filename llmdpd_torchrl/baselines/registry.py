@@ -1,7 +1,7 @@
-"""What can be trained by name: this library's method and those that it is compared with.
+"""Algorithms by name: this library's method and those that it is compared with.
 
-Each is a loss, the kinds of actor that it can train, and how its targets follow. Networks, data,
-trainer and evaluation are the same for all, and so are the optimizer and the number of updates.
+Each is a loss, the kinds of actor that it can train, and the schedules of its target networks. All
+share networks, data, trainer, optimizer and evaluation.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import LossModule
 
-from llmdpd_torchrl.baselines.bc import BehaviourCloning
-from llmdpd_torchrl.baselines.cql import CQL
-from llmdpd_torchrl.baselines.iql import IQL
-from llmdpd_torchrl.baselines.mtdiff import MTDiff
-from llmdpd_torchrl.baselines.prompt_dt import PromptDT
-from llmdpd_torchrl.baselines.td3_bc import TD3BC
+from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT
+from llmdpd_torchrl.baselines.torchrl_losses import CQL, IQL, TD3BC, BehaviourCloning
 from llmdpd_torchrl.modules.build import Networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
@@ -31,15 +27,15 @@ __all__ = ["ALGORITHMS", "Algorithm", "get_algorithm"]
 
 
 class Algorithm(NamedTuple):
-    """How a policy is trained.
+    """A loss with what it can train.
 
     Attributes:
-        loss: its class; what its constructor takes by keyword are the algorithm's settings.
-        actors: the kinds of :class:`~llmdpd_torchrl.modules.NetworkConfig` that it can train.
-        schedules: of the target networks, by name.
-        reads_prompts: whether a prompt may be a part of what it is told.
-        has_critics: whether it learns values; if not, rewards and discount are nothing to it.
-        has_encoder: whether prompts reach it through a prompt encoder, which it then trains.
+        loss: loss class; the keywords of its constructor are the algorithm's settings.
+        actors: supported values of :class:`~llmdpd_torchrl.modules.NetworkConfig`'s ``actor``.
+        schedules: update schedules of the target networks, by name.
+        reads_prompts: whether it can be conditioned on a prompt.
+        has_critics: whether it learns values; otherwise rewards and discount are not read.
+        has_encoder: whether prompts are encoded by a prompt encoder, which it trains.
 
     Examples:
         >>> ALGORITHMS["td3_bc"].actors, sorted(ALGORITHMS["td3_bc"].settings)[:2]
@@ -68,15 +64,15 @@ class Algorithm(NamedTuple):
         return found
 
     def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
-        """Check, before any work is done, that networks and settings are such as it can use.
+        """Check networks and settings before any work is done.
 
         Args:
-            name: of the algorithm, for messages.
-            config: of the networks.
-            settings: of the loss, with ``gamma`` and ``reward_scale``.
+            name: name of the algorithm, for messages.
+            config: configuration of the networks.
+            settings: settings of the loss, with ``gamma`` and ``reward_scale``.
 
         Raises:
-            ConfigError: naming what is wrong.
+            ConfigError: if one is not supported.
         """
         if config.actor not in self.actors:
             raise ConfigError(
@@ -108,7 +104,7 @@ class Algorithm(NamedTuple):
         gamma: float,
         **settings: Any,
     ) -> LossModule:
-        """The loss of networks, with its value estimator where there are critics."""
+        """Build the loss of networks, with its value estimator where there are critics."""
         parts: list[Any] = [prompt_network] if self.reads_prompts and self.has_encoder else []
         parts.append(networks.actor)
         if self.has_critics:
@@ -164,14 +160,14 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "mtdiff": Algorithm(MTDiff, ("plan_diffusion",), {}, reads_prompts=True, has_critics=False,
                         has_encoder=False),
 }  # fmt: skip
-"""By name, as in ``configs/algorithm/``."""
+"""Algorithms by name, as in ``configs/algorithm/``."""
 
 
 def get_algorithm(name: str) -> Algorithm:
     """Look up one of :data:`ALGORITHMS`.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if the name is unknown.
     """
     try:
         return ALGORITHMS[name]

@@ -1,4 +1,4 @@
-"""Retrieve and play: what one demonstration gives without any learning. The baseline to beat."""
+"""Retrieve and play: a policy from one demonstration without any learning."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["RetrieveAndPlay", "retrieve_and_play_policy"]
 
 
 class RetrieveAndPlay(TensorDictModuleBase):
-    """Replay the action of the demonstration's nearest step, pulled back onto its way.
+    """Replay the action of the demonstration's nearest step, corrected towards its path.
 
-    At every step, the demonstration's step at which things stood most nearly as they stand now is
-    looked up; its action and the correction are the part ``suggested_action`` of the context that
-    :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval` makes, and are described there.
-    Nothing is trained. Without an effector in the frame the bare action is replayed.
+    At every step, the step of the demonstration with the nearest state is retrieved; its corrected
+    action is the part ``suggested_action`` of the context that
+    :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval` makes, and is described there.
+    Nothing is trained. Without an effector in the frame, the action is replayed as it is.
 
     Args:
-        config: tells the layout of the context; its frame is that of the environments.
+        config: layout of the context; its frame is that of the environments.
         in_keys: default ``["prompt_context"]``.
         out_keys: default ``["action"]``.
 
@@ -52,18 +52,19 @@ class RetrieveAndPlay(TensorDictModuleBase):
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
-        """Write the action. Nothing is drawn: ``generator`` is there for callers of any policy."""
+        """Write the action. It is not random: ``generator`` is accepted as by any policy."""
         return tensordict.set(self.out_keys[0], tensordict.get(self.in_keys[0])[..., self.columns])
 
 
 def retrieve_and_play_policy(config: NetworkConfig | None = None) -> LLMDPDPolicy:
-    """:class:`RetrieveAndPlay` as a policy, to be prompted and evaluated like a trained one.
+    """Make :class:`RetrieveAndPlay` a policy, to be prompted and evaluated like a trained one.
 
     Args:
-        config: of the environments' family; default: Meta-World's. It must read a trajectory.
+        config: configuration for the family of environments, with a trajectory prompt that is
+            retrieved from. Default: Meta-World's.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if it has no such prompt.
 
     Examples:
         >>> retrieve_and_play_policy().config.prompt

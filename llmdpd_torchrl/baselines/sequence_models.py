@@ -1,0 +1,167 @@
+"""Prompt-DT and MTDiff-p: policies that read sequences, prompted with one demonstration.
+
+Both are conditioned, like all policies here, on a demonstration cut to evenly spaced steps (the
+first and the last among them), and, while acting, on the demonstration's return as the target
+return: the originals set one by hand for each task, or normalise returns per task, neither of which
+is possible for a task that was not trained on. Batches, standardisation, gradient clipping and the
+decay of the learning rate are those of all algorithms.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from llmdpd_torchrl.modules.actors.decision_transformer import DecisionTransformerActor
+from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDenoiser, PlanDiffusionActor
+from llmdpd_torchrl.objectives.sequence import SequenceLoss
+from llmdpd_torchrl.utils.errors import ConfigError
+
+__all__ = ["MTDiff", "PromptDT"]
+
+
+class PromptDT(SequenceLoss):
+    """The squared error of the actions at all steps of the history (Xu et al. 2022, algorithm 1).
+
+    "Prompting Decision Transformer for Few-Shot Policy Generalization": the prompt's tokens
+    (return-to-go, state, action) precede those of the recent history, and all actions of the
+    history are predicted from their state tokens. Context of 20 steps, prompt of 5, three layers of
+    128 with one head, dropout 0.1, learning rate 1e-4: ``configs/algorithm/prompt_dt_paper.yaml``;
+    ``prompt_dt.yaml`` is smaller, for a CPU.
+
+    Unlike the original's, the prompt's steps are not successive; positions are those in the
+    sequence, as in TorchRL's decision transformer, and not the steps of the episode; and batches
+    are sampled over all transitions, not task by task.
+
+    Args:
+        actor_network: a :class:`~llmdpd_torchrl.modules.DecisionTransformerActor`.
+
+    Keyword Args:
+        reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``, over rows.
+
+    Raises:
+        TypeError: if the actor is another; and as
+            :class:`~llmdpd_torchrl.objectives.SequenceLoss` does.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from llmdpd_torchrl.modules import ObservationFeatures, PromptDecisionTransformer
+        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
+        >>> network = PromptDecisionTransformer(features, 2, 4, 5, width=8, layers=1)
+        >>> loss = PromptDT(DecisionTransformerActor(network))
+        >>> def steps(n):
+        ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
+        ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
+        >>> batch = {"prompt": {"trajectory": steps(4)}, "history": steps(5)}
+        >>> batch = TensorDict({**batch, "action": torch.rand(6, 2)}, [6])
+        >>> sorted(loss(batch).keys())
+        ['bc', 'loss_actor']
+    """
+
+    data_keys = ("action", "history_action", "history_mask")
+    actor_network: DecisionTransformerActor
+
+    def __init__(
+        self,
+        actor_network: DecisionTransformerActor,
+        *,
+        reduction: Literal["none", "mean", "sum"] = "mean",
+    ) -> None:
+        if not isinstance(actor_network, DecisionTransformerActor):
+            raise TypeError(
+                f"PromptDT trains a DecisionTransformerActor, got {type(actor_network).__name__}"
+            )
+        super().__init__(actor_network, reduction=reduction)
+
+    def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
+        keys = self.tensor_keys
+        present = data.get(keys.action).unsqueeze(-2)
+        wanted = torch.cat([data.get(keys.history_action)[..., :-1, :], present], dim=-2)
+        actions = self.actor_network.actions(data)
+        return (actions - wanted).square(), data.get(keys.history_mask)
+
+
+class MTDiff(SequenceLoss):
+    """The squared error of denoising a plan, where it lies within the episode (He et al. 2023).
+
+    "Diffusion Model is an Effective Planner and Data Synthesizer for Multi-Task Reinforcement
+    Learning", the planner: a transformer like GPT-2 denoises the next 32 actions given the last 2
+    states, a return and a prompt of 20 steps, with classifier-free guidance of 1.2 by the return;
+    the first action is executed and the next step plans again. Four layers of 256, 200 diffusion
+    steps, learning rate 2e-4: ``configs/algorithm/mtdiff_paper.yaml``; ``mtdiff.yaml`` is smaller,
+    for a CPU.
+
+    Unlike in the original, the return is the return-to-go; diffusion step and return are added to
+    the plan's tokens, and attention is not causal, but prompt and history do not attend to the
+    plan, so that they are encoded once per plan; noise schedule, prediction and sampler are this
+    library's.
+
+    Args:
+        actor_network: a :class:`~llmdpd_torchrl.modules.PlanDiffusionActor`.
+
+    Keyword Args:
+        return_dropout (float): probability of hiding the return, so that it can guide samples.
+        reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``, over rows.
+
+    Raises:
+        ConfigError: if ``return_dropout`` is not in [0, 1), or 0 though the actor guides.
+        TypeError: if the actor is no such one; and as
+            :class:`~llmdpd_torchrl.objectives.SequenceLoss` does.
+
+    Randomness comes from torch's global generator.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from llmdpd_torchrl.modules import (
+        ...     ObservationFeatures, SequenceConfig, make_sequence_actor)
+        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
+        >>> sizes = SequenceConfig(history=2, horizon=8, width=8)
+        >>> loss = MTDiff(make_sequence_actor("plan_diffusion", features, 2, 4, sizes))
+        >>> def steps(n):
+        ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
+        ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
+        >>> batch = {"prompt": {"trajectory": steps(4)}, "history": steps(2), "future": steps(8)}
+        >>> sorted(loss(TensorDict(batch, [6])).keys())
+        ['bc', 'loss_actor']
+    """
+
+    data_keys = ("plan", "plan_mask")
+    actor_network: PlanDiffusionActor
+
+    def __init__(
+        self,
+        actor_network: PlanDiffusionActor,
+        *,
+        return_dropout: float = 0.25,
+        reduction: Literal["none", "mean", "sum"] = "mean",
+    ) -> None:
+        if not isinstance(actor_network, PlanDiffusionActor):
+            raise TypeError(
+                f"MTDiff trains a PlanDiffusionActor, got {type(actor_network).__name__}"
+            )
+        guides = cast(PlanDenoiser, actor_network.module.score_network).guidance != 1.0
+        if not 0.0 <= return_dropout < 1.0 or (guides and not return_dropout):
+            raise ConfigError(
+                f"loss.return_dropout is {return_dropout}: it must be below 1, and above 0 where "
+                "network.sequence.guidance is not 1"
+            )
+        super().__init__(actor_network, reduction=reduction)
+        self.return_dropout = return_dropout
+
+    def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
+        actor = self.actor_network
+        process = actor.module
+        actions = data.get(self.tensor_keys.plan)
+        plan = actions.flatten(-2)
+        rows = plan.shape[:-1]
+        condition = process.condition(*(data.get(key) for key in actor.in_keys))
+        hidden = torch.rand(rows, device=plan.device) < self.return_dropout
+        condition = cast(PlanDenoiser, process.score_network).hide_return(condition, hidden)
+        step = torch.randint(0, process.num_steps, rows, device=plan.device)
+        noisy, noise = process.add_noise(plan, step)
+        output = process.denoise(noisy, condition, step)
+        errors = (output - process.target(plan, noise, step)).square()
+        return errors.reshape(actions.shape), data.get(self.tensor_keys.plan_mask)
