@@ -166,13 +166,12 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def _prompted_state(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The actor's inputs from plain observations and the prompt that is held here."""
         observation = self._read(tensordict, "observation")
-        shape, like = observation.shape[:-1], {"device": observation.device}
+        shape = observation.shape[:-1]
         state = TensorDict({"observation": observation}, batch_size=shape)
         if self.retrieval is not None:
-            row = torch.full(shape, self.row, **like)
+            row = torch.full(shape, self.row, device=observation.device)
             state["prompt_context"] = self.retrieval(observation, row)
-            gate = torch.full((*shape, 1), float(self.is_open), dtype=observation.dtype, **like)
-            state[_GATE] = gate
+            state[_GATE] = observation.new_full((*shape, 1), float(self.is_open))
         if self.embedding is not None:
             state["prompt_embedding"] = self.embedding.expand(*shape, -1)
         return state
@@ -302,6 +301,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """What a policy that retrieves reads trajectory prompts with."""
         config, bank = self.config, self.filled(tables).trajectories
         assert bank is not None
+        assert config.frame is not None
         return PromptRetrieval(
             bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
         )
