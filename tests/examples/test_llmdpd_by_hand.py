@@ -5,6 +5,10 @@ import math
 import re
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "llmdpd_by_hand.py"
 
 

@@ -14,6 +14,8 @@ import pytest
 from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
 from llmdpd_torchrl.policies import LLMDPDPolicy
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = "train_d4rl.py"
 NO_VIDEO = ("video.tasks=[]", "progress=false")
 

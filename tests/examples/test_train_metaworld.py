@@ -15,6 +15,8 @@ import torch
 
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
 

@@ -4,6 +4,8 @@ import pytest
 
 from tests.reliability import bad_inputs, entries
 
+pytestmark = pytest.mark.integration
+
 
 def label(case):
     return f"{case.entry}: {str(case.given)[:60]}"

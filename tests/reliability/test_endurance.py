@@ -4,6 +4,8 @@ import pytest
 
 from tests.reliability.endurance import STATM, endure
 
+pytestmark = pytest.mark.integration
+
 LONG = 20_000
 
 

@@ -14,6 +14,8 @@ from llmdpd_torchrl.utils.files import DISK_ERRORS
 from tests.reliability import entries
 from tests.reliability.harness import small_files
 
+pytestmark = pytest.mark.integration
+
 SLOW = pytest.mark.slow  # it starts processes that import the simulator
 TINY = (
     "preset=smoke", "prompt=both", "network.hidden=[8]", "trainer.total_updates=20",

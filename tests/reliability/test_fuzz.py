@@ -22,6 +22,8 @@ from llmdpd_torchrl.utils.files import write_checksums
 from tests.reliability.entries import call
 from tests.reliability.short_training import build
 
+pytestmark = pytest.mark.integration
+
 FUZZ = settings(
     max_examples=60,
     deadline=None,

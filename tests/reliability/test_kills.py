@@ -4,6 +4,8 @@ import pytest
 
 from tests.reliability import harness, short_training
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     # No multiple of the log interval: averages are in flight when it saves.

@@ -199,7 +199,7 @@ def test_a_script_without_guard_is_told_to_have_one(tmp_path, guarded):
         return
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
-    assert 'leaked' not in done.stderr
+    assert "leaked" not in done.stderr
     assert 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
