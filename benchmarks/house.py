@@ -105,13 +105,13 @@ def upward_imports(
 def structure() -> tuple[dict[str, float], dict[str, Any]]:
     """The figures that need no run, and what they are from."""
     files = read_files(PACKAGE)
-    raw = {
+    raw: dict[str, Any] = {
         "circles": circles(files),
         "upward_imports": upward_imports(files, ORDER, MAY_NOT),
         "files": {name: file._asdict() | {"imports": sorted(file.imports)}
                   for name, file in files.items()},
     }  # fmt: skip
-    figures = {
+    figures: dict[str, float] = {
         "files": len(files),
         "lines": sum(file.lines for file in files.values()),
         "circles": len(raw["circles"]),

@@ -146,6 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mode.add_argument("--list", action="store_true", help="what is done and what is missing")
     mode.add_argument("--plan", action="store_true", help="what would be run; runs nothing")
     mode.add_argument("--page", action="store_true", help="write the page; runs nothing")
+    mode.add_argument(
+        "--renamed", action="store_true",
+        help="after settings were renamed and nothing else: store the new fingerprints",
+    )  # fmt: skip
     mode.add_argument("--check", action="store_true", help="recompute the committed figures")
     given = parser.parse_args(arguments)
     names = [word for word in given.words if "=" not in word]
@@ -154,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = [s for s in settings if s.startswith("definitions=")]
         studies = read_studies(Path(read_options(Options, own).definitions))
         unknown = [name for name in names if name not in {*studies, *figures.NAMES}]
-        if unknown or not (names or given.list or given.page or given.check):
+        alone = given.list or given.page or given.check or given.renamed
+        if unknown or not (names or alone):
             name = unknown[0] if unknown else ""
             raise ConfigError(f"study is {name!r}: use one of {', '.join(studies)}")
         if not given.check and len(names) == 1 and studies[names[0]].module:
@@ -180,6 +185,12 @@ def _common(
     claims = read_claims(Path(options.definitions).parent / "claims.yaml", studies)
     if given.check:
         return check(names, studies, store)
+    if given.renamed:
+        from benchmarks.studies.runner import adopt_renames
+
+        found = adopt_renames(studies, _place(options, store), write=True)
+        print(f"{len(found)} stored trainings have new fingerprints")
+        return 0
     if given.list:
         list_studies(studies, options, store)
         return 0

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.common import RESULTS, write_figures, write_readme_table
 from benchmarks.studies.judge import Side, mean, scores, sides_of
 from benchmarks.studies.page import figures as page_figures
@@ -109,7 +111,7 @@ def score_figures(rows: Sequence[Row], store: Store) -> dict[str, float]:
             found |= {f"{name}_low": low, f"{name}_high": high}
     trainings = _trainings(rows, store)
     flat = [one for some in trainings.values() for one in some]
-    goals = [len(task[0]) for study, side in rows for task in scores(study, side).values()]
+    goals = [np.shape(task)[-1] for study, side in rows for task in scores(study, side).values()]
     found |= {
         "policies": len(flat),
         "updates": min(one["updates"] for one in flat),
@@ -140,7 +142,7 @@ def speed_table(rows: Sequence[Row]) -> Table:
     cells: dict[str, dict[str, Estimate]] = {}
     for study, side in rows:
         for task, found in scores(study, side).items():
-            means = [statistics.fmean(goals) for goals in found]
+            means = np.asarray(found).mean(-1).tolist()
             cells.setdefault(task, {})[side.arm.name] = student_interval(means)
     cells["mean of four speeds"] = {row.side.arm.name: mean(*row) for row in rows}
     head = ("score (95 % interval over seeds)", *(name.replace("_", " ") for name in COLUMNS))
@@ -175,7 +177,7 @@ def success_tables(rows: Sequence[Row]) -> list[Table]:
         each = []
         if side.arm.group == "unseen":
             tasks = sorted(found)
-            each = [f"{_mean_of(found[task]):.0f}" for task in tasks]
+            each = [f"{np.mean(found[task]):.0f}" for task in tasks]
         line = side.variant.name, side.arm.name, *each, _range(mean(study, side))
         by_group[side.arm.group].append(line)
     head = "variant", "prompted with"
@@ -183,10 +185,6 @@ def success_tables(rows: Sequence[Row]) -> list[Table]:
         Table((*head, *tasks, "unseen, % (95 %)"), by_group["unseen"]),
         Table((*head, "seen, % (95 %)"), by_group["seen"]),
     ]
-
-
-def _mean_of(found: Any) -> float:
-    return float(sum(map(sum, found)) / sum(map(len, found)))
 
 
 def readme_rows(rows: Sequence[Row]) -> Iterator[str]:

@@ -338,7 +338,7 @@ def _arm(raw: Any, where: str) -> Arm:
         name += f"_{key}_{raw[key]}"
         value = f"[{raw[key]}]" if key == "noise" else raw[key]
         overrides.append(f"{DEMONSTRATIONS[key]}={value}")
-    return Arm(raw.get("name", name), group, tuple(overrides))
+    return Arm(str(raw.get("name", name)), group, tuple(overrides))
 
 
 def _test(raw: Any, studies: Mapping[str, Study]) -> Test:

@@ -12,9 +12,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -31,7 +32,7 @@ from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
 from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
-from llmdpd_torchrl.experiments.run import prepare, run_stage
+from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.backends import Backend, make_backend
@@ -40,12 +41,12 @@ from llmdpd_torchrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[2]
 #: By family: the name of the configuration, its class, and settings that name the data.
-_FAMILIES = {
+_FAMILIES: dict[str, Any] = {
     "metaworld": ("train_metaworld", MetaWorld, ("data.folder={data}",)),
     "locomotion": ("train_d4rl", Locomotion, ()),
 }
 #: Settings of a stored training that do not distinguish it from another.
-_INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45")
+_INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45 ")
 #: Tasks whose episodes are evaluated, and stored, at a time.
 TASKS_AT_A_TIME = 23
 #: Measured with one thread of a shared core; used where nothing of the variant is stored yet.
@@ -159,7 +160,7 @@ def check(wanted: Sequence[Job], place: Place) -> None:
     """
     for job in wanted:
         stored = place.store.training(job.study, job.variant, job.seed)
-        settings = [s for s in stored.get("settings", ()) if not s.startswith(_INCIDENTAL)]
+        settings = [s for s in stored.get("settings", ()) if not f"{s} ".startswith(_INCIDENTAL)]
         if settings and settings != list(job.variant.settings):
             path = place.store.training_path(job.study, job.variant, job.seed)
             raise ConfigError(
@@ -176,6 +177,37 @@ def check(wanted: Sequence[Job], place: Place) -> None:
                     prepare(changed, _FAMILIES[job.study.family][1]())
         except UserError as error:
             raise ConfigError(f"{job.study.name}, variant {job.variant.name!r}: {error}") from None
+
+
+def adopt_renames(studies: Mapping[str, Study], place: Place, *, write: bool) -> list[str]:
+    """Stored trainings whose fingerprint is not that of their settings and data any more.
+
+    A setting that was renamed, or taken out with its default, changes all fingerprints and no
+    training.
+
+    Args:
+        studies: all of them.
+        place: the stored files.
+        write: whether to store the new fingerprints; only after nothing but names has changed.
+
+    Returns:
+        the files.
+    """
+    found = {}
+    for study in studies.values():
+        for variant in study.variants:
+            for seed in study.seeds_of(variant):
+                stored = place.store.training(study, variant, seed)
+                path = place.store.training_path(study, variant, seed)
+                if "settings" not in stored or "data_hash" not in stored or path in found:
+                    continue
+                family = _FAMILIES[study.family][1]()
+                cfg = Job(study, variant, seed).read(place)
+                now = fingerprint(cfg, family, stored["data_hash"])
+                found[path] = now != stored["fingerprint"]
+                if write and found[path]:
+                    write_json(path, {**stored, "fingerprint": now})
+    return [str(path) for path, differs in found.items() if differs]
 
 
 def run(job: Job, place: Place) -> None:

@@ -31,7 +31,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.utils.processes import available_cores
 
-__all__ = ["STAGES", "prepare", "run_experiment", "run_stage"]
+__all__ = ["STAGES", "fingerprint", "prepare", "run_experiment", "run_stage"]
 
 #: The settings that a training depends on, beside the data and the family's own settings.
 _IDENTITY = (
@@ -140,14 +140,18 @@ def _build_once(cfg: DictConfig, network: NetworkConfig) -> None:
 def collect(run: Run) -> None:
     """Get the data, and the fingerprint of the training on them."""
     run.family.collect(run)
+    run.fingerprint = fingerprint(run.cfg, run.family, run.dataset.manifest.data_hash)
+
+
+def fingerprint(cfg: DictConfig, family: Family, data_hash: str) -> str:
+    """Hash of everything that a training depends on."""
     identity = [
-        {key: plain(run.cfg[key]) for key in _IDENTITY},
-        run.cfg.trainer.total_updates,
-        run.family.identity(run.cfg),
-        run.dataset.manifest.data_hash,
+        {key: plain(cfg[key]) for key in _IDENTITY},
+        cfg.trainer.total_updates,
+        family.identity(cfg),
+        data_hash,
     ]
-    text = json.dumps(identity, sort_keys=True)
-    run.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def report(run: Run) -> None:

@@ -9,9 +9,11 @@ from filelock import FileLock
 
 from benchmarks.studies import __main__ as results
 from benchmarks.studies import runner
-from benchmarks.studies.store import read_episodes, write_episodes
+from benchmarks.studies.registry import read_studies
+from benchmarks.studies.store import Store, read_episodes, write_episodes
 from tests.benchmarks.studies.tiny import HEAD, write
 
+ROOT = Path(__file__).parents[3]
 SMOKE = HEAD.replace("[0, 1, 2]", "[3]").replace("episodes: 4", "episodes: 2") + (
     "preset: smoke\noverrides: [progress=false, data.workers=1, trainer.total_updates=20, "
     "network.text_dropout=0.2, network.trajectory_dropout=0.2]\nreference: {arm: both}\n"
@@ -158,3 +160,27 @@ def test_the_time_of_an_interrupted_training_is_added_up(tmp_path, monkeypatch):
     assert runner._timed_training(Fake()) == pytest.approx(7.0, abs=0.2)
     (tmp_path / "training").mkdir()  # as a killed one leaves it
     assert runner._timed_training(Fake()) is None
+
+
+@pytest.mark.integration
+def test_stored_trainings_are_recognised(tmp_path):
+    """By settings, defaults and data: renaming a setting must not lose what is stored."""
+    studies = read_studies(ROOT / "benchmarks" / "studies" / "definitions")
+    place = runner.Place(Store(ROOT / "benchmarks" / "results"), tmp_path, tmp_path)
+    assert runner.adopt_renames(studies, place, write=False) == []
+
+
+def test_fingerprints_of_stored_trainings_can_follow_a_rename(tmp_path):
+    text = HEAD.replace("[0, 1, 2]", "[0]") + "arms: [both]\nvariants: {ours: {}}\npreset: ml45"
+    studies = read_studies(write(tmp_path / "definitions", tiny=text))
+    place = runner.Place(Store(tmp_path), tmp_path, tmp_path)
+    path = place.store.training_path(studies["tiny"], studies["tiny"].variants[0], 0)
+    path.parent.mkdir()
+    about = {"settings": ["preset=ml45"], "data_hash": "0", "fingerprint": "of other names"}
+    path.write_text(json.dumps(about))
+    assert runner.adopt_renames(studies, place, write=True) == [str(path)]
+    stored = json.loads(path.read_text())
+    assert {**stored, "fingerprint": about["fingerprint"]} == about
+    assert runner.adopt_renames(studies, place, write=False) == []
+    studies = read_studies(write(tmp_path / "definitions", tiny=text.replace("ml45", "quick")))
+    assert runner.adopt_renames(studies, place, write=False) == [str(path)]
