@@ -155,17 +155,10 @@ MUTATIONS = (
         MATH + "test_every_term_equals_its_second_derivation",
     ),
     Mutation(
-        "rewards without a column",
-        LOSS,
-        "if width and value.shape != (*rows, width)",
-        "if False",
-        INPUTS + "test_columns_that_would_broadcast",
-    ),
-    Mutation(
         "flags as numbers",
         LOSS,
         "torch.bool if key in self._flag_keys else dtype",
-        "dtype",
+        "value.dtype if key in self._flag_keys else dtype",
         INPUTS + "test_flags_of_any_type_mean_the_same",
     ),
 )
