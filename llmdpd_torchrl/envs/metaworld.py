@@ -79,7 +79,12 @@ def _simulator_class(task: str) -> Any:
         size.offheight = max(size.offheight, self.height)
         return model, mujoco.MjData(model)
 
-    return type(base.__name__, (base,), {"_initialize_simulation": initialize})
+    def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+        render = None if self.render_mode is None else (self.width, self.height)
+        return functools.partial(make_simulator, task, render=render), ()  # made again, not copied
+
+    members = {"_initialize_simulation": initialize, "__reduce_ex__": reduce}
+    return type(base.__name__, (base,), members)
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,13 +10,13 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
-def test_one_demonstration_opens_a_window(dataset):
+def test_one_demonstration_opens_a_window(dataset, backend):
     """No training, other placements than the demonstration's."""
     tables = PromptTables(trajectories=TrajectoryPromptBank.from_dataset(dataset, 128))
     settings = EvaluationSettings(episodes_per_task=3, max_steps=200)
     episodes = evaluate(
         retrieve_and_play_policy(), ["window-open-v3"], tables, settings=settings,
-        workers=1, progress=False,
+        backend=backend, progress=False,
     )  # fmt: skip
     assert all(episode.success for episode in episodes)
 

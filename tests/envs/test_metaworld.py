@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,13 @@ def test_evaluation_goals_are_fixed_and_differ_from_collections():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ConfigError, match=message):
         MetaWorldEnv(**arguments)
+
+
+def test_an_environment_can_be_pickled():
+    env = MetaWorldEnv("reach-v3", num_goals=2, max_steps=5)
+    env.choose_episode(1)
+    copied = pickle.loads(pickle.dumps(env))
+    assert torch.equal(copied.reset()["observation"], env.reset()["observation"])
+    assert env.reset()["observation"][-3:].any()  # the goal is visible in both
+    env.close()
+    copied.close()
