@@ -103,7 +103,7 @@ class EvaluationSchema(Section):
     """``evaluation``."""
 
     episodes_per_task: Size
-    max_steps: Size
+    max_steps: Size | None
     seed: Seed
     stochastic: bool | None
     workers: Size | None
@@ -219,7 +219,7 @@ def read(kind: type[Kind], cfg: Any, where: str, **more: Any) -> Kind:
         if key not in types:
             raise ConfigError(_unknown(f"{where}.{key}", types))
         if dataclasses.is_dataclass(types[key]) and isinstance(value, dict):
-            values[key] = read(types[key], value, f"{where}.{key}")  # type: ignore[type-var]
+            values[key] = read(types[key], value, f"{where}.{key}")
             continue
         try:
             strict = not isinstance(value, list)  # a list may become a tuple

@@ -28,8 +28,9 @@ class Family(Protocol):
         >>> family: Family = MetaWorld()
     """
 
-    schema: type[Schema]
-    """Of the family's settings."""
+    @property
+    def schema(self) -> type[Schema]:
+        """The schema of the family's settings."""
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """Check the family's own settings, before any work is done, and name the tasks.

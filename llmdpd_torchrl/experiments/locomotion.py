@@ -62,7 +62,6 @@ class _Data(Section):
 
 
 class _Evaluation(EvaluationSchema):
-    max_steps: Size | None
     dynamics: dict[str, float]
 
 

@@ -16,6 +16,7 @@ from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
 from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.experiments.config import (
     Count,
+    EvaluationSchema,
     Fraction,
     Schema,
     Section,
@@ -66,12 +67,17 @@ class _Data(Section):
     workers: Size | None
 
 
+class _Evaluation(EvaluationSchema):
+    max_steps: Size
+
+
 class MetaWorldSchema(Schema):
     """Settings of ``configs/train_metaworld.yaml``."""
 
     texts: Literal["own", "random"]
     tasks: _Tasks
     data: _Data
+    evaluation: _Evaluation
 
 
 class MetaWorld:
@@ -134,8 +140,10 @@ class MetaWorld:
         )
         run.support_hash = demonstrations.manifest.data_hash
         bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
-        both = TrajectoryPromptBank.concatenate([run.training_prompts.trajectories, bank])
-        run.evaluation_prompts = PromptTables(run.training_prompts.text, both)
+        text, trained = run.training_prompts.text, run.training_prompts.trajectories
+        assert trained is not None
+        both = TrajectoryPromptBank.concatenate([trained, bank])
+        run.evaluation_prompts = PromptTables(text, both)
 
     def prompts(self, run: Run | None) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
@@ -56,7 +57,7 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     started = time.monotonic()
     run = prepare(cfg, family)
-    if HydraConfig.initialized() and OmegaConf.select(HydraConfig.get(), "mode").name != "RUN":
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         if run.output.resolve() in _SWEEP:
             raise ConfigError(
                 f"output_dir is {run.output}: another run of this sweep has written there; leave "

@@ -149,10 +149,9 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "data_hash": dataset.manifest.data_hash,
         "hide_goal": run.family.settings(cfg).hide_goal,
     }
-    for module in (networks.encoder, networks.actor, *networks.qvalues):
-        if module is not None:  # initialised on the CPU, so that all devices start alike
-            module.to(run.device)
-    return LLMDPDPolicy.from_networks(config, networks, about), networks
+    for critic in networks.qvalues:  # initialised on the CPU, so that all devices start alike
+        critic.to(run.device)
+    return LLMDPDPolicy.from_networks(config, networks, about).to(run.device), networks
 
 
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:

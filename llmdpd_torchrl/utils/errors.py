@@ -22,7 +22,7 @@ __all__ = [
 class UserError(Exception):
     """Base of every error that a user can fix.
 
-    Commands print the message alone and exit with code 2, see
+    Commands print the message alone and exit with :attr:`exit_code`, see
     :func:`~llmdpd_torchrl.utils.cli.run_command`; anything that is not a ``UserError`` is a bug and
     keeps its traceback.
 
