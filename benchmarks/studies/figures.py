@@ -177,7 +177,7 @@ def success_tables(rows: Sequence[Row]) -> list[Table]:
         each = []
         if side.arm.group == "unseen":
             tasks = sorted(found)
-            each = [f"{np.mean(found[task]):.0f}" for task in tasks]
+            each = [f"{np.asarray(found[task]).mean():.0f}" for task in tasks]
         line = side.variant.name, side.arm.name, *each, _range(mean(study, side))
         by_group[side.arm.group].append(line)
     head = "variant", "prompted with"
