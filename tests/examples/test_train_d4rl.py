@@ -161,7 +161,7 @@ def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
         (["data.sources=[hopper-mediun-v2]"], "D4RL has no dataset 'hopper-mediun-v2'"),
         (["data.held_out=[hopper.hdf5]"], "data.held_out is given without data.sources"),
         (["data.environment=Ant-v4", "data.sources=[a.hdf5]"], "data.environment is 'Ant-v4'"),
-        (["data.folder=/dev/null/x"], "can not make the data folder"),
+        (["data.folder=/dev/null/x"], "cannot create the data folder"),
         (["data.gait_episodes=0"], "data.gait_episodes is 0"),
         (["trajectory_prompt.top_fraction=0"], "trajectory_prompt.top_fraction is 0"),
         (["evaluation.dynamics.mass=0"], "dynamics.mass is 0"),
