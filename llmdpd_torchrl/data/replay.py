@@ -16,7 +16,7 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.data.memmap import expect_random_reads
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["BatchSource", "EpisodeExperienceReplay", "HostSampler", "place_buffer"]
+__all__ = ["BatchSource", "EpisodeExperienceReplay", "place_buffer"]
 
 
 class EpisodeExperienceReplay(BaseDatasetExperienceReplay):

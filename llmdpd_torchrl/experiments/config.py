@@ -21,8 +21,8 @@ from llmdpd_torchrl.prompts import make_text_encoder
 from llmdpd_torchrl.utils.errors import ConfigError
 
 __all__ = [
-    "Count", "EvaluationSchema", "Fraction", "Positive", "Schema", "Section", "Size", "Text",
-    "TrajectoryPromptSchema", "check_schema", "check_text_encoder", "choose_device", "plain",
+    "Count", "Fraction", "Positive", "Size", "Text",
+    "check_schema", "check_text_encoder", "choose_device", "plain",
     "read", "section",
 ]  # fmt: skip
 

@@ -38,7 +38,7 @@ from llmdpd_torchrl.utils.files import (
 )
 
 __all__ = [
-    "SavedPolicy", "check_layout", "embed_text", "is_saved", "model_card", "open_policy",
+    "check_layout", "embed_text", "is_saved", "model_card", "open_policy",
     "upload_policy", "write_policy",
 ]  # fmt: skip
 

@@ -25,7 +25,6 @@ from llmdpd_torchrl.utils.processes import available_memory
 __all__ = [
     "POOLINGS",
     "QUANTIZATIONS",
-    "LanguageModelEncoder",
     "check_texts",
     "pool",
     "torch_device",

@@ -28,7 +28,7 @@ from llmdpd_torchrl.trainers.target_updater import TargetUpdater
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 
-__all__ = ["Interrupted", "OfflineTrainer", "ReplaySource", "handle_signals"]
+__all__ = ["Interrupted", "OfflineTrainer", "handle_signals"]
 
 
 class ReplaySource:

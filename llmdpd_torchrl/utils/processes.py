@@ -27,7 +27,6 @@ __all__ = [
     "SINGLE_THREAD",
     "JobFailed",
     "LocalBackend",
-    "Scheduler",
     "WorkerDied",
     "available_cores",
     "available_memory",
