@@ -1,12 +1,16 @@
-"""Datasets: one layout for everything, validation, readers and exports. No simulator is needed."""
+"""Datasets in one layout: readers, checks and exports, without a simulator."""
 
-from llmdpd_torchrl.data.d4rl import iter_d4rl_file, read_d4rl_arrays, read_d4rl_file
-from llmdpd_torchrl.data.d4rl_export import export_d4rl
+from llmdpd_torchrl.data.d4rl import (
+    export_d4rl,
+    iter_d4rl_file,
+    read_d4rl_arrays,
+    read_d4rl_file,
+)
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.data.download import fetch_d4rl
 from llmdpd_torchrl.data.load import load_episodes
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
-from llmdpd_torchrl.data.minari import export_minari, read_minari
+from llmdpd_torchrl.data.minari import read_minari
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.data.replay import EpisodeExperienceReplay
@@ -19,7 +23,6 @@ __all__ = [
     "TaskRecord",
     "TrajectoryDataset",
     "export_d4rl",
-    "export_minari",
     "fetch_d4rl",
     "iter_d4rl_file",
     "load_episodes",

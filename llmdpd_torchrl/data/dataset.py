@@ -33,8 +33,9 @@ class TrajectoryDataset:
             ``observation``, ``reward`` [N, 1], ``success``, ``terminated``, ``truncated`` and
             ``done`` [N, 1] (bool). ``trajectory_id`` counts the loaded episodes from 0.
 
-    The rows of an episode are contiguous; ``starts`` [E] and ``lengths`` [E] say where they are,
-    and ``trajectory_task`` [E] to which task an episode belongs.
+    The rows of an episode are contiguous, from ``starts`` [E] with ``lengths`` [E];
+    ``trajectory_task`` [E] is the task id of each episode. :meth:`load` checks the values: all are
+    finite, actions are within [-1, 1], and flags are bool.
 
     Examples:
         >>> import tempfile
@@ -49,7 +50,7 @@ class TrajectoryDataset:
         torch.Size([3, 1])
     """
 
-    #: Of the files that the transitions are mapped from; ``None``: they are in memory.
+    #: Folder of memory-mapped transitions; ``None`` if they are in memory.
     folder: Path | None = None
 
     def __init__(self, manifest: Manifest, transitions: TensorDictBase) -> None:
@@ -89,7 +90,8 @@ class TrajectoryDataset:
 
         Raises:
             ConfigError: if they do not fit into memory.
-            DataError: if the dataset or a task is missing, damaged, or of an unexpected shape.
+            DataError: if the dataset or a task is missing or damaged, or has unexpected shapes,
+                types or values.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
@@ -97,7 +99,7 @@ class TrajectoryDataset:
         absent = [name for name in names if name not in manifest.tasks]
         if absent:
             raise DataError(
-                f"{folder}: task {absent[0]!r} is not in this dataset (it holds "
+                f"{folder}: task {absent[0]!r} is not in this dataset (it contains "
                 f"{', '.join(manifest.tasks)}); collect it into the same folder"
             )
         names.sort(key=manifest.task_table.index)
@@ -124,7 +126,7 @@ class TrajectoryDataset:
     def select(self: _Dataset, episodes: torch.Tensor) -> _Dataset:
         """A dataset of some of the episodes, with the same task table.
 
-        Episodes that lie side by side are not copied; others are, into memory.
+        Neighbouring episodes are not copied; others are, into memory.
 
         Args:
             episodes: ``[E]`` bool, or indices ``[n]`` int64, for instance those of training tasks.
@@ -146,7 +148,7 @@ class TrajectoryDataset:
         return self._with(transitions)
 
     def _with(self: _Dataset, transitions: TensorDictBase) -> _Dataset:
-        """The same description of other rows: its records stay those of the files."""
+        """A dataset of other rows with the same manifest, whose records are those of the files."""
         return type(self)(self.manifest, transitions)
 
     def replay_buffer(
@@ -159,13 +161,13 @@ class TrajectoryDataset:
     ) -> EpisodeExperienceReplay:
         """A TorchRL dataset buffer of the loaded transitions, sampled uniformly with replacement.
 
-        It refuses writing and, on the data's device, holds no copy of them.
+        It is read-only and, on the data's device, does not copy them.
 
         Args:
             batch_size: rows a sample.
             transforms: appended in order; they see what is sampled.
             seed: of the sampler; ``None`` uses torch's global generator.
-            device: to hold the data on; default: where they are.
+            device: of the buffer; default: the data's.
 
         Raises:
             ConfigError: if they do not fit into the memory of another device.
@@ -187,7 +189,7 @@ class TrajectoryDataset:
 
 
 def row_blocks(rows: int) -> Iterator[slice]:
-    """All rows, in blocks that are small even where a column is larger than the memory.
+    """All rows in blocks of limited size, for columns larger than the memory.
 
     Examples:
         >>> [(block.start, block.stop) for block in row_blocks(200_000)]
@@ -229,7 +231,7 @@ def episode_sums(column: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 def _check_fits(folder: Path, files: Sequence[Path]) -> None:
-    """Whether the tasks' files fit into memory, twice: they are read, then put together."""
+    """Check that two copies of the tasks' files fit into memory: read, then concatenated."""
     size = sum(file.stat().st_size for file in files if file.is_file())
     check_memory(2 * size, f"{folder} ({len(files)} tasks)")
 
@@ -245,10 +247,10 @@ def returns_to_go(reward: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         >>> returns_to_go(torch.ones(5, 1), torch.tensor([2, 3])).squeeze(-1).tolist()
         [2.0, 1.0, 3.0, 2.0, 1.0]
     """
-    # A sum over all rows so far, in float64: at a million rows float32 would lose the rewards.
-    so_far = reward.squeeze(-1).to(torch.float64).cumsum(0)
-    at_end = so_far[lengths.cumsum(0) - 1].repeat_interleave(lengths)
-    return (at_end - so_far + reward.squeeze(-1)).to(torch.float32).unsqueeze(-1)
+    # In float64, because a sum over a million rows in float32 would lose the rewards.
+    total = reward.squeeze(-1).to(torch.float64).cumsum(0)
+    at_end = total[lengths.cumsum(0) - 1].repeat_interleave(lengths)
+    return (at_end - total + reward.squeeze(-1)).to(torch.float32).unsqueeze(-1)
 
 
 def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> TensorDict:
@@ -263,7 +265,7 @@ def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> Tenso
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: can not be read ({error}); delete it and collect again") from None
+        raise DataError(f"{path}: cannot be read ({error}); delete it and collect again") from None
     rows = manifest.tasks[name].transitions
     expected = {
         "observation": (rows, manifest.observation_layout["size"]),
@@ -276,9 +278,15 @@ def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> Tenso
                 f"{path}: {key} has shape {tuple(arrays[key].shape)}, the manifest says {shape}; "
                 "collect again"
             )
+    for key in ("success", "terminated", "truncated"):
+        if arrays[key].dtype != torch.bool:
+            kind = str(arrays[key].dtype).removeprefix("torch.")
+            raise DataError(f"{path}: {key} is of type {kind}, not bool; collect again")
     for key in ("observation", "next_observation", "action", "reward"):
         if not arrays[key].isfinite().all():
-            raise DataError(f"{path}: {key} has entries that are not finite; collect again")
+            raise DataError(f"{path}: {key} has values that are not finite; collect again")
+    if arrays["action"].abs().max() > 1:
+        raise DataError(f"{path}: action has values outside of [-1, 1]; collect again")
     return TensorDict(
         {
             "observation": arrays["observation"],

@@ -18,7 +18,7 @@ __all__ = ["check_file", "find_array", "open_hdf5", "read_attributes"]
 
 
 def check_file(path: Path) -> None:
-    """Raise a :class:`DataError` if ``path`` is no file."""
+    """Raise a :class:`DataError` if ``path`` is not a file."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give the .hdf5 file in it")
     if not path.is_file():
@@ -27,30 +27,26 @@ def check_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading; whatever HDF5 finds wrong with it meanwhile is one line.
+    """Open a file for reading; errors of HDF5 in the block become one line.
 
     Raises:
-        DataError: if it is no file, no HDF5, or damaged.
+        DataError: if it is not a file, not HDF5, or damaged.
     """
     check_file(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:  # h5py raises these of damaged files
+    except (OSError, RuntimeError, KeyError) as error:  # as h5py raises them for damaged files
         raise DataError(
-            f"{path}: can not be read as HDF5 ({first_line(error)}); it is damaged, cut short or "
+            f"{path}: cannot be read as HDF5 ({first_line(error)}); it is damaged, cut short or "
             "of another kind: get it again"
         ) from None
 
 
 def find_array(file: h5py.File, key: str) -> h5py.Dataset | None:
-    """The array called ``key``, ``None`` if there is nothing of this name or a group.
+    """The array ``key``, or ``None`` if there is none.
 
-    A link can make HDF5 open any other file of this machine, as can virtual arrays and external
-    storage: nothing of that kind is followed.
-
-    Raises:
-        DataError: if what is called so lies elsewhere.
+    Links, virtual arrays and external storage are refused: they can make HDF5 open any other file.
     """
     parts = key.split("/")
     for count in range(1, len(parts) + 1):
@@ -68,24 +64,24 @@ def find_array(file: h5py.File, key: str) -> h5py.Dataset | None:
         return None
     if item.is_virtual or item.external is not None:
         raise DataError(
-            f"{file.filename}: {key} is kept in other files, which are not opened; store the array "
-            "itself"
+            f"{file.filename}: {key} is stored in other files, which are not opened; store the "
+            "array itself"
         )
     return item
 
 
 def read_attributes(file: h5py.File) -> dict[str, Any]:
-    """The file's attributes: JSON in text is parsed, what JSON can not hold becomes text."""
-    return {key: _plain(value) for key, value in file.attrs.items()}
+    """The file's attributes as JSON values: JSON in text is parsed, other types become text."""
+    return {key: _json_value(value) for key, value in file.attrs.items()}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+        return [_json_value(entry) for entry in value]
     if isinstance(value, str) and value[:1] in ("[", "{"):
         with contextlib.suppress(ValueError):  # text that begins with a bracket is text
             return json.loads(value, parse_constant=str)

@@ -1,4 +1,4 @@
-"""One reader for everything: files and arrays in D4RL's layout, D4RL's and Minari's names."""
+"""One reader for files and arrays in D4RL's layout, D4RL's names and Minari's ids."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_
 __all__ = ["load_episodes"]
 
 _SUFFIXES = (".hdf5", ".h5")
-#: Time limits of the environments behind D4RL's first files, which do not mark time-outs.
+#: Time limits of the environments of D4RL's first files, which do not mark time-outs.
 _TIME_LIMITS = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "ant"), 1000)
-#: How much of a file is read at once where it is converted into a folder.
+#: How much of a file is read at once when it is converted into a folder.
 _BLOCK_BYTES = 1 << 25
 
 
@@ -47,31 +47,33 @@ def load_episodes(
 
     A source is the path of an HDF5 file in D4RL's layout (``data/hopper_medium.hdf5``), a name of
     D4RL's (``hopper-medium-v2``, downloaded once), or an id of Minari's
-    (``mujoco/hopper/medium-v0``, taken from this machine or downloaded by Minari). What has a slash
-    and is no file is an id of Minari's; the prefixes ``d4rl:`` and ``minari:`` leave no doubt. It
-    may also be an environment of the package d4rl, or anything else with ``get_dataset()``, or a
-    mapping of arrays such as that returns; their arrays are shared where they need no casting.
+    (``mujoco/hopper/medium-v0``, local or downloaded by Minari). A name with a slash that is no
+    file is an id of Minari's; the prefixes ``d4rl:`` and ``minari:`` are explicit. It may also be
+    an environment of the package d4rl, or any object with ``get_dataset()``, or a mapping of arrays
+    as that returns; their arrays are shared if they need no casting.
+
+    The values are checked and cast here, see :class:`~llmdpd_torchrl.data.Recording`.
 
     With ``root``, files need not fit into memory: the first call converts them, block by block,
-    into columns in a folder below ``root``, and this and later calls map these. The folder belongs
-    to the files as they are now and to these options; those of files that have changed since can
-    be deleted.
+    into a memory-mapped TensorDict in a folder below ``root``, which later calls map again. The
+    folder's name depends on the content of the files and these options; folders of earlier contents
+    can be deleted.
 
     Args:
         sources: one, or several of one kind of environment.
         max_episode_steps: see :func:`~llmdpd_torchrl.data.d4rl.read_d4rl_file`; default for an
             environment: its own.
-        task_key: the column of the source's infos that tells its tasks apart.
-        infos: further columns to keep, under ``"info"``.
-        action_range: what actions lie in; it is mapped to [-1, 1]. Default: [-1, 1], or the
+        task_key: the column of the source's infos with the task ids.
+        infos: further columns to load, under ``"info"``.
+        action_range: bounds of the actions, which are mapped to [-1, 1]. Default: [-1, 1], or the
             bounds of a Minari dataset's action space.
         cache: folder of D4RL's files; default: ``data_cache/d4rl``.
         root: folder of converted data; default: they are read into memory.
-        verify: compare the hash of each column that is mapped, which reads it once.
-        progress: whether downloads, conversion and verification show a bar.
+        verify: compare the hash of each mapped file, which reads it once.
+        progress: whether downloads, conversion and verification display a progress bar.
 
     Raises:
-        ConfigError: if a name is unknown, a package is missing, ``root`` can not be used, or the
+        ConfigError: if a name is unknown, a package is missing, ``root`` cannot be used, or the
             data do not fit into memory.
         DataError: if a source is missing, damaged or does not fit the others.
 
@@ -107,7 +109,7 @@ def load_episodes(
     if not folder.is_dir():
         make_writable_folder(root, "converted data", "root")
         with folder_lock(Path(root)):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            if not folder.is_dir():  # another process may have made it in the meantime
                 write_folder_atomic(folder, convert)
                 fresh = True
     return OfflineDataset.load_mapped(folder, verify=verify and not fresh, progress=progress)
@@ -115,7 +117,7 @@ def load_episodes(
 
 @dataclass
 class _Source:
-    """One source: what it is called, what it is as a whole, and how it is read."""
+    """The name of a source, its identity and its reader."""
 
     name: str
     identity: Callable[[], list[Any]]
@@ -150,7 +152,7 @@ def _find(
 
 
 def _arrays(source: Any, options: Mapping[str, Any]) -> _Source:
-    """A mapping of arrays, or an environment of d4rl's that has one."""
+    """A mapping of arrays, or an object with ``get_dataset()``."""
     name, limit, attributes = "arrays", options["max_episode_steps"], {}
     if not isinstance(source, Mapping):
         spec = getattr(getattr(source, "spec", None), "id", None)
@@ -176,7 +178,7 @@ def _d4rl_options(options: Mapping[str, Any], limit: int | None) -> dict[str, An
 
 
 def _kind(source: str | os.PathLike[str]) -> tuple[str, str]:
-    """What a source is (``file``, ``d4rl`` or ``minari``), and its path or name."""
+    """The kind of a source (``file``, ``d4rl`` or ``minari``), and its path or name."""
     name = os.fspath(source)
     prefix, _, rest = name.partition(":")
     if prefix in ("d4rl", "minari"):
@@ -187,14 +189,14 @@ def _kind(source: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """What tells a file from others and from what it was before: path, size, time of change."""
+    """The identity of a file and its content: path, size, time of change."""
     check_file(path)
     status = path.stat()
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _folder_name(names: Sequence[str], key: str) -> str:
-    """Readable, and another one for every key."""
+    """A readable name that is unique for the key."""
     first = re.sub(r"[^A-Za-z0-9_.-]+", "-", names[0])[:80].strip(".-")
     others = f"-and-{len(names) - 1}-more" if len(names) > 1 else ""
     return f"{first}{others}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

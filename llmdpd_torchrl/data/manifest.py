@@ -1,8 +1,7 @@
-"""The manifest of a dataset: everything about it that is not a number per transition.
+"""The manifest of a dataset: its description and its episodes, without the transitions.
 
-A dataset is a folder that holds one safetensors file per task and ``manifest.json``. A task file
-appears whole or not at all, and carries its own episode table in its header; the manifest is made
-from the task files once all of them are there.
+A dataset is a folder with one safetensors file per task and ``manifest.json``. A task file is
+written atomically, with its episode table in its header; the manifest is made from all task files.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ TRANSITION_FIELDS = {
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What the manifest says of one task.
+    """The record of one task in the manifest.
 
     ``episodes`` lists, per episode: ``seed``, ``noise``, ``length``, ``return`` and ``success``.
-    Success is not a number, in the file null, where nothing says what it is.
+    Success is NaN (null in the file) if the data have no success flags.
 
     Examples:
         >>> TaskRecord("reach-v3.safetensors", "0" * 64, 200, 1.0, 950.0, episodes=[]).success_rate
@@ -65,12 +64,12 @@ class Manifest:
 
     Attributes:
         environment: ``"metaworld"``.
-        settings: what the data is a function of (seed, noise levels, episodes a task, ...).
-        packages: versions of the packages that the data depends on.
+        settings: all settings that the data depend on (seed, noise levels, episodes a task, ...).
+        packages: versions of the packages that the data depend on.
         task_table: names in the order of ``task_id``.
         observation_layout: size, dtype and named index ranges of an observation.
         action_size: number of action components.
-        tasks: a :class:`TaskRecord` per task that the dataset holds.
+        tasks: a :class:`TaskRecord` for each task of the dataset.
 
     Examples:
         >>> layout = {"size": 39}
@@ -110,7 +109,7 @@ class Manifest:
             "episode_success": self.episode_success,
             **asdict(self),
         }
-        # JSON has no word for what is not a number.
+        # JSON has no NaN.
         write_json(
             folder / MANIFEST_NAME, json.loads(json.dumps(document), parse_constant=lambda _: None)
         )
@@ -121,10 +120,10 @@ class Manifest:
 
         Args:
             folder: of the dataset.
-            remedy: what to do about a damaged one, for messages.
+            remedy: what to do about a damaged manifest, for messages.
 
         Raises:
-            DataError: naming the file, what is wrong with it, and the way out.
+            DataError: naming the file, the problem and the remedy.
         """
         path = Path(folder) / MANIFEST_NAME
         if not path.is_file():
@@ -133,19 +132,8 @@ class Manifest:
                 "(`python -m llmdpd_torchrl.collection collect --help`) or correct the path"
             )
         raw = read_document(path, _FORMAT, FORMAT_VERSION)
-        return cls._from_raw(raw, path, remedy)
-
-    @classmethod
-    def _from_raw(cls, raw: dict[str, Any], path: Path, remedy: str) -> Manifest:
-        kinds: dict[str, type] = {
-            "environment": str,
-            "settings": dict,
-            "packages": dict,
-            "task_table": list,
-            "observation_layout": dict,
-            "action_size": int,
-            "tasks": dict,
-        }
+        kinds: dict[str, type] = {"environment": str, "task_table": list, "action_size": int}
+        kinds |= dict.fromkeys(("settings", "packages", "observation_layout", "tasks"), dict)
         for key, kind in kinds.items():
             if not isinstance(raw.get(key), kind):
                 raise DataError(
@@ -157,7 +145,7 @@ class Manifest:
             if name not in raw["task_table"]:
                 raise DataError(f"{path}: task {name!r} is not in the task table")
             try:
-                tasks[name] = _known(TaskRecord(**record))
+                tasks[name] = _with_nan(TaskRecord(**record))
             except (TypeError, KeyError) as error:
                 raise DataError(
                     f"{path}: record of task {name!r} is wrong ({error}); {remedy}"
@@ -168,8 +156,8 @@ class Manifest:
         return manifest
 
 
-def _known(record: TaskRecord) -> TaskRecord:
-    """A record as it was before it was JSON: null is not a number."""
+def _with_nan(record: TaskRecord) -> TaskRecord:
+    """A record with NaN for the nulls of JSON."""
     if record.success_rate is not None:
         return record
     episodes = [episode | {"success": math.nan} for episode in record.episodes]
@@ -177,7 +165,7 @@ def _known(record: TaskRecord) -> TaskRecord:
 
 
 def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
-    """Make the record of one task file from its header, after checking that the file is sound.
+    """Make the record of one task file from its header, after checking the file.
 
     Args:
         path: a task file of a dataset.

@@ -1,4 +1,4 @@
-"""What every reader of recorded episodes hands on: checked arrays, one row a transition."""
+"""Checked arrays of recorded episodes, the result of every reader."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ from llmdpd_torchrl.utils.errors import DataError
 
 __all__ = ["Recording", "as_flags", "as_numbers", "numbered_tasks"]
 
-#: What a value may lie outside of the action range and still be the rounding of one inside.
+#: Tolerance of actions outside of their range, relative to its half width, for rounding.
 _ROUNDING = 1e-4
 
 
 @dataclass
 class Recording:
-    """Whole episodes, one after another, from one file or one dataset.
+    """Complete episodes, one after another, from one file or one dataset.
 
-    The arrays are checked and cast when the recording is made: observations, actions and rewards
-    become float32, flags bool; what is so already is not copied. An episode ends at every row that
-    is terminated or truncated, and the last row ends one: if it says nothing, it is truncated, for
-    its episode was cut off there. What does not fit into memory is a sequence of recordings.
+    The arrays are checked and cast when the recording is made, so that neither a loss nor the
+    trainer has to: observations, actions and rewards become float32 and must be finite, actions
+    must be within ``action_range``, flags of any numeric type become bool and must be 0 or 1.
+    Arrays of the right type are not copied. An episode ends at every row that is terminated or
+    truncated; the last row is truncated if it is neither. Data larger than the memory are a
+    sequence of recordings.
 
     Args:
-        name: what tasks of this recording are called.
-        source: where it comes from, for messages.
+        name: name of the tasks of this recording.
+        source: origin of the data, for messages.
         observation: ``[N, O]``.
-        next_observation: ``[N, O]``, the true successors; only that of a terminated row is never
-            used and may be anything finite.
+        next_observation: ``[N, O]``, the true successors; that of a terminated row is never used
+            and may have any finite value.
         action: ``[N, A]``.
         reward: ``[N]``.
         terminated: ``[N]``.
         truncated: ``[N]``.
         success: ``[N]``, whether each step meets the task's criterion, if the source has one.
-        task_ids: ``[N]``, which of ``task_names`` each row belongs to; default: the first.
+        task_ids: ``[N]``, index of each row's task in ``task_names``; default: 0.
         task_names: default: ``name`` alone, or, with ``task_ids``, ``name/0``, ``name/1``, ...
         infos: further columns ``[N, ...]`` by name.
-        attributes: what the source says of itself; JSON can hold it.
+        attributes: metadata of the source, as JSON values.
         fields: half-open index ranges of the observation by name; default: one called ``state``.
-        action_range: what the source's actions lie in; it is mapped to [-1, 1].
-        first_row: how many rows of the same source come before these, for messages.
+        action_range: bounds of the source's actions, which are mapped to [-1, 1].
+        first_row: number of preceding rows of the same source, for messages.
 
     Raises:
-        DataError: if there is no row, a shape or dtype is wrong, an entry is not finite, or an
-            action lies outside of ``action_range``.
+        DataError: if there is no row, a shape or dtype is wrong, a value is not finite, or an
+            action is outside of ``action_range``.
 
     Examples:
         >>> recording = Recording(
@@ -90,7 +92,7 @@ class Recording:
         self.truncated = as_flags(self.truncated, self.source, "truncated")
         rows = len(self.observation)
         if rows == 0:
-            raise DataError(f"{self.source}: holds no transition; use a file with data")
+            raise DataError(f"{self.source}: has no transition; use a file with data")
         if self.next_observation.shape != self.observation.shape:
             raise DataError(
                 f"{self.source}: next_observation has shape {self.next_observation.shape}, "
@@ -127,21 +129,15 @@ class Recording:
         """Transitions of each episode, ``[E]``."""
         return np.diff(self.ends, prepend=-1)
 
-    @property
-    def returns(self) -> NDArray[np.float64]:
-        """Sum of the rewards of each episode, ``[E]``."""
-        starts = self.ends - self.lengths + 1
-        return np.add.reduceat(self.reward.astype(np.float64), starts)
-
     def _name_tasks(self) -> None:
-        """Fill in what was not given of task ids and names, and check that they fit."""
+        """Set the defaults of task ids and names, and check them."""
         if self.task_ids is None:
             self.task_names = self.task_names or (self.name,)
             self.task_ids = np.zeros(len(self.observation), dtype=np.int64)
         ids = np.asarray(self.task_ids).reshape(len(self.observation), -1)
         if ids.dtype.kind not in "iu" or ids.shape[1] != 1 or ids.min() < 0:
             raise DataError(
-                f"{self.source}: task ids must be whole numbers from 0, [rows], found {ids.dtype}"
+                f"{self.source}: task ids must be integers from 0, [rows], found {ids.dtype}"
             )
         self.task_ids = ids[:, 0].astype(np.int64)
         count = int(self.task_ids.max()) + 1
@@ -172,7 +168,7 @@ class Recording:
 
 
 def numbered_tasks(name: str, count: int) -> tuple[str, ...]:
-    """What the tasks of a recording are called if nothing else says it.
+    """Default names of the tasks of a recording.
 
     Examples:
         >>> numbered_tasks("line", 2)
@@ -184,17 +180,17 @@ def numbered_tasks(name: str, count: int) -> tuple[str, ...]:
 def as_numbers(
     array: Any, source: str, key: str, rank: int, first_row: int = 0
 ) -> NDArray[np.float32]:
-    """Check and cast a column of numbers; one that needs no casting is not copied.
+    """Check a column of numbers and cast it to float32; float32 is not copied.
 
     Args:
         array: ``[N]`` or ``[N, 1]`` for rank 1, ``[N, size]`` for rank 2.
-        source: where it comes from, for messages.
+        source: origin of the data, for messages.
         key: its name, for messages.
         rank: 1 or 2.
         first_row: number of the first row, for messages.
 
     Raises:
-        DataError: if it is not of numbers, has another shape, or an entry is not finite in float32.
+        DataError: if it is not numeric, has another shape, or a value is not finite in float32.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
@@ -204,7 +200,7 @@ def as_numbers(
     if array.ndim != rank or (rank == 2 and array.shape[1] == 0):
         wanted = "[rows, size]" if rank == 2 else "[rows]"
         raise DataError(f"{source}: {key} has shape {array.shape}, it must be {wanted}")
-    with np.errstate(over="ignore"):  # what is too large for float32 is not finite, see below
+    with np.errstate(over="ignore"):  # values too large for float32 are not finite, see below
         array = np.require(array, np.float32, ("C", "W"))
     finite = np.isfinite(array).all(tuple(range(1, rank)))
     if not finite.all():
@@ -216,10 +212,10 @@ def as_numbers(
 
 
 def as_flags(array: Any, source: str, key: str) -> NDArray[np.bool_]:
-    """Check and cast a column of flags, ``[N]`` or ``[N, 1]``, of any numeric type.
+    """Check a column of flags, ``[N]`` or ``[N, 1]`` of any numeric type, and cast it to bool.
 
     Raises:
-        DataError: if it has another shape or an entry is neither 0 nor 1.
+        DataError: if it has another shape or a value is neither 0 nor 1.
     """
     array = np.asarray(array)
     if array.ndim == 2 and array.shape[-1] == 1:
@@ -233,5 +229,5 @@ def as_flags(array: Any, source: str, key: str) -> NDArray[np.bool_]:
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """In this machine's byte order and writeable, as tensors must be."""
+    """The array in this machine's byte order and writeable, as tensors must be."""
     return np.require(array, array.dtype.newbyteorder("="), ("C", "W"))

@@ -101,7 +101,7 @@ def test_without_successors_only_what_is_unknown_is_dropped(path):
 
 def test_a_single_row_without_known_successor_leaves_no_episode(path):
     contents = {key: value[:1] for key, value in arrays().items() if key != "next_observations"}
-    with pytest.raises(DataError, match="holds no transition"):
+    with pytest.raises(DataError, match="has no transition"):
         load(path, contents)
 
 
@@ -181,7 +181,7 @@ def test_groups_of_text_do_no_harm(path):
         ({"observations": np.full((ROWS, 3), np.nan)}, "observation is not finite in 12 of 12"),
         ({"rewards": np.zeros((ROWS, 2))}, r"reward has shape \(12, 2\), it must be \[rows\]"),
         ({"timeouts": np.full(ROWS, 7)}, "timeouts must hold flags"),
-        ({key: value[:0] for key, value in arrays().items()}, "holds no transition"),
+        ({key: value[:0] for key, value in arrays().items()}, "has no transition"),
     ],
 )
 def test_damage_is_named_in_one_line(path, damage, message):
@@ -194,7 +194,7 @@ def test_damage_is_named_in_one_line(path, damage, message):
 
 def test_no_rows_and_no_successors(path):
     contents = {key: value[:0] for key, value in arrays().items() if key != "next_observations"}
-    with pytest.raises(DataError, match="holds no transition"):
+    with pytest.raises(DataError, match="has no transition"):
         load(path, contents)
 
 
@@ -216,10 +216,10 @@ def test_a_truncated_file_a_folder_and_no_file(path, tmp_path):
     write(path, arrays())
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="can not be read as HDF5"):
+    with pytest.raises(DataError, match="cannot be read as HDF5"):
         load_episodes(path)
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(DataError, match="can not be read as HDF5"):
+    with pytest.raises(DataError, match="cannot be read as HDF5"):
         load_episodes(path)
     with pytest.raises(DataError, match="is a folder"):
         load_episodes(tmp_path)
@@ -346,3 +346,38 @@ def test_a_column_can_be_kept_under_any_name(path, name):
     dataset = load(path, contents, task_key="of", infos=[name])
     assert dataset.tasks == ("line/0", "line/1")
     assert dataset.transitions["info", name].squeeze(-1).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(("first", "second"), [("f8", "f4"), ("f4", "f8"), ("f4", "f2")])
+def test_ends_do_not_depend_on_the_precision_of_the_successors(tmp_path, first, second):
+    steps = np.cumsum(np.random.default_rng(0).normal(size=(13, 3)), 0)
+    successors = steps[1:].copy()
+    successors[5] += 1.0  # the end of the first episode
+    contents = {
+        "observations": steps[:-1].astype(first),
+        "next_observations": successors.astype(second),
+        "actions": np.zeros((12, 2), np.float32),
+        "rewards": np.zeros(12, np.float32),
+        "terminals": np.zeros(12, np.bool_),
+    }
+    assert load_episodes(contents).lengths.tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64])
+def test_flags_of_any_numeric_type_become_bool(kind):
+    contents = {
+        "observations": np.zeros((4, 3), np.float64),
+        "actions": np.zeros((4, 2), np.int64),
+        "rewards": np.zeros(4, np.int64),
+        "terminals": np.array([0, 1, 0, 0], kind),
+        "timeouts": np.array([0, 0, 0, 1], kind),
+        "next_observations": np.zeros((4, 3), np.float64),
+    }
+    data = load_episodes(contents).transitions
+    assert {data["next", key].dtype for key in ("terminated", "truncated", "done")} == {torch.bool}
+    assert data["next", "terminated"].squeeze(-1).tolist() == [False, True, False, False]
+    assert {data[key].dtype for key in ("observation", "action")} == {torch.float32}
+    for wrong in (2, -1, np.nan):
+        if kind(0).dtype.kind == "f" or wrong == 2:
+            with pytest.raises(DataError, match="terminals must hold flags, 0 or 1"):
+                load_episodes(contents | {"terminals": np.array([0, wrong, 0, 0], kind)})

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
@@ -102,13 +103,20 @@ def test_an_observation_of_the_wrong_size(folder):
         TrajectoryDataset.load(folder)
 
 
-def test_numbers_that_are_not_finite(folder):
-    def spoil(arrays):
-        arrays["reward"][3] = float("nan")
-
-    rewrite(folder, spoil)
-    with pytest.raises(DataError, match="reward has entries that are not finite"):
-        TrajectoryDataset.load(folder)
+@pytest.mark.parametrize(
+    ("key", "spoil", "message"),
+    [
+        ("reward", lambda a: np.where(np.arange(len(a))[:, None] == 3, np.nan, a), "not finite"),
+        ("action", lambda a: 1.5 + 0 * a, r"outside of \[-1, 1\]"),
+        ("terminated", lambda a: a.astype(np.int64), "is of type int64, not bool"),
+    ],
+)
+def test_values_that_no_loss_can_use(folder, key, spoil, message):
+    path = folder / "reach-v3.safetensors"
+    arrays = load_file(path)
+    save_file(arrays | {key: spoil(arrays[key])}, path)
+    with pytest.raises(DataError, match=f"reach-v3.safetensors: {key} .*{message}"):
+        TrajectoryDataset.load(folder, verify=False)
 
 
 @pytest.mark.parametrize(

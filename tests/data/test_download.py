@@ -98,7 +98,7 @@ def test_an_unknown_name_says_which_are_near(tmp_path):
 
 def test_no_network_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setitem(d4rl_infos.D4RL_DATASETS, NAME, "http://127.0.0.1:9/hopper_medium-v2.hdf5")
-    with pytest.raises(DataError, match=r"can not download .*put it at .*hopper_medium-v2.hdf5"):
+    with pytest.raises(DataError, match=r"cannot download .*put it at .*hopper_medium-v2.hdf5"):
         load_episodes(NAME, cache=tmp_path, progress=False)
 
 
@@ -107,7 +107,7 @@ def test_no_network_says_where_to_put_the_file(tmp_path, monkeypatch):
     [
         ("missing.hdf5", "File not found"),
         ("short.hdf5", "sent 8 of 1000000 bytes"),
-        ("excuse.hdf5", "sent something else"),
+        ("excuse.hdf5", "sent another file than expected"),
     ],
 )
 def test_a_failed_download_leaves_nothing(server, tmp_path, name, message):
@@ -121,7 +121,7 @@ def test_checksums_are_checked_before_and_after(server, tmp_path):
     served = tmp_path / "served" / "hopper_medium-v2.hdf5"
     right = hashlib.sha256(served.read_bytes()).hexdigest()
     url, path = f"{server}/{served.name}", tmp_path / "file.hdf5"
-    with pytest.raises(DataError, match="sent something else"):
+    with pytest.raises(DataError, match="sent another file than expected"):
         fetch_file(url, path, sha256="0" * 64, progress=False)
     assert not path.exists()
     assert fetch_file(url, path, sha256=right, progress=False).read_bytes() == served.read_bytes()

@@ -40,7 +40,7 @@ def test_a_damaged_chunk(load, tmp_path, write_hdf5, contents):
     middle = chunk.byte_offset + chunk.size // 2
     data[middle : middle + 64] = bytes(64)
     path.write_bytes(data)
-    refuse(load, path, "can not be read as HDF5 .*damaged, cut short or of another kind")
+    refuse(load, path, "cannot be read as HDF5 .*damaged, cut short or of another kind")
 
 
 def test_damage_anywhere_is_one_line_or_does_no_harm(tmp_path, write_hdf5, contents):
@@ -95,14 +95,14 @@ def test_virtual_and_external_arrays_are_not_read(load, tmp_path, write_hdf5, co
     layout[:] = h5py.VirtualSource(other, "rewards", (700,))
     with h5py.File(path, "a") as file:
         file.create_virtual_dataset("rewards", layout)
-    refuse(load, path, "rewards is kept in other files, which are not opened")
+    refuse(load, path, "rewards is stored in other files, which are not opened")
     path = write_hdf5(tmp_path / "external.hdf5", contents)
     (tmp_path / "secret.raw").write_bytes(rewards.tobytes())
     with h5py.File(path, "a") as file:
         file.create_dataset(
             "rewards", (700,), np.float32, external=[(str(tmp_path / "secret.raw"), 0, 2800)]
         )
-    refuse(load, path, "rewards is kept in other files, which are not opened")
+    refuse(load, path, "rewards is stored in other files, which are not opened")
 
 
 def test_attributes_are_what_json_can_hold(load, tmp_path, write_hdf5, contents):
@@ -149,4 +149,4 @@ def test_wrong_arrays(load, tmp_path, write_hdf5, contents, change, match):
 
 def test_no_rows(load, tmp_path, write_hdf5, contents):
     path = write_hdf5(tmp_path / "none.hdf5", {key: value[:0] for key, value in contents.items()})
-    refuse(load, path, "holds no transition")
+    refuse(load, path, "has no transition")

@@ -105,14 +105,24 @@ def test_several_files_are_the_same_mapped(tmp_path, write_hdf5, make_contents, 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_minari_dataset_is_the_same_mapped(tmp_path, monkeypatch, dataset):
-    pytest.importorskip("minari")
-    from llmdpd_torchrl.data import export_minari
+def test_a_minari_dataset_is_the_same_mapped(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    from gymnasium import spaces
+    from minari.data_collector import EpisodeBuffer
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    export_minari(dataset, "metaworld/two-v0", progress=False)
-    mapped = check_equal("metaworld/two-v0", tmp_path / "root")
-    assert mapped.folder.name.startswith("metaworld-two-v0-")
+    end = np.arange(5) == 4
+    values = {"observations": np.arange(18.0).reshape(6, 3), "rewards": np.ones(5)}
+    values |= {"terminations": end, "truncations": ~end & end}
+    values["actions"] = np.zeros((5, 1), np.float32)
+    minari.create_dataset_from_buffers(
+        "test/line-v0",
+        buffer=[EpisodeBuffer(**values)],
+        observation_space=spaces.Box(-np.inf, np.inf, (3,), np.float64),
+        action_space=spaces.Box(-1, 1, (1,), np.float32),
+    )
+    mapped = check_equal("test/line-v0", tmp_path / "root")
+    assert mapped.folder.name.startswith("test-line-v0-")
 
 
 def test_the_mapped_data_can_be_used_as_any(tmp_path, path):
