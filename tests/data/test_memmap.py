@@ -247,7 +247,7 @@ def test_a_wrong_manifest_names_the_way_out(tmp_path, path):
 
 def test_a_root_that_can_not_be_used(tmp_path, path, contents):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="can not make the converted data folder"):
+    with pytest.raises(ConfigError, match="cannot create the converted data folder"):
         load_episodes(path, root=tmp_path / "file" / "root")
     with pytest.raises(ConfigError, match="arrays are in memory: leave it out"):
         load_episodes(contents, root=tmp_path)
