@@ -49,26 +49,21 @@ def collect(folder: Path, tasks: list[str]) -> TrajectoryDataset:
     return TrajectoryDataset.load(folder, tasks)
 
 
-def prompt_tables(dataset: TrajectoryDataset) -> PromptTables:
-    """The prompts of all tasks: text embeddings by task id, and demonstrations."""
-    return PromptTables(
-        text=text_embedding_table(dataset.manifest.task_table),
-        trajectories=TrajectoryPromptBank.from_dataset(dataset, LENGTH),
-    )
-
-
-def prompt_transforms(tables: PromptTables) -> list[Transform]:
-    """Which prompts a transition or an episode gets: rows of the tables."""
-    return [
-        TextPromptTransform(tables.text, mode="index"),
-        TrajectoryPromptTransform(tables.trajectories, mode="index"),
+def make_prompts(dataset: TrajectoryDataset) -> tuple[PromptTables, list[Transform]]:
+    """The prompts of all tasks, and what writes their rows into a transition or an episode."""
+    text = text_embedding_table(dataset.manifest.task_table)  # [T, D], by task id
+    demonstrations = TrajectoryPromptBank.from_dataset(dataset, LENGTH)
+    transforms = [
+        TextPromptTransform(text, mode="index"),
+        TrajectoryPromptTransform(demonstrations, mode="index"),
     ]
+    return PromptTables(text, demonstrations), transforms
 
 
 def train(dataset: TrajectoryDataset, encoder: PromptEncoder, actor: DiffusionActor) -> None:
     """L = L_d - λ L_r and L_q, by a plain loop."""
-    tables = prompt_tables(dataset)
-    buffer = dataset.replay_buffer(64, transforms=prompt_transforms(tables), seed=0)
+    tables, transforms = make_prompts(dataset)
+    buffer = dataset.replay_buffer(64, transforms=transforms, seed=0)
     critics = make_qvalue_networks(39, 4, encoder.embedding_dim, hidden=(64, 64))
     loss = LLMDPDLoss(PromptNetwork(encoder, tables), actor, critics, lmbda=0.1)
     loss.make_value_estimator(gamma=0.99)
@@ -86,10 +81,10 @@ def train(dataset: TrajectoryDataset, encoder: PromptEncoder, actor: DiffusionAc
 
 def act(demonstrations: TrajectoryDataset, encoder: PromptEncoder, actor: DiffusionActor) -> float:
     """One episode of a task that was not trained on, by its text and one demonstration."""
-    tables = prompt_tables(demonstrations)
+    tables, transforms = make_prompts(demonstrations)
     network = PromptNetwork(encoder, tables)
     embedding = PromptEmbeddingTransform(network, encoder.embedding_dim)  # z, once at the reset
-    env = TransformedEnv(MetaWorldEnv(UNSEEN), Compose(*prompt_transforms(tables), embedding))
+    env = TransformedEnv(MetaWorldEnv(UNSEEN), Compose(*transforms, embedding))
     return env.rollout(STEPS, actor)["next", "reward"].sum().item()
 
 

@@ -55,7 +55,7 @@ class Algorithm(NamedTuple):
         found: dict[str, tuple[Any, ...]] = {}
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
-            hints = get_type_hints(kind.__init__)
+            hints = get_type_hints(kind.__init__)  # type: ignore[misc]
             for item in parameters:
                 if item.kind is item.KEYWORD_ONLY:
                     found.setdefault(item.name, _alternatives(hints[item.name]))

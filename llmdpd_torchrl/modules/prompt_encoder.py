@@ -260,7 +260,9 @@ class PromptNetwork(TensorDictModuleBase):
             raise ValueError("the encoder reads trajectories: give PromptTables with trajectories")
         # In a tuple, so that they are not registered. LossModule makes parameters and buffers of
         # its networks its own state, and keeps the network itself where .to() does not reach it.
-        self._tables = () if tables is None else (tables.shallow_copy(),)
+        self._tables: tuple[PromptTables, ...] = ()
+        if tables is not None:
+            self._tables = (tables.shallow_copy(),)
         self.in_keys = list(self._keys())
         self.out_keys = [out_key]
 
