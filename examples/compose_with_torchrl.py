@@ -14,8 +14,8 @@ from torchrl.modules import DiffusionActor as TorchRLDiffusionActor
 from torchrl.objectives import DiffusionBCLoss, SoftUpdate
 from torchrl.trainers import DefaultOptimizationStepper, ReplayBufferTrainer, Trainer
 
-from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-from llmdpd_torchrl.objectives import DiffusionQLLoss
+from llmdpd_torchrl import DiffusionActor, DiffusionQLLoss
+from llmdpd_torchrl.modules import make_qvalue_networks
 
 FRAMES, BATCH = 400, 64
 

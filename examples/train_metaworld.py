@@ -2,7 +2,7 @@
 
 collect -> embed -> train -> evaluate -> video -> report; a stage whose output exists is skipped.
 Run with ``--help`` for the settings, which live in ``configs/``. What the stages do is in
-``llmdpd_torchrl/experiments``; ``compose_with_torchrl.py`` beside this file puts the parts together
+``llmdpd_torchrl/experiments``; ``llmdpd_by_hand.py`` beside this file puts the parts together
 by hand.
 """
 

@@ -20,7 +20,7 @@ __all__ = ["BatchSource", "EpisodeExperienceReplay", "place_buffer"]
 
 
 class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
-    """A replay buffer of all transitions of a dataset, which refuses writing.
+    """All transitions of a dataset as a read-only replay buffer: it samples transitions.
 
     Made by :meth:`TrajectoryDataset.replay_buffer
     <llmdpd_torchrl.data.TrajectoryDataset.replay_buffer>`. It holds no copy of the data, which may

@@ -1,4 +1,4 @@
-"""Networks: diffusion actor, critics, prompt encoder, and the policy that is saved of them."""
+"""Networks: diffusion actor, critics, prompt encoder, and how they are built from a config."""
 
 from __future__ import annotations
 

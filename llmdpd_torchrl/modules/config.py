@@ -94,14 +94,13 @@ class SequenceConfig:
 class NetworkConfig:
     """Everything that fixes the structure of a policy's networks and what they read.
 
-    ``dataclasses.asdict`` makes of it what JSON can hold, and ``NetworkConfig(**values)`` the
-    config of that.
+    ``dataclasses.asdict`` makes it JSON; ``NetworkConfig(**values)`` reads that back.
 
     Args:
         prompt: one of :data:`PROMPTS`.
         actor: one of :data:`ACTORS`.
         conditioning: one of :data:`CONDITIONINGS`; without a trajectory prompt there is nothing to
-            retrieve, and the actor reads the observation and what embedding there is.
+            retrieve, and the actor reads the observation and the prompt embedding, if any.
         observation_fields: half-open index ranges of the observation by name.
         observation_keep: fields that the networks read; default: all of Meta-World's.
         observation_differences: pairs of fields whose difference the networks read as well.

@@ -347,9 +347,9 @@ class ResidualDenoiser(nn.Module):
     def limit(self, action: Tensor, condition: Tensor) -> Tensor:
         """Actions [*, A] whose movement has at least ``min_base_fraction`` of the base's along it.
 
-        Where the base is zero, as it is where nothing is retrieved, nothing changes; however small
-        it is otherwise, its direction counts, so that the result jumps where the base turns round
-        through zero. The range of actions may end before that share is reached.
+        A zero base, where nothing is retrieved, changes nothing. Any other base fixes a direction,
+        so the result jumps where the base changes sign. Clipping to the action range may leave
+        less.
         """
         movement, rest = action.tensor_split([self.movement], dim=-1)
         base = condition[..., self.base][..., : self.movement]

@@ -213,9 +213,10 @@ def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.T
 class PromptNetwork(TensorDictModuleBase):
     """Encode the prompts of a batch, each distinct prompt once.
 
-    The transforms write rows (mode ``index``) into tables that are held here, and a batch of B
-    transitions of T tasks costs a few encodings per task instead of B. Row -1 means no prompt: its
-    part of z is 0. Without tables the prompts themselves are read (mode ``tensor``).
+    The transforms write row numbers (mode ``index``) into the batch, which point into the tables
+    held here: B transitions of T tasks cost a few encodings per task instead of B. Row -1
+    means no prompt: its part of z is 0. Without tables the prompts themselves are read (mode
+    ``tensor``).
 
     The tables are data: they are neither parameters nor buffers of this module, so that they enter
     no ``state_dict`` and no copy of the parameters. They follow the encoder to its device and

@@ -28,7 +28,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 __all__ = ["LLMDPDPolicy"]
 
 _GATE: NestedKey = ("prompt", "observation_gate")
-_SAMPLE, _PLAN = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
+_SAMPLE, _DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 _FLOAT32 = torch.zeros(0, dtype=torch.float32)
 
 
@@ -133,7 +133,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         if isinstance(kind, ExplorationType):
             act(kind, state)
             return
-        sampled, planned = act(_SAMPLE, state[~kind]), act(_PLAN, state[kind])
+        sampled, planned = act(_SAMPLE, state[~kind]), act(_DETERMINISTIC, state[kind])
         for key in self.out_keys:
             rows = sampled.get(key)
             value = rows.new_empty((*kind.shape, *rows.shape[1:]))
@@ -143,15 +143,15 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def _rule(self, state: TensorDictBase) -> ExplorationType | Tensor:
         """How actions are chosen; where that differs, a mask [*] of those without sampling."""
         if not self.config.diffuses:
-            return _PLAN
+            return _DETERMINISTIC
         if self.is_prompted:
-            return _SAMPLE if self.retrieval is None or self.is_open else _PLAN
+            return _SAMPLE if self.retrieval is None or self.is_open else _DETERMINISTIC
         gate = state.get(_GATE, None)
         if gate is None:
             return _SAMPLE
         is_shut = (gate == 0).squeeze(-1)
         if is_shut.all():
-            return _PLAN
+            return _DETERMINISTIC
         return is_shut if is_shut.any() else _SAMPLE
 
     def _state(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -298,7 +298,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         return None if self.encoder is None else PromptNetwork(self.encoder, tables)
 
     def make_retrieval(self, tables: PromptTables) -> PromptRetrieval:
-        """What a policy that retrieves reads trajectory prompts with."""
+        """The retrieval from the trajectory prompts in ``tables``."""
         config, bank = self.config, self.filled(tables).trajectories
         assert bank is not None
         assert config.frame is not None

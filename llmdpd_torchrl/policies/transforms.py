@@ -39,7 +39,8 @@ def training_transforms(
         tables: prompts of the training tasks, the trajectories cut from the training data.
         prompts_per_task: see :class:`TrajectoryPromptTransform`.
         state_visible_prob: see :class:`ObservationGateTransform`.
-        augment: whether to turn what a context tells, see :class:`ContextAugmentation`.
+        augment: whether to rotate retrieved contexts and actions at random, see
+            :class:`ContextAugmentation`.
         dataset: that the replay buffer holds; read where the actor reads sequences.
     """
     policy.check_tables(tables)

@@ -124,7 +124,7 @@ class RelativeFrame(nn.Module):
         size: F.
         relation_size: number of the first entries that are differences of positions.
         anchors: number of anchors.
-        steps: number of entries of a position.
+        position_dim: number of entries of a position.
         weights: ``[F]``, weights of differences in distances.
         scale: ``[F]``, factors of differences in contexts.
 
@@ -151,13 +151,13 @@ class RelativeFrame(nn.Module):
         self.relation_size, values = spec.sizes(fields)
         self.size = self.relation_size + values
         self.anchors = len(spec.anchors)
-        self.steps = self.relation_size // self.anchors if self.anchors else 0
+        self.position_dim = self.relation_size // self.anchors if self.anchors else 0
         self.width = max(end for _, end in fields.values())
         unit = 1 / spec.unit
         rows = [  # of each entry: weight, scale, mean and factor
             (weight or 0.0, unit, 0.0, 1.0)
             for weight in spec.weights[: self.anchors]
-            for _ in range(self.steps)
+            for _ in range(self.position_dim)
         ]
         for weight, name in zip(spec.weights[self.anchors :], spec.values, strict=True):
             part = slice(*fields[name])
@@ -194,8 +194,12 @@ class RelativeFrame(nn.Module):
         return torch.cat([positions, values], dim=-1)
 
     def from_anchors(self, frame: Tensor) -> list[Tensor]:
-        """The effector's position relative to each anchor, ``[*, steps]``, of ``[*, F]``."""
-        parts = frame[..., : self.relation_size].split(self.steps, dim=-1) if self.anchors else ()
+        """The effector's position relative to each anchor, ``[*, position_dim]``, of ``[*, F]``."""
+        parts = (
+            frame[..., : self.relation_size].split(self.position_dim, dim=-1)
+            if self.anchors
+            else ()
+        )
         # (effector - first) + (first - second) = effector - second
         return list(itertools.accumulate(parts, torch.add))
 

@@ -107,7 +107,7 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         spec: the relative frame of the family of environments.
         fields: half-open index ranges of the observation's fields, as in a manifest's
             ``observation_layout``.
-        lookaheads: steps of the cut prompt.
+        lookaheads: the K of each ``ahead_K``, counted in steps of the cut prompt.
         gain: gain of the corrections, per metre.
         moving: displacement within the first lookahead above which an object counts as moving, in
             metres.
@@ -182,7 +182,7 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         """
         vectors: list[slice] = []
         tails: list[slice] = []
-        start, steps = 0, self.frame.steps
+        start, steps = 0, self.frame.position_dim
         for _, kind, width in self._pieces:
             if kind != "other" and steps:
                 vectors.append(slice(start, start + steps))
@@ -239,14 +239,14 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         if not frame.anchors:
             return [action]
         size = frame.relation_size
-        first, *others = error[:, :size].split(frame.steps, dim=-1)
-        moves = motion[:, :size].split(frame.steps, dim=-1)[1:]
+        first, *others = error[:, :size].split(frame.position_dim, dim=-1)
+        moves = motion[:, :size].split(frame.position_dim, dim=-1)[1:]
         is_moving = [move.norm(dim=-1, keepdim=True) > self.moving for move in moves]
         # An object that moves with the effector is no landmark: take the next anchor.
         for other, moved in zip(others, is_moving, strict=True):
             first = first + torch.where(moved, other, 0.0)
         correction = -self.gain * first
-        movement, rest = action.tensor_split([frame.steps], dim=-1)
+        movement, rest = action.tensor_split([frame.position_dim], dim=-1)
         suggested = torch.cat([movement + correction, rest], dim=-1).clamp(-1.0, 1.0)
         flags = [moved.to(correction.dtype) for moved in is_moving]
         return [suggested, correction.clamp(-1.0, 1.0), *flags]

@@ -1,4 +1,4 @@
-"""Prompt encoders as TorchRL transforms, for environments and replay buffers alike."""
+"""Prompts as TorchRL transforms, for environments and replay buffers alike."""
 
 from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
 from llmdpd_torchrl.transforms.base import AbsentPromptTransform, PromptEmbeddingTransform

@@ -58,7 +58,7 @@ class ContextAugmentation(Transform):
         keys: list[NestedKey] = [("prompt", "observation_gate"), "prompt_context"]
         keys += [("next", "prompt_context"), "action"]
         super().__init__(in_keys=in_keys or keys)
-        self.steps = retrieval.frame.steps
+        self.position_dim = retrieval.frame.position_dim
         self.smallest_scale = smallest_scale
         self._vectors, self._tails = retrieval.equivariant_columns()
 
@@ -71,10 +71,10 @@ class ContextAugmentation(Transform):
         scale = torch.rand(count, 1, device=is_closed.device, dtype=torch.float32)
         scale = self.smallest_scale + (1.0 - self.smallest_scale) * scale
         scale = torch.where(torch.rand_like(scale) < 0.5, scale, 1.0)
-        movement, rest = slice(0, self.steps), slice(self.steps, None)
+        movement, rest = slice(0, self.position_dim), slice(self.position_dim, None)
         for key, vectors, tails in (
             *((key, self._vectors, self._tails) for key in keys),
-            (action_key, [movement] if self.steps else [], [rest]),
+            (action_key, [movement] if self.position_dim else [], [rest]),
         ):
             value = tensordict.get(key)
             changed, turn = value.reshape(count, -1).clone(), rotation.to(value.dtype)
@@ -89,10 +89,10 @@ class ContextAugmentation(Transform):
         return tensordict
 
     def _rotations(self, count: int, device: torch.device) -> Tensor:
-        rotation = random_rotations(count, self.steps, device)
-        if self.steps > 1:
+        rotation = random_rotations(count, self.position_dim, device)
+        if self.position_dim > 1:
             upright = torch.zeros_like(rotation)
-            upright[:, :-1, :-1] = random_rotations(count, self.steps - 1, device)
+            upright[:, :-1, :-1] = random_rotations(count, self.position_dim - 1, device)
             upright[:, -1, -1] = 1.0
             stays = torch.rand(count, 1, 1, device=device, dtype=torch.float32) < 0.5
             rotation = torch.where(stays, upright, rotation)

@@ -1,4 +1,4 @@
-"""What an actor that retrieves reads: the context of the retrieved step and the gate."""
+"""The retrieved context and the observation gate, as transforms."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ class TextPromptTransform(PromptTransform):
         table: ``[T, D]`` frozen embeddings, row = ``task_id``.
         mode: ``"tensor"`` writes the embedding, ``"index"`` its row. Use the latter on a replay
             buffer, with a prompt network that owns the table and encodes each prompt once a batch.
+        dropout: probability that a sampled transition has no text (row -1; mode ``index`` only).
         in_keys: the task key, default ``["task_id"]`` ([*, 1] int64).
         out_keys: default ``[("prompt", "text")]`` ([*, D] float32), or
             ``[("prompt", "text_index")]`` ([*, 1] int64).

@@ -77,5 +77,5 @@ def test_the_seed_decides_the_data_and_a_file_is_kept(path, tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ConfigError, match="episodes is 0"):
         collect_gait(tmp_path / "a.hdf5", episodes=0)
-    with pytest.raises(ConfigError, match="can not make the data folder"):
+    with pytest.raises(ConfigError, match="cannot create the data folder"):
         collect_gait("/dev/null/x/a.hdf5")

@@ -48,6 +48,7 @@ def test_manifest_and_files(collected):
     assert not list(folder.glob(".*tmp*"))
 
 
+@pytest.mark.integration
 def test_workers_and_order_do_not_matter(collected, tmp_path):
     _, manifest = collected
     one = collect_metaworld(tmp_path, TASKS[1:], SETTINGS, workers=1, progress=False)
@@ -87,7 +88,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="can not make the data folder"):
+    with pytest.raises(ConfigError, match="cannot create the data folder"):
         collect_metaworld(tmp_path / "file" / "data", ["reach-v3"], SETTINGS, progress=False)
 
 
@@ -107,6 +108,7 @@ def test_settings_are_checked(wrong):
         CollectionSettings(**wrong)
 
 
+@pytest.mark.integration
 def test_a_killed_collection_goes_on_to_the_same_data(tmp_path):
     tasks = ["reach-v3", "window-open-v3", "drawer-close-v3"]
     command = [sys.executable, "-m", "llmdpd_torchrl.collection", "collect", "", "--tasks", *tasks]

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,17 @@ from llmdpd_torchrl.utils.errors import DataError
 SETTINGS = CollectionSettings(episodes_per_task=2, max_steps=30)
 
 
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("collected")
+    collect_metaworld(folder, ["reach-v3", "push-v3"], SETTINGS, workers=1, progress=False)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    collect_metaworld(tmp_path, ["reach-v3", "push-v3"], SETTINGS, workers=1, progress=False)
-    return tmp_path
+def folder(collected, tmp_path):
+    """A copy of the collected data, which the test may change."""
+    return Path(shutil.copytree(collected, tmp_path, dirs_exist_ok=True))
 
 
 def rewrite(folder, change):

@@ -173,6 +173,7 @@ def test_another_render_mode_is_refused():
 
 
 @needs_gl
+@pytest.mark.integration
 def test_no_variable_is_needed_and_an_open_environment_ends_quietly():
     """The library is found after metaworld is imported, and nothing is printed at exit."""
     script = (

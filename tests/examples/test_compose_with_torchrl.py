@@ -48,6 +48,7 @@ def test_torchrls_actor_learns_under_our_loss(example, env, monkeypatch):
     assert torch.isfinite(env.rollout(5, actor)["action"]).all()
 
 
+@pytest.mark.integration
 def test_the_script_runs_as_it_is(tmp_path):
     process = subprocess.run(
         [sys.executable, str(SCRIPT)],

@@ -34,6 +34,7 @@ def collected(folder, *overrides):
     return run
 
 
+@pytest.mark.integration
 def test_the_first_episodes_or_those_of_one_noise_are_used(folder):
     whole = collected(folder)
     assert whole.dataset.lengths.shape == (8,)
@@ -57,6 +58,7 @@ def test_what_is_as_usual_leaves_the_fingerprint_as_it_was(folder):
     assert run.family.identity(make_run(folder, "texts=random").cfg) != identity
 
 
+@pytest.mark.integration
 def test_demonstrations_of_another_expert_lie_apart(folder):
     run = collected(folder)
     usual, support = run.evaluation_prompts.trajectories, run.support_hash

@@ -27,6 +27,7 @@ def run(folder, data, *overrides):
     return run_experiment(compose_settings(CONFIGS, "train_metaworld", settings), MetaWorld())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", [pytest.param("prompt_dt", marks=pytest.mark.slow), "mtdiff"])
 def test_from_configuration_to_results(name, tmp_path, data, capsys):
     small = ["network.sequence.width=16", "network.sequence.layers=1", f"algorithm={name}"]

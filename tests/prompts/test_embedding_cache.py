@@ -138,12 +138,14 @@ def run_workers(tmp_path, *jobs):
     return root, "".join(printed)
 
 
+@pytest.mark.integration
 def test_two_processes_lose_nothing_of_each_other(tmp_path):
     root, _ = run_workers(tmp_path, "1,2,3,4", "5,6,7,8")
     names = {entry_name({"model": "shared"}, str(text)) for text in range(1, 9)}
     assert set(load_file(cache_file(root))) == names
 
 
+@pytest.mark.integration
 def test_two_processes_do_not_compute_the_same_text_twice(tmp_path):
     _, printed = run_workers(tmp_path, "1,2,3", "1,2,3")
     assert printed.count("encoded") == 3

@@ -68,6 +68,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, capsys):
     assert words in captured.err
 
 
+@pytest.mark.integration
 def test_help_as_a_module():
     command = [sys.executable, "-m", "llmdpd_torchrl.prompts"]
     done = subprocess.run([*command, "embed", "--help"], capture_output=True, text=True, check=True)

@@ -88,6 +88,7 @@ def test_serial_trans_env_check(make):
     env.close()
 
 
+@pytest.mark.integration
 def test_parallel_trans_env_check(one_make):
     env = ParallelEnv(2, one_make.env)
     try:
@@ -103,6 +104,7 @@ def test_trans_serial_env_check(make):
     env.close()
 
 
+@pytest.mark.integration
 def test_trans_parallel_env_check(one_make):
     env = TransformedEnv(ParallelEnv(2, reach), one_make())
     try:
