@@ -185,6 +185,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if isinstance(self.frame, Mapping):  # as JSON and YAML have it
             self.frame = FrameSpec(**self.frame)
+        if not isinstance(self.frame, FrameSpec | None):
+            raise ConfigError(f"network.frame is {self.frame!r}: give a FrameSpec or None")
         if isinstance(self.sequence, Mapping):
             self.sequence = SequenceConfig(**self.sequence)
         if self.prompt not in PROMPTS:

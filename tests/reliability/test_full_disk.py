@@ -73,7 +73,7 @@ def test_one_line_and_a_second_try(whole, tmp_path, monkeypatch, owner, function
     assert outcome.code == 2
     assert outcome.is_clear, outcome.text
     (line,) = outcome.error_lines
-    assert line.startswith(f"error: can not write {tmp_path / file}")
+    assert line.startswith(f"error: cannot write {tmp_path / file}")
     assert line.endswith("(File too large): make room, then run the same command again")
     assert not list(tmp_path.rglob("*.tmp*"))
     assert not (tmp_path / file).is_file()
