@@ -1,4 +1,4 @@
-"""Every public class shows how it is used; the doctests run what it shows."""
+"""Every exported class shows how it is used; the doctests run what it shows."""
 
 import importlib
 import inspect

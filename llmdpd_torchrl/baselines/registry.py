@@ -23,8 +23,6 @@ from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
 from llmdpd_torchrl.trainers.target_updater import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["ALGORITHMS", "Algorithm", "get_algorithm"]
-
 
 class Algorithm(NamedTuple):
     """A loss with what it can train.

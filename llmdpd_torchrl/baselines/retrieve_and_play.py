@@ -13,8 +13,6 @@ from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["RetrieveAndPlay", "retrieve_and_play_policy"]
-
 
 class RetrieveAndPlay(TensorDictModuleBase):
     """Replay the action of the demonstration's nearest step, corrected towards its path.

@@ -20,8 +20,6 @@ from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDenoiser, PlanDiffu
 from llmdpd_torchrl.objectives.sequence import SequenceLoss
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["MTDiff", "PromptDT"]
-
 
 class PromptDT(SequenceLoss):
     """The squared error of the actions at all steps of the history (Xu et al. 2022, algorithm 1).

@@ -15,8 +15,6 @@ from torchrl.objectives import BCLoss, CQLLoss, IQLLoss, TD3BCLoss
 
 from llmdpd_torchrl.modules.actors.direct import GaussianActor
 
-__all__ = ["CQL", "IQL", "TD3BC", "BehaviourCloning"]
-
 #: TorchRL's names of what TD3+BC logs, and this library's.
 _METRICS = {"bc_loss": "bc", "pred_value": "q_value", "target_value": "target_value"}
 #: The likelihood of a squashed Gaussian has no bound at -1 and 1, where many actions are.

@@ -22,8 +22,6 @@ from llmdpd_torchrl.envs.gym_mujoco import HalfCheetahVelocityEnv
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_atomic
 
-__all__ = ["GAIT_HELD_OUT", "GAIT_SPEEDS", "collect_gait"]
-
 GAIT_SPEEDS = tuple(0.25 * step for step in range(1, 13))
 """Target speeds in m/s, all within the reach of the gait."""
 

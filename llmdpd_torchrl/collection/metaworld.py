@@ -26,14 +26,6 @@ from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_atomic
 from llmdpd_torchrl.utils.processes import run_jobs
 
-__all__ = [
-    "CollectionSettings",
-    "collect_metaworld",
-    "collect_task",
-    "make_expert",
-    "run_expert_episode",
-]
-
 _PACKAGES = ("metaworld", "mujoco", "gymnasium", "numpy")
 
 

@@ -22,8 +22,6 @@ from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_atomic
 from llmdpd_torchrl.utils.processes import check_memory
 
-__all__ = ["export_d4rl", "iter_d4rl_file", "read_d4rl_arrays", "read_d4rl_file"]
-
 _TASKS = "task_table"  # attributes of files that export_d4rl wrote
 _FIELDS = "observation_fields"
 _SUCCESS = "infos/success"

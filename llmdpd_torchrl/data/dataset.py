@@ -18,8 +18,6 @@ from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import file_sha256
 from llmdpd_torchrl.utils.processes import check_memory
 
-__all__ = ["TrajectoryDataset", "episode_lengths", "episode_sums", "returns_to_go", "row_blocks"]
-
 _Dataset = TypeVar("_Dataset", bound="TrajectoryDataset")
 
 

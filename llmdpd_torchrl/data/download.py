@@ -17,8 +17,6 @@ from tqdm.auto import tqdm
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.files import file_sha256, folder_lock, make_writable_folder, write_atomic
 
-__all__ = ["D4RL_CACHE", "fetch_d4rl", "fetch_file"]
-
 #: Default folder of D4RL's files.
 D4RL_CACHE = Path("data_cache") / "d4rl"
 

@@ -14,8 +14,6 @@ import numpy as np
 
 from llmdpd_torchrl.utils.errors import DataError, first_line
 
-__all__ = ["check_file", "find_array", "open_hdf5", "read_attributes"]
-
 
 def check_file(path: Path) -> None:
     """Raise a :class:`DataError` if ``path`` is not a file."""

@@ -22,8 +22,6 @@ from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_folder_atomic
 
-__all__ = ["load_episodes"]
-
 _SUFFIXES = (".hdf5", ".h5")
 #: Time limits of the environments of D4RL's first files, which do not mark time-outs.
 _TIME_LIMITS = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "ant"), 1000)

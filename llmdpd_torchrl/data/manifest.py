@@ -18,8 +18,6 @@ from safetensors import SafetensorError, safe_open
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json
 
-__all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "TaskRecord", "task_record"]
-
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _FORMAT = "llmdpd-trajectories"

@@ -21,8 +21,6 @@ from tqdm.auto import tqdm
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json
 
-__all__ = ["COLUMNS_VERSION", "ColumnWriter", "expect_random_reads", "map_columns", "raw_bytes"]
-
 #: Of the files; whatever changes what is in them changes it.
 COLUMNS_VERSION = 1
 _NAME = "columns.json"

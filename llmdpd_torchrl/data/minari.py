@@ -16,8 +16,6 @@ from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
 from llmdpd_torchrl.utils.processes import check_memory
 
-__all__ = ["minari_metadata_file", "read_minari"]
-
 
 def read_minari(
     dataset_id: str,

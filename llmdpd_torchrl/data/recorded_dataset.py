@@ -28,8 +28,6 @@ from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.processes import check_memory
 
-__all__ = ["OfflineDataset"]
-
 
 class OfflineDataset(TrajectoryDataset):
     """Episodes that were recorded elsewhere, in the layout of :class:`TrajectoryDataset`.

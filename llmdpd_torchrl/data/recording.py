@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.utils.errors import DataError
 
-__all__ = ["Recording", "as_flags", "as_numbers", "numbered_tasks"]
-
 #: Tolerance of actions outside of their range, relative to its half width, for rounding.
 _ROUNDING = 1e-4
 

@@ -16,8 +16,6 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.data.memmap import expect_random_reads
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["BatchSource", "EpisodeExperienceReplay", "place_buffer"]
-
 
 class EpisodeExperienceReplay(BaseDatasetExperienceReplay):
     """All transitions of a dataset as a read-only replay buffer: it samples transitions.

@@ -13,8 +13,6 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
-__all__ = ["SimulatorEnv", "SimulatorStep"]
-
 
 class SimulatorStep(NamedTuple):
     """The result of one simulator step.

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["GYM_MUJOCO_TASKS", "Dynamics", "GymMujocoEnv", "HalfCheetahVelocityEnv"]
-
 #: Version 4 has the rewards and models of D4RL's data; version 5 changes Walker2d's friction and
 #: the reward of Hopper's last step.
 GYM_MUJOCO_TASKS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")

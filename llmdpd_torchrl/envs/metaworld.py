@@ -25,8 +25,6 @@ from llmdpd_torchrl.utils.errors import ConfigError
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["MetaWorldEnv", "goal_seed", "make_simulator", "reset_simulator", "sample_goals"]
-
 _PURPOSES = {"collection": 0, "evaluation": 1}
 
 

@@ -17,8 +17,6 @@ from torchrl.envs import EnvBase
 from llmdpd_torchrl.envs.base import SimulatorEnv
 from llmdpd_torchrl.utils.errors import first_line
 
-__all__ = ["MultiTaskEnv", "SimulatorError", "SimulatorPool"]
-
 #: Idle simulators by task.
 SimulatorPool: TypeAlias = "defaultdict[str, list[SimulatorEnv]]"
 

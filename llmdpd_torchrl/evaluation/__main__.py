@@ -13,8 +13,6 @@ from llmdpd_torchrl.evaluation.report import compare, write_report
 from llmdpd_torchrl.evaluation.results import find_runs, variants
 from llmdpd_torchrl.utils.cli import run_command_line
 
-__all__ = ["main"]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.

@@ -19,17 +19,6 @@ from scipy.stats import bootstrap, trim_mean
 from llmdpd_torchrl.evaluation.statistics import CONFIDENCE, EpisodeResult, Estimate
 from llmdpd_torchrl.utils.errors import DataError
 
-__all__ = [
-    "Estimate",
-    "Scores",
-    "crossed_difference",
-    "interquartile_mean",
-    "normalized_scores",
-    "paired_difference",
-    "performance_profile",
-    "successes",
-]
-
 Scores = Mapping[str, ArrayLike]
 _RESAMPLES = 9999
 

@@ -24,16 +24,6 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = [
-    "CONTROLS",
-    "apply_control",
-    "check_control",
-    "confusion",
-    "random_strings",
-    "shuffle_steps",
-    "swap_prompts",
-]
-
 #: What a policy is prompted with: all it reads; one of the prompts, or neither; those of another
 #: task; a trajectory with shuffled steps; only a paraphrase of the text, or only random letters
 #: in its place.

@@ -22,8 +22,6 @@ from llmdpd_torchrl.utils.backends import Backend
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 from llmdpd_torchrl.utils.processes import JobFailed, LocalBackend
 
-__all__ = ["Evaluator", "evaluate"]
-
 
 class Evaluator:
     """Evaluates policies on the same episodes with the same workers, each time it is called.

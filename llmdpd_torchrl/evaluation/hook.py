@@ -18,8 +18,6 @@ from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
 
-__all__ = ["EvaluationHook"]
-
 
 class EvaluationHook(TrainerHookBase):
     """Evaluates the policy every ``every`` updates of a training.

@@ -22,15 +22,6 @@ from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_atomic
 
-__all__ = [
-    "plot_confusion",
-    "plot_learning_curves",
-    "plot_profiles",
-    "plot_prompt_map",
-    "plot_success_bars",
-    "save_figure",
-]
-
 # Okabe and Ito's blue and vermilion: distinct in every common colour blindness and in grey.
 SEEN_COLOUR = "#0072B2"
 UNSEEN_COLOUR = "#D55E00"

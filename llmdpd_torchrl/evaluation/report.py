@@ -36,8 +36,6 @@ from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_text
 
-__all__ = ["compare", "task_table", "write_report"]
-
 _TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 #: Size of a page that mail programs and browser tabs still open.
 _MAX_PAGE_BYTES = 25_000_000

@@ -35,20 +35,6 @@ from llmdpd_torchrl.evaluation.statistics import (
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_json, write_text
 
-__all__ = [
-    "RunResults",
-    "Table",
-    "VariantResults",
-    "find_runs",
-    "git_revision",
-    "print_table",
-    "read_results_json",
-    "variants",
-    "versions",
-    "write_markdown",
-    "write_results_json",
-]
-
 
 @dataclass(frozen=True)
 class Table:

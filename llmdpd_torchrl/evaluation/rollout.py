@@ -25,8 +25,6 @@ from llmdpd_torchrl.policies.transforms import environment_transforms
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["EvaluationSettings", "GroupTiming", "make_policy_env", "run_group"]
-
 
 @dataclass(frozen=True)
 class EvaluationSettings:

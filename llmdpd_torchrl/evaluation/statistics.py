@@ -12,18 +12,6 @@ from scipy.stats import binomtest, t
 
 from llmdpd_torchrl.utils.errors import DataError
 
-__all__ = [
-    "CONFIDENCE",
-    "EpisodeResult",
-    "Estimate",
-    "GroupSummary",
-    "ResultsSummary",
-    "TaskSummary",
-    "student_interval",
-    "summarise",
-    "wilson_interval",
-]
-
 #: Coverage of every interval in this package.
 CONFIDENCE = 0.95
 

@@ -20,8 +20,6 @@ from llmdpd_torchrl.envs import (
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, reference_returns
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["EpisodeSpec", "GymMujocoSuite", "MetaWorldSuite", "Suite"]
-
 
 class EpisodeSpec(NamedTuple):
     """One episode: a task, and the number of one of its fixed starts.

@@ -28,8 +28,6 @@ from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import write_atomic
 
-__all__ = ["Frame", "record_grid", "render_frame", "rendering_backend", "write_video"]
-
 #: An RGB image of shape [height, width, 3].
 Frame = NDArray[np.uint8]
 

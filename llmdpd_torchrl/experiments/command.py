@@ -19,8 +19,6 @@ from llmdpd_torchrl.utils.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["compose_settings", "hydra_command"]
-
 
 def compose_settings(
     folder: str | os.PathLike[str], name: str, overrides: Sequence[str]

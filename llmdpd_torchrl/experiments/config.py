@@ -20,12 +20,6 @@ from llmdpd_torchrl.modules.config import PROMPTS
 from llmdpd_torchrl.prompts import make_text_encoder
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = [
-    "Count", "Fraction", "Positive", "Size", "Text",
-    "check_schema", "check_text_encoder", "choose_device", "plain",
-    "read", "section",
-]  # fmt: skip
-
 Kind = TypeVar("Kind")
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

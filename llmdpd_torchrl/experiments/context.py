@@ -17,8 +17,6 @@ from llmdpd_torchrl.prompts import TextPrompt
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.tasks.splits import TaskSplit
 
-__all__ = ["Family", "Run"]
-
 
 class Family(Protocol):
     """What a family of environments brings to a run: its tasks, data, prompts and simulators.

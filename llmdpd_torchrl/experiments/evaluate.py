@@ -23,11 +23,6 @@ from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.backends import Backend, make_backend
 from llmdpd_torchrl.utils.files import write_json
 
-__all__ = [
-    "evaluate", "evaluation_prompts", "evaluation_settings", "make_evaluator", "record",
-    "video_renderer",
-]  # fmt: skip
-
 
 def evaluation_settings(run: Run, **changes: Any) -> EvaluationSettings:
     """How the run's evaluations are made."""

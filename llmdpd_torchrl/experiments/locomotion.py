@@ -41,8 +41,6 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["ORACLE", "Locomotion"]
-
 ORACLE = "oracle"
 """As ``text_encoder``: the target speed, or the level's mean score, instead of an embedding."""
 

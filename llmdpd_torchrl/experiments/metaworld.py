@@ -40,8 +40,6 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["MetaWorld"]
-
 
 class _Tasks(Section):
     split: Text

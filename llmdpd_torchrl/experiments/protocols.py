@@ -27,8 +27,6 @@ from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.tasks.table import normalized_score
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["Protocol", "level_protocol", "read_speeds", "speed_protocol"]
-
 
 @dataclass(frozen=True)
 class Protocol:

@@ -32,8 +32,6 @@ from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.utils.processes import available_cores
 
-__all__ = ["STAGES", "fingerprint", "prepare", "run_experiment", "run_stage"]
-
 #: The settings that a training depends on, beside the data and the family's own settings.
 _IDENTITY = (
     "seed", "algorithm", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim",

@@ -36,8 +36,6 @@ from llmdpd_torchrl.trainers import (
 from llmdpd_torchrl.utils.errors import ConfigError, notice
 from llmdpd_torchrl.utils.processes import available_cores
 
-__all__ = ["train"]
-
 
 def train(run: Run) -> None:
     """Train and save the policy, or load it if this very training is done.

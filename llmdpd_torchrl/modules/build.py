@@ -35,8 +35,6 @@ from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["Networks", "check_state", "make_networks", "make_sequence_actor"]
-
 Actor: TypeAlias = (
     DiffusionActor | DeterministicActor | GaussianActor | DecisionTransformerActor
     | PlanDiffusionActor

@@ -9,8 +9,6 @@ from torch import nn
 
 from llmdpd_torchrl.utils.errors import DataError
 
-__all__ = ["GatedConditioner", "ObservationConditioner", "ObservationFeatures"]
-
 
 class ObservationFeatures(nn.Module):
     """Select named fields of an observation, append differences of fields, and standardise.

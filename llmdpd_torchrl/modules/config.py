@@ -10,11 +10,6 @@ from llmdpd_torchrl.prompts.retrieval import context_layout
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = [
-    "ACTORS", "CONDITIONINGS", "DIRECT_ACTORS", "PROMPTS", "SEQUENCE_ACTORS", "NetworkConfig",
-    "SequenceConfig",
-]  # fmt: skip
-
 DIRECT_ACTORS = ("deterministic", "gaussian", "tanh_gaussian")
 """``deterministic``: one action, squashed by tanh (TD3+BC); ``gaussian``: a squashed mean with one
 deviation per dimension, whatever the state (IQL); ``tanh_gaussian``: a squashed Gaussian whose mean

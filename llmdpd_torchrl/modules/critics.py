@@ -18,8 +18,6 @@ from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.modules.diffusion import is_deterministic
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["SELECTIONS", "QSelectedActor", "QValueNetwork", "make_qvalue_networks"]
-
 #: How one of the candidates is chosen: there is only one; the most valued; or at random, with odds
 #: that grow exponentially with the value.
 SELECTIONS = ("none", "argmax", "softmax")

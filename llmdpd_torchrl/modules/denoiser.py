@@ -14,11 +14,6 @@ from torch.nn import functional as F
 from llmdpd_torchrl.modules.schedules import ExactTables, NoiseSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = [
-    "ACTIVATIONS", "FirstLayer", "MLPDenoiser", "ResidualDenoiser", "SinusoidalTimeEmbedding",
-    "make_activation", "make_mlp",
-]  # fmt: skip
-
 #: Names that configurations may use, and what each builds.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "mish": nn.Mish,

@@ -15,8 +15,6 @@ from llmdpd_torchrl.modules.samplers import reverse_process
 from llmdpd_torchrl.modules.schedules import NoiseSchedule
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["PREDICTIONS", "DiffusionModule", "is_deterministic"]
-
 #: Length of the deterministic latent, in units of a typical sample's.
 _LATENT_SCALE = 0.1
 #: What the score network's output means: the noise, the clean action, or the velocity

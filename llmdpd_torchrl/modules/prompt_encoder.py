@@ -14,8 +14,6 @@ from torch import nn
 from llmdpd_torchrl.modules.denoiser import make_activation
 from llmdpd_torchrl.prompts.tables import PromptTables
 
-__all__ = ["PromptEncoder", "PromptNetwork", "TextHead", "TrajectoryEncoder"]
-
 
 class TextHead(nn.Module):
     """h_ψ: an MLP on the centred embedding of a frozen language model.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["SAMPLERS", "ReverseStep", "Sampler", "reverse_process"]
-
 
 class ReverseStep(NamedTuple):
     """One reverse step as a linear combination: all that distinguishes the samplers.

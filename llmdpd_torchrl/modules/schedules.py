@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["NOISE_SCHEDULES", "ExactTables", "NoiseSchedule"]
-
 
 def _vp(num_steps: int) -> Tensor:
     """Discretised variance-preserving SDE with beta(t) from 0.1 to 10 (Diffusion-QL, appendix)."""

@@ -18,8 +18,6 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["GUIDANCE_MODES", "REDUCTIONS", "DiffusionQLLoss", "LLMDPDLoss"]
-
 GUIDANCE_MODES, REDUCTIONS = ("chain", "one_step"), ("none", "mean", "sum")
 
 

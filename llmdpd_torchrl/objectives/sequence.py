@@ -15,8 +15,6 @@ from torchrl.objectives.common import LossModule
 from llmdpd_torchrl.objectives.llmdpd import REDUCTIONS
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["SequenceLoss"]
-
 
 class SequenceLoss(LossModule):
     """The error of a sequence of actions, averaged over the valid steps of a row.

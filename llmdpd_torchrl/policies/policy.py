@@ -25,8 +25,6 @@ from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
-__all__ = ["LLMDPDPolicy"]
-
 _GATE: NestedKey = ("prompt", "observation_gate")
 _SAMPLE, _DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 _FLOAT32 = torch.zeros(0, dtype=torch.float32)

@@ -37,11 +37,6 @@ from llmdpd_torchrl.utils.files import (
     write_text,
 )
 
-__all__ = [
-    "check_layout", "embed_text", "is_saved", "model_card", "open_policy",
-    "upload_policy", "write_policy",
-]  # fmt: skip
-
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FORMAT = "llmdpd-policy"
 _FORMAT_VERSION = 5

@@ -20,8 +20,6 @@ from llmdpd_torchrl.transforms.trajectory_prompt import (
     check_training_prompts,
 )
 
-__all__ = ["environment_transforms", "training_transforms"]
-
 
 def training_transforms(
     policy: LLMDPDPolicy,

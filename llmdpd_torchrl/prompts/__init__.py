@@ -23,6 +23,8 @@ from llmdpd_torchrl.prompts.encoders import (
 )
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS
 from llmdpd_torchrl.prompts.model_files import cache_root
+from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.text import (
     PROMPT_SUITES,
@@ -31,18 +33,23 @@ from llmdpd_torchrl.prompts.text import (
     velocity_prompt,
     velocity_task,
 )
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 __all__ = [
     "ENCODERS",
+    "METAWORLD_FRAME",
     "POOLINGS",
     "PROMPT_SUITES",
     "QUANTIZATIONS",
+    "FrameSpec",
     "HuggingFaceEncoder",
     "MiniLMEncoder",
+    "PromptRetrieval",
     "PromptTables",
     "SmolLM2Encoder",
     "TextEncoder",
     "TextPrompt",
+    "TrajectoryPromptBank",
     "cache_root",
     "centred_similarity",
     "embed_texts",

@@ -26,8 +26,6 @@ from llmdpd_torchrl.utils.cli import run_command_line
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 
-__all__ = ["builtin_prompts", "main"]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.

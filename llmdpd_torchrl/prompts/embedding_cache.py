@@ -29,15 +29,6 @@ from llmdpd_torchrl.prompts.text import TextPrompt, load_text_prompts
 from llmdpd_torchrl.utils.errors import PromptError
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 
-__all__ = [
-    "centred_similarity",
-    "embed_texts",
-    "entry_name",
-    "nearest_tasks",
-    "read_package_data",
-    "text_embedding_table",
-]
-
 _FILE = "embeddings.safetensors"
 
 

@@ -26,16 +26,6 @@ from llmdpd_torchrl.prompts.model_files import (
 )
 from llmdpd_torchrl.utils.errors import PromptError
 
-__all__ = [
-    "ENCODERS",
-    "HuggingFaceEncoder",
-    "MiniLMEncoder",
-    "SmolLM2Encoder",
-    "TextEncoder",
-    "make_text_encoder",
-    "resolve_commit",
-]
-
 ENCODERS: dict[str, dict[str, Any]] = {
     # The paper's two. Llama's licence must be accepted on the Hub.
     "llama-3-8b": {"model": "meta-llama/Meta-Llama-3-8B", "dtype": "bfloat16"},

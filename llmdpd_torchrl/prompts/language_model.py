@@ -22,14 +22,6 @@ from llmdpd_torchrl.prompts.model_files import explain_loading_error
 from llmdpd_torchrl.utils.errors import PromptError, first_line
 from llmdpd_torchrl.utils.processes import available_memory
 
-__all__ = [
-    "POOLINGS",
-    "QUANTIZATIONS",
-    "check_texts",
-    "pool",
-    "torch_device",
-]
-
 POOLINGS = ("mean", "last_token")
 """How the hidden states of a prompt's tokens become one vector."""
 

@@ -28,21 +28,6 @@ from safetensors.torch import save_file
 from llmdpd_torchrl.utils.errors import PromptError, first_line
 from llmdpd_torchrl.utils.files import file_sha256, folder_lock, write_folder_atomic, write_json
 
-__all__ = [
-    "ALTERNATIVES",
-    "GGUF_SHA256",
-    "MINILM",
-    "SMOLLM2",
-    "SMOLLM2_LAYER",
-    "PackagedModel",
-    "cache_root",
-    "explain_loading_error",
-    "folder_sha256",
-    "locked_folder",
-    "minilm_folder",
-    "smollm2_folder",
-]
-
 
 def cache_root() -> Path:
     """Return the folder for models and embeddings, which can all be fetched or computed again.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["METAWORLD_FRAME", "FrameSpec", "RelativeFrame"]
-
 
 @dataclass(frozen=True)
 class FrameSpec:

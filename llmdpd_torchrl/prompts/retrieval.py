@@ -16,8 +16,6 @@ from llmdpd_torchrl.prompts.relative_frame import FrameSpec, RelativeFrame
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["PromptRetrieval", "context_layout"]
-
 
 def _pieces(
     spec: FrameSpec,

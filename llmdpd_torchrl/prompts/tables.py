@@ -10,8 +10,6 @@ from torch import nn
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import PromptError
 
-__all__ = ["PromptTables"]
-
 
 class PromptTables(nn.Module):
     """All prompts that a policy may be given, indexed by rows.

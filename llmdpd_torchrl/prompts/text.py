@@ -11,14 +11,6 @@ import yaml
 
 from llmdpd_torchrl.utils.errors import PromptError, first_line
 
-__all__ = [
-    "PROMPT_SUITES",
-    "TextPrompt",
-    "load_text_prompts",
-    "velocity_prompt",
-    "velocity_task",
-]
-
 _TEXT_FIELDS = ("task", "robot", "objective", "constraints", "success")
 _FIELDS = (*_TEXT_FIELDS, "paraphrases")
 PROMPT_SUITES = ("metaworld", "gym_mujoco")

@@ -11,8 +11,6 @@ from torch import nn
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
-__all__ = ["TrajectoryPromptBank", "cut_trajectory"]
-
 
 def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
     """Choose ``length`` evenly spaced steps of a trajectory, the first and the last among them.

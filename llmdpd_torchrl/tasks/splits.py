@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["SPLITS", "TaskSplit", "make_split"]
-
 ML10_TRAIN = (
     "reach-v3",
     "push-v3",

@@ -14,15 +14,6 @@ from typing import Any
 
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
 
-__all__ = [
-    "METAWORLD_OBSERVATION_LAYOUT",
-    "METAWORLD_TASKS",
-    "REFERENCE_RETURNS",
-    "TaskTable",
-    "normalized_score",
-    "reference_returns",
-]
-
 
 @dataclass(frozen=True)
 class TaskTable:

@@ -33,13 +33,6 @@ from llmdpd_torchrl.utils.files import (
     write_folder_atomic,
 )
 
-__all__ = [
-    "Checkpointing",
-    "SavedTraining",
-    "find_checkpoint",
-    "resume",
-]
-
 _FORMAT_VERSION = 2
 _NAME = re.compile(r"checkpoint-(\d{12})")  # of TorchRL's CheckpointRotation
 

@@ -21,8 +21,6 @@ from llmdpd_torchrl.trainers.metrics_file import MetricsFile
 from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
 from llmdpd_torchrl.utils.files import sync, write_bytes, write_json
 
-__all__ = ["LoggerGroup", "MetricsCSVLogger", "check_logger", "make_logger", "write_mp4"]
-
 
 class MetricsCSVLogger(Logger):
     """TorchRL logger that writes all scalars of a run into one tidy ``metrics.csv``.

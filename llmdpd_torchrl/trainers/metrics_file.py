@@ -14,8 +14,6 @@ import numpy as np
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, notice
 from llmdpd_torchrl.utils.files import write_bytes
 
-__all__ = ["MetricsFile", "read_metrics"]
-
 
 class MetricsFile:
     """A CSV file with one row per step and one column per metric, complete after every write.

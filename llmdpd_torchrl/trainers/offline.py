@@ -28,8 +28,6 @@ from llmdpd_torchrl.trainers.target_updater import TargetUpdater
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 
-__all__ = ["Interrupted", "OfflineTrainer", "handle_signals"]
-
 
 class ReplaySource:
     """Placeholder for an online trainer's collector: an endless source of "frames".

@@ -15,8 +15,6 @@ from torchrl.trainers.trainers import OptimizationStepper
 
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["OfflineOptimizationStepper", "RunningMeans"]
-
 
 class OfflineOptimizationStepper(OptimizationStepper):
     """One Adam for actor, critics and prompt encoder, with gradients clipped per network.

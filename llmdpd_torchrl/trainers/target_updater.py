@@ -12,8 +12,6 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["TARGET_SCHEDULES", "TargetUpdater", "UpdateSchedule"]
-
 
 class UpdateSchedule(NamedTuple):
     """When and how far a target tracks its source.

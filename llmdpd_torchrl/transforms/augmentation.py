@@ -10,8 +10,6 @@ from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 
-__all__ = ["ContextAugmentation", "random_rotations"]
-
 
 class ContextAugmentation(Transform):
     """Rotate the context and the action of sampled transitions where the gate is closed.

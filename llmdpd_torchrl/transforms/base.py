@@ -9,11 +9,6 @@ from tensordict.utils import NestedKey, expand_as_right
 from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
-__all__ = [
-    "MODES", "AbsentPromptTransform", "PromptEmbeddingTransform", "PromptTransform", "check_mode",
-    "drop_rows",
-]  # fmt: skip
-
 MODES = ("index", "tensor")
 """``index``: write the row of a prompt in a frozen table; ``tensor``: write what is in that row."""
 

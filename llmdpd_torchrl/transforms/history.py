@@ -12,8 +12,6 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-__all__ = ["HistoryTransform"]
-
 
 class HistoryTransform(Transform):
     """Write the last H steps, the present one at the end; of a dataset also the next F actions.

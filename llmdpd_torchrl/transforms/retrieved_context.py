@@ -14,8 +14,6 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.transforms.base import PromptTransform
 
-__all__ = ["ObservationGateTransform", "PromptContextTransform"]
-
 
 class PromptContextTransform(Transform):
     """Write the context of each observation: the nearest step of its trajectory prompt.

@@ -9,8 +9,6 @@ from torchrl.data import Categorical, TensorSpec, Unbounded
 
 from llmdpd_torchrl.transforms.base import PromptTransform, check_mode, drop_rows
 
-__all__ = ["TextPromptTransform"]
-
 
 class TextPromptTransform(PromptTransform):
     """Write a task's text prompt: its embedding, or its row in the table of embeddings.

@@ -11,8 +11,6 @@ from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.transforms.base import PromptTransform, check_mode, drop_rows
 from llmdpd_torchrl.utils.errors import PromptError
 
-__all__ = ["CHOICES", "TrajectoryPromptTransform", "check_training_prompts"]
-
 CHOICES = ("random", "first")
 """Which of a task's prompts an environment uses in an episode."""
 

@@ -19,8 +19,6 @@ from llmdpd_torchrl.utils.processes import (
     job_messages,
 )
 
-__all__ = ["Backend", "RayBackend", "check_backend", "make_backend"]
-
 
 class Backend(Protocol):
     """Runs jobs in workers and returns the events that each job yields as they come.

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import DISK_ERRORS
 
-__all__ = ["DEBUG_FLAG", "run_command", "run_command_line"]
-
 DEBUG_FLAG = "--debug"
 """Accepted by every command."""
 

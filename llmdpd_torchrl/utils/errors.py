@@ -6,18 +6,6 @@ import sys
 
 from tqdm.auto import tqdm
 
-__all__ = [
-    "ConfigError",
-    "DamagedError",
-    "DataError",
-    "DivergenceError",
-    "IncompleteError",
-    "PromptError",
-    "UserError",
-    "first_line",
-    "notice",
-]
-
 
 class UserError(Exception):
     """Base of every error that a user can fix.

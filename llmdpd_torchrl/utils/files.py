@@ -17,25 +17,6 @@ from filelock import FileLock
 
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError
 
-__all__ = [
-    "CHECKSUMS",
-    "DISK_ERRORS",
-    "check_kinds",
-    "file_sha256",
-    "folder_lock",
-    "make_writable_folder",
-    "read_document",
-    "sync",
-    "verify_checksums",
-    "write_atomic",
-    "write_bytes",
-    "write_checksums",
-    "write_folder_atomic",
-    "write_json",
-    "write_tensors",
-    "write_text",
-]
-
 #: Name of a folder's checksum manifest, see :func:`write_checksums`.
 CHECKSUMS = "checksums.sha256"
 #: ``OSError`` numbers that the disk causes: full, over quota, read-only, broken.

@@ -23,18 +23,6 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.utils.errors import ConfigError, UserError, first_line
 
-__all__ = [
-    "SINGLE_THREAD",
-    "JobFailed",
-    "LocalBackend",
-    "WorkerDied",
-    "available_cores",
-    "available_memory",
-    "check_memory",
-    "job_messages",
-    "run_jobs",
-]
-
 Job = tuple[Any, ...]
 
 #: Environment of a process that computes in one thread: more would compete for the cores.

@@ -17,8 +17,6 @@ from torchrl.modules import DecisionTransformer, SafeModule
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["DecisionTransformerActor", "PromptDecisionTransformer"]
-
 _HISTORY = ("observation", "action", "return_to_go", "mask")
 
 

@@ -14,8 +14,6 @@ from llmdpd_torchrl.modules.denoiser import MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["DiffusionActor"]
-
 
 class DiffusionActor(SafeModule):
     """A diffusion policy as a TensorDict module: observation and prompt embedding in, action out.

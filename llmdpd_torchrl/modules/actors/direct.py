@@ -18,8 +18,6 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, SafeModule, T
 
 from llmdpd_torchrl.modules.denoiser import make_mlp
 
-__all__ = ["DeterministicActor", "DirectNetwork", "GaussianActor"]
-
 _LOG_STD = (-5.0, 2.0)
 
 

@@ -18,8 +18,6 @@ from llmdpd_torchrl.modules.denoiser import SinusoidalTimeEmbedding
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.utils.errors import ConfigError
 
-__all__ = ["PlanConditioner", "PlanDenoiser", "PlanDiffusionActor"]
-
 #: Keys and values of some tokens, [B, heads, n, width / heads] each.
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
