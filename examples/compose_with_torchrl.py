@@ -4,8 +4,6 @@ First our diffusion actor acts in TorchRL's collector and is trained under Torch
 TorchRL's is trained under our Diffusion-QL loss, with TorchRL's target updater and trainer.
 """
 
-from __future__ import annotations
-
 import torch
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
