@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LOSS = "llmdpd_torchrl/objectives/llmdpd.py"
-UPDATER = "llmdpd_torchrl/trainers/target_updater.py"
+UPDATER = "llmdpd_torchrl/trainers/optimization.py"
 TERMS = "tests/objectives/test_llmdpd.py::"
 INPUTS = "tests/objectives/test_inputs.py::"
 MATH = "tests/objectives/test_llmdpd_math.py::"

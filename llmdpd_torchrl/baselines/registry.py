@@ -20,7 +20,7 @@ from llmdpd_torchrl.baselines.torchrl_losses import CQL, IQL, TD3BC, BehaviourCl
 from llmdpd_torchrl.modules.build import Networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
-from llmdpd_torchrl.trainers.target_updater import TARGET_SCHEDULES, UpdateSchedule
+from llmdpd_torchrl.trainers.optimization import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
 

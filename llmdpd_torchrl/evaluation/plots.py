@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from llmdpd_torchrl.evaluation.results import VariantResults
 from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
-from llmdpd_torchrl.trainers.metrics_file import read_metrics
+from llmdpd_torchrl.trainers.loggers import read_metrics
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_atomic
 
@@ -129,7 +129,7 @@ def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.Pat
     2 % of the points on top; the figure says so.
 
     Args:
-        metrics_csv: what :class:`~llmdpd_torchrl.trainers.metrics_file.MetricsFile` wrote.
+        metrics_csv: what :class:`~llmdpd_torchrl.trainers.loggers.MetricsFile` wrote.
         path: image file; the suffix is the format.
 
     Raises:

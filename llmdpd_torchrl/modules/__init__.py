@@ -6,7 +6,7 @@ from llmdpd_torchrl.modules.actors.decision_transformer import (
     DecisionTransformerActor,
     PromptDecisionTransformer,
 )
-from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
+from llmdpd_torchrl.modules.actors.diffusion import SELECTIONS, DiffusionActor, QSelectedActor
 from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
 from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanConditioner,
@@ -20,12 +20,7 @@ from llmdpd_torchrl.modules.conditioning import (
     ObservationFeatures,
 )
 from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
-from llmdpd_torchrl.modules.critics import (
-    SELECTIONS,
-    QSelectedActor,
-    QValueNetwork,
-    make_qvalue_networks,
-)
+from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import (
     ACTIVATIONS,
     MLPDenoiser,
@@ -41,8 +36,13 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TextHead,
     TrajectoryEncoder,
 )
-from llmdpd_torchrl.modules.samplers import SAMPLERS, ReverseStep, Sampler
-from llmdpd_torchrl.modules.schedules import NOISE_SCHEDULES, NoiseSchedule
+from llmdpd_torchrl.modules.samplers import (
+    NOISE_SCHEDULES,
+    SAMPLERS,
+    NoiseSchedule,
+    ReverseStep,
+    Sampler,
+)
 
 __all__ = [
     "ACTIVATIONS", "NOISE_SCHEDULES", "PREDICTIONS", "SAMPLERS", "SELECTIONS",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdpd_torchrl.modules.schedules import ExactTables, NoiseSchedule
+from llmdpd_torchrl.modules.samplers import ExactTables, NoiseSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
 #: Names that configurations may use, and what each builds.

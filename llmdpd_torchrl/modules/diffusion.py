@@ -11,8 +11,7 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
 from llmdpd_torchrl.modules.denoiser import ResidualDenoiser
-from llmdpd_torchrl.modules.samplers import reverse_process
-from llmdpd_torchrl.modules.schedules import NoiseSchedule
+from llmdpd_torchrl.modules.samplers import NoiseSchedule, reverse_process
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 #: Length of the deterministic latent, in units of a typical sample's.

@@ -1,8 +1,7 @@
-"""Losses: LLM-driven policy diffusion, Diffusion-QL, and those of policies that read sequences."""
+"""Losses: LLM-driven policy diffusion and Diffusion-QL."""
 
 from __future__ import annotations
 
 from llmdpd_torchrl.objectives.llmdpd import GUIDANCE_MODES, DiffusionQLLoss, LLMDPDLoss
-from llmdpd_torchrl.objectives.sequence import SequenceLoss
 
-__all__ = ["GUIDANCE_MODES", "DiffusionQLLoss", "LLMDPDLoss", "SequenceLoss"]
+__all__ = ["GUIDANCE_MODES", "DiffusionQLLoss", "LLMDPDLoss"]

@@ -8,8 +8,11 @@ from llmdpd_torchrl.trainers.checkpointing import (
 )
 from llmdpd_torchrl.trainers.loggers import check_logger, make_logger
 from llmdpd_torchrl.trainers.offline import Interrupted, OfflineTrainer, handle_signals
-from llmdpd_torchrl.trainers.stepper import OfflineOptimizationStepper
-from llmdpd_torchrl.trainers.target_updater import TargetUpdater, UpdateSchedule
+from llmdpd_torchrl.trainers.optimization import (
+    OfflineOptimizationStepper,
+    TargetUpdater,
+    UpdateSchedule,
+)
 
 __all__ = [
     "Checkpointing",

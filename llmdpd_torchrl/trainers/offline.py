@@ -23,8 +23,11 @@ from torchrl.trainers import Trainer
 from llmdpd_torchrl.data.replay import BatchSource
 from llmdpd_torchrl.modules.build import check_state
 from llmdpd_torchrl.trainers.loggers import LoggerGroup
-from llmdpd_torchrl.trainers.stepper import OfflineOptimizationStepper, RunningMeans
-from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+from llmdpd_torchrl.trainers.optimization import (
+    OfflineOptimizationStepper,
+    RunningMeans,
+    TargetUpdater,
+)
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from llmdpd_torchrl.modules import PREDICTIONS, DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
-from llmdpd_torchrl.trainers.target_updater import TargetUpdater
+from llmdpd_torchrl.trainers.optimization import TargetUpdater
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

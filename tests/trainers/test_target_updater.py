@@ -8,7 +8,7 @@ from torchrl.trainers import TargetNetUpdaterHook
 
 from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
-from llmdpd_torchrl.trainers.target_updater import TargetUpdater, UpdateSchedule
+from llmdpd_torchrl.trainers.optimization import TargetUpdater, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
 NETWORKS = ("qvalue_network", "actor_network")
