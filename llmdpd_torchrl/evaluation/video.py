@@ -8,8 +8,9 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_en
 from llmdpd_torchrl.evaluation.suites import Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.files import write_atomic
 
 #: An RGB image of shape [height, width, 3].
 Frame = NDArray[np.uint8]
@@ -154,109 +153,20 @@ def _close_renderers() -> None:
         renderer.close()
 
 
-def write_video(
-    frames: Sequence[Frame],
-    path: str | os.PathLike[str],
-    fps: float,
-    caption: str | None = None,
-) -> None:
-    """Write frames as MP4 (H.264 in yuv420p, which every browser plays) or GIF, atomically.
-
-    Args:
-        frames: uint8 arrays of shape [height, width, 3], all of one size.
-        path: the file to make; its suffix, ``.mp4`` or ``.gif``, is the format.
-        fps: frames a second. A GIF counts in hundredths of a second and browsers slow one down
-            that is faster than 50 frames a second.
-        caption: text for a strip under the image, wrapped to its width.
-
-    Raises:
-        ValueError: if there are no frames, their shapes or types differ, or the suffix is unknown.
-
-    Examples:
-        >>> import tempfile
-        >>> video = Path(tempfile.mkdtemp()) / "open the door.mp4"
-        >>> frames = [np.full((48, 64, 3), level, np.uint8) for level in range(0, 250, 10)]
-        >>> write_video(frames, video, fps=10, caption="open the door")
-        >>> video.stat().st_size > 0
-        True
-    """
-    path = Path(path)
-    if path.suffix not in {".mp4", ".gif"}:
-        raise ValueError(f"{path}: a video is written as .mp4 or .gif")
-    if not frames:
-        raise ValueError(f"{path}: a video needs at least one frame")
-    shape = frames[0].shape
-    for index, frame in enumerate(frames):
-        if frame.shape != shape or frame.ndim != 3 or shape[2] != 3 or frame.dtype != np.uint8:
-            raise ValueError(
-                f"{path}: frame {index} is {frame.dtype} {frame.shape}, "
-                f"not uint8 [height, width, 3] like {shape}"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    captioned = _add_caption(frames, caption)
-    if path.suffix == ".gif":
-        write_atomic(path, lambda temporary: _write_gif(temporary, captioned, fps))
-    else:
-        write_mp4(path, captioned, fps)
-
-
-def _write_gif(path: Path, frames: Iterator[Frame], fps: float) -> None:
-    first, *others = (_with_palette(Image.fromarray(frame)) for frame in frames)
-    first.save(path, save_all=True, append_images=others, duration=1000 / fps, loop=0)
-
-
-def _with_palette(image: Image.Image) -> Image.Image:
-    # Pillow's default palette has no room for small things: the green goal would turn grey.
-    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
-    return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-
-
-def _add_caption(frames: Sequence[Frame], caption: str | None) -> Iterator[Frame]:
-    """Yield the frames with a strip of text below, wrapped to their width.
-
-    Args:
-        frames: uint8 arrays of shape [height, width, 3], all of one size.
-        caption: ``None`` or empty: the frames as they are.
-    """
-    if not caption:
-        yield from frames
-        return
-    strip = _caption_strip(caption, frames[0].shape[1])
-    for frame in frames:
-        yield np.concatenate([frame, strip])
-
-
-def _caption_strip(text: str, width: int) -> Frame:
-    """Draw dark text on white, ``width`` pixels wide and as high as its lines need."""
+def add_caption(frames: Sequence[Frame], caption: str) -> list[Frame]:
+    """The frames with a strip of dark text on white below, wrapped to their width."""
+    width = frames[0].shape[1]
     size = max(11, width // 24)
-    margin = size // 2
     # matplotlib carries this font, so letters look alike on every machine and ε is among them.
-    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
     font = ImageFont.truetype(font_file, size)
-    lines = [line for part in text.splitlines() for line in _wrap(part, font, width - 2 * margin)]
-    line_height = round(size * 1.35)
-    strip = Image.new("RGB", (width, len(lines) * line_height + 2 * margin), "white")
-    draw = ImageDraw.Draw(strip)
-    for row, line in enumerate(lines):
-        draw.text((margin, margin + row * line_height), line, fill=(30, 30, 30), font=font)
-    return np.asarray(strip, dtype=np.uint8)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break ``text`` into lines of at most ``width`` pixels, within a word only if it is wider."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
+    letters = int((width - size) / font.getlength("x"))
+    text = "\n".join(line for part in caption.splitlines() for line in textwrap.wrap(part, letters))
+    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font)
+    strip = Image.new("RGB", (width, math.ceil(box[3]) + size), "white")
+    place = (size // 2, size // 2)
+    ImageDraw.Draw(strip).multiline_text(place, text, fill=(30, 30, 30), font=font)
+    return [np.concatenate([frame, np.asarray(strip, dtype=np.uint8)]) for frame in frames]
 
 
 def record_grid(
@@ -268,7 +178,6 @@ def record_grid(
     suite: Suite | None = None,
     every: int = 4,
     size: tuple[int, int] = (240, 180),
-    columns: int | None = None,
     progress: bool = True,
 ) -> tuple[list[Frame], dict[str, bool]]:
     """Record an episode on the first goal of each of several tasks, side by side.
@@ -284,11 +193,11 @@ def record_grid(
         suite: as for ``evaluate``.
         every: one frame in so many steps.
         size: width and height of a tile's image in pixels.
-        columns: of the grid; default: about as many as rows.
         progress: whether to show bars.
 
     Returns:
-        the frames, for :func:`write_video`, and whether each task's episode succeeded.
+        the frames, for :func:`~llmdpd_torchrl.trainers.loggers.write_mp4`, and whether each
+        task's episode succeeded.
 
     Raises:
         ConfigError: if no task is named, or nothing on this machine can render.
@@ -300,15 +209,16 @@ def record_grid(
     videos, outcomes = [], {}
     for task, caption in captions.items():
         frames, success, outcome = _record(
-            policy, suite, task, 0, tables, settings, every, size, progress
+            policy, suite, task, tables, settings, every, size, progress
         )
-        videos.append(list(_add_caption(frames, f"{caption} [{outcome}]")))
+        videos.append(add_caption(frames, f"{caption} [{outcome}]"))
         outcomes[task] = success
-    return _tile(videos, columns or math.ceil(math.sqrt(len(videos)))), outcomes
+    return _tile(videos), outcomes
 
 
-def _tile(videos: Sequence[Sequence[Frame]], columns: int) -> list[Frame]:
-    """Videos of one width, and of captions of any height, as one."""
+def _tile(videos: Sequence[Sequence[Frame]]) -> list[Frame]:
+    """Videos of one width, and of captions of any height, as one, in about a square."""
+    columns = math.ceil(math.sqrt(len(videos)))
     height = max(frames[0].shape[0] for frames in videos)
     width = videos[0][0].shape[1]
     rows = -(-len(videos) // columns)
@@ -327,22 +237,21 @@ def _record(
     policy: LLMDPDPolicy,
     suite: Suite,
     task: str,
-    goal_index: int,
     tables: PromptTables | None,
     settings: EvaluationSettings,
     every: int,
     size: tuple[int, int],
     progress: bool,
 ) -> tuple[list[Frame], bool, str]:
-    """The frames of one episode, whether it succeeded, and the outcome in words."""
+    """The frames of the first episode, whether it succeeded, and the outcome in words."""
     simulator = suite.make(task, render=size)
     env = make_policy_env(policy, simulator, tables or PromptTables())
-    generator = settings.generator(goal_index, policy.device)
+    generator = settings.generator(0, policy.device)
     frames = []
     bar = tqdm(desc=f"record {task}", unit="step", disable=not progress)
     total = 0.0
     with bar, torch.no_grad():
-        env.base_env.choose_episode(goal_index)
+        env.base_env.choose_episode(0)
         state = env.reset()
         done, success, steps = False, False, 0
         while not done:

@@ -15,11 +15,12 @@ from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import ResultsSummary, summarise
-from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, write_video
+from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend
 from llmdpd_torchrl.experiments.config import plain
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.backends import Backend, make_backend
 from llmdpd_torchrl.utils.files import write_json
 
@@ -162,7 +163,7 @@ def record(run: Run) -> None:
         print(f"video: {problem}")
         return
     frames = _render(run, run.cfg.progress)
-    write_video(frames, run.output / "episodes.mp4", run.cfg.video.fps)
+    write_mp4(run.output / "episodes.mp4", frames, run.cfg.video.fps)
 
 
 def video_renderer(run: Run) -> Callable[[], list[Frame]] | None:

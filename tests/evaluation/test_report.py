@@ -11,7 +11,8 @@ from PIL import Image
 from llmdpd_torchrl.evaluation.__main__ import main
 from llmdpd_torchrl.evaluation.report import compare, task_table, write_report
 from llmdpd_torchrl.evaluation.results import find_runs, variants
-from llmdpd_torchrl.evaluation.video import write_video
+from llmdpd_torchrl.evaluation.video import add_caption
+from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.errors import DataError
 
 BROWSER = next(
@@ -85,7 +86,7 @@ def report(make_run, fill_run, tmp_path):
     make_run("a rather long name of a variant", 0, succeeds=lambda task, goal: False)
     fill_run(folder)
     frames = [np.full((48, 64, 3), level, np.uint8) for level in range(0, 200, 10)]
-    write_video(frames, folder / "episodes.mp4", 10, caption="Lock the door. [success]")
+    write_mp4(folder / "episodes.mp4", add_caption(frames, "Lock the door. [success]"), 10)
     return write_report(tmp_path / "outputs")
 
 

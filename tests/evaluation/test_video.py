@@ -12,13 +12,14 @@ import pytest
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, video
 from llmdpd_torchrl.evaluation.video import (
+    add_caption,
     record_grid,
     render_frame,
     rendering_backend,
-    write_video,
 )
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.errors import ConfigError
 
 needs_gl = pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
@@ -203,8 +204,8 @@ def test_no_variable_is_needed_and_an_open_environment_ends_quietly():
 
 
 def test_mp4_has_every_frame_even_sizes_and_the_caption(tmp_path):
-    path = tmp_path / "new folder" / "video.mp4"
-    write_video(colours(12, 121, 161), path, fps=12, caption="open the door " * 6)
+    path = tmp_path / "video.mp4"
+    write_mp4(path, add_caption(colours(12, 121, 161), "open the door " * 6), fps=12)
     data = imageio.immeta(path, plugin="pyav")
     frames = imageio.imread(path, plugin="pyav")
     assert data["fps"] == 12
@@ -221,63 +222,28 @@ def test_mp4_has_every_frame_even_sizes_and_the_caption(tmp_path):
     assert levels == pytest.approx([10 + 10 * index for index in range(12)], abs=3)
 
 
-def test_without_a_caption_there_is_no_strip(tmp_path):
-    write_video(colours(3, 48, 64), tmp_path / "video.mp4", fps=5)
-    assert imageio.imread(tmp_path / "video.mp4", plugin="pyav")[0].shape == (48, 64, 3)
-
-
-def test_gif_moves_at_its_speed_and_keeps_small_things(tmp_path):
-    rng = np.random.default_rng(0)
-    frames = [rng.integers(90, 140, (96, 96, 1)).repeat(3, 2).astype(np.uint8) for _ in range(4)]
-    for index, frame in enumerate(frames):
-        frame[10 * index : 10 * index + 4, 5:9] = (0, 230, 0)
-    write_video(frames, tmp_path / "video.gif", fps=10)
-    assert imageio.immeta(tmp_path / "video.gif")["duration"] == 100
-    read = imageio.imread(tmp_path / "video.gif")[..., :3].astype(int)
-    assert len(read) == 4
-    for index, frame in enumerate(read):
-        red, green, _ = frame[10 * index + 1, 6]
-        assert green - red > 120
-
-
 def test_long_words_and_line_ends_are_wrapped_into_the_width():
-    strip = video._caption_strip("x" * 200 + "\nε_θ second", 100)
-    assert strip.shape[1] == 100
+    [frame] = add_caption(colours(1, 10, 100), "x" * 200 + "\nε_θ second")
+    assert frame.shape[1] == 100
+    strip = frame[10:]
     assert (strip[:, -2:] > 250).all()  # no letter runs out at the right
-    single = video._caption_strip("x", 100)
-    assert strip.shape[0] > 8 * single.shape[0]
+    [single] = add_caption(colours(1, 10, 100), "x")
+    assert len(strip) > 8 * len(single[10:])
 
 
-def test_a_video_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_video_that_fails_leaves_the_old_one(tmp_path):
     path = tmp_path / "video.mp4"
-    write_video(colours(3, 48, 64), path, fps=5)
+    write_mp4(path, colours(3, 48, 64), fps=5)
     before = path.read_bytes()
 
-    def failing(frames, caption):
-        yield frames[0]
+    def failing():
+        yield from colours(1, 48, 64)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(video, "_add_caption", failing)
     with pytest.raises(KeyboardInterrupt):
-        write_video(colours(3, 48, 64), path, fps=5)
+        write_mp4(path, failing(), fps=5)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
-
-
-@pytest.mark.parametrize(
-    ("frames", "name", "message"),
-    [
-        ([], "video.mp4", "at least one frame"),
-        (colours(1, 8, 8), "video.avi", ".mp4 or .gif"),
-        ([*colours(1, 8, 8), *colours(1, 8, 10)], "video.mp4", "frame 1"),
-        ([np.zeros((8, 8, 3))], "video.mp4", "float64"),
-        ([np.zeros((8, 8), np.uint8)], "video.gif", "frame 0"),
-    ],
-)
-def test_frames_that_make_no_video_are_refused(tmp_path, frames, name, message):
-    with pytest.raises(ValueError, match=message):
-        write_video(frames, tmp_path / name, fps=5)
-    assert not list(tmp_path.iterdir())
 
 
 # --- episodes ---------------------------------------------------------------------------------

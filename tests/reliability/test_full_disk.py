@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from llmdpd_torchrl.evaluation import results as report
-from llmdpd_torchrl.evaluation.video import write_video
 from llmdpd_torchrl.experiments import metaworld
 from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.files import DISK_ERRORS
 from tests.reliability import entries
 from tests.reliability.harness import small_files
@@ -89,8 +89,8 @@ def test_a_video_is_complete_or_not_there(tmp_path, count, most):
     noise = np.random.default_rng(0).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
     path = tmp_path / "video.mp4"
     with small_files(most), pytest.raises(OSError, match=r"video\.mp4") as failed:
-        write_video(list(noise), path, fps=10)
+        write_mp4(path, noise, fps=10)
     assert failed.value.errno in DISK_ERRORS
     assert not list(tmp_path.iterdir())
-    write_video(list(noise), path, fps=10)
+    write_mp4(path, noise, fps=10)
     assert path.exists()
