@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.markdown import Markdown
 
 from llmdpd_torchrl.evaluation.report import compare, write_report
 from llmdpd_torchrl.evaluation.results import find_runs, variants
@@ -40,10 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     page = write_report(options.folder, options.output)
     table = compare(variants(find_runs(options.folder)))
-    printed = RichTable(*table.head)
-    for row in table.rows:
-        printed.add_row(*row)
-    Console().print(printed)
+    Console().print(Markdown(table.markdown()))
     print(page)
     failed = sum(int(row[table.head.index("failed")]) for row in table.rows)
     return 1 if failed else 0

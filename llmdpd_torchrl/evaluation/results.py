@@ -11,14 +11,14 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich import box
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.markdown import Markdown
 
 from llmdpd_torchrl.evaluation.comparison import (
     normalized_scores,
@@ -31,6 +31,7 @@ from llmdpd_torchrl.evaluation.statistics import (
     ResultsSummary,
     TaskSummary,
     summarise,
+    wrong_entry,
 )
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_json, write_text
@@ -94,43 +95,42 @@ _PACKAGES = (
 )
 
 
+def summary_table(summary: ResultsSummary) -> Table:
+    """A row a task under "seen tasks" and "unseen tasks", and each group's mean."""
+    head = ("task", summary.measure, "n", "95 % interval", "mean length", "action change")
+    rows = []
+    for title, seen, group in (
+        ("seen tasks", True, summary.seen),
+        ("unseen tasks", False, summary.unseen),
+    ):
+        if group is None:
+            continue
+        rows.append((f"**{title}**", *[""] * (len(head) - 1)))
+        for task in summary.tasks:
+            if task.seen is seen:
+                length = "-" if task.mean_length is None else f"{task.mean_length:.0f}"
+                change = "-" if task.action_change is None else f"{task.action_change:.2f}"
+                rows.append((task.task, *_cells(task), length, change))
+        mean = f"**mean of {group.tasks} task{'s' if group.tasks > 1 else ''}**"
+        rows.append((mean, *_cells(group), "", ""))
+    return Table(head, rows)
+
+
 def print_table(summary: ResultsSummary, console: Console | None = None) -> None:
-    """Print one row a task under "seen tasks" and "unseen tasks", and each group's mean.
+    """Print :func:`summary_table` without its last column, which 80 columns have no room for.
 
     Args:
         summary: what to print.
-        console: where to; by default the standard output. 80 columns are enough.
+        console: where to; by default the standard output.
     """
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = _columns(summary)[:-1]  # the last is for wider pages
-    table.add_column(columns[0], no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for title, rows, (mean, *cells) in _sections(summary):
-        table.add_row(f"[bold]{title}[/bold]")
-        for task, *others in rows:
-            table.add_row(f"  {task}", *others[:-1])
-        table.add_row(f"  [bold]{mean}[/bold]", *cells[:-1], end_section=True)
-    console = console or Console()
-    console.print(table)
-    for note in _notes(summary):
-        console.print(note, style="dim")
+    table = summary_table(summary)
+    narrow = Table(table.head[:-1], [row[:-1] for row in table.rows])
+    (console or Console()).print(Markdown("\n\n".join([narrow.markdown(), *_notes(summary)])))
 
 
 def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> None:
-    """Write the same table as GitHub-flavoured Markdown."""
-    columns = _columns(summary)
-    lines = [
-        "| " + " | ".join(columns) + " |",
-        "|---" + "|---:" * (len(columns) - 1) + "|",
-    ]
-    for title, rows, (mean, *cells) in _sections(summary):
-        lines.append(f"| **{title}** |" + " |" * (len(columns) - 1))
-        lines += [f"| {' | '.join(row)} |" for row in (*rows, (f"**{mean}**", *cells))]
-    for note in _notes(summary):
-        lines += ["", note]
-    text = "\n".join(lines) + "\n"
-    write_text(path, text)
+    """Write :func:`summary_table` as GitHub-flavoured Markdown."""
+    write_text(path, "\n\n".join([summary_table(summary).markdown(), *_notes(summary)]) + "\n")
 
 
 def write_results_json(
@@ -201,33 +201,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _columns(summary: ResultsSummary) -> tuple[str, ...]:
-    return "task", summary.measure, "n", "95 % interval", "mean length", "action change"
-
-
-def _sections(
-    summary: ResultsSummary,
-) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
-    """Title, rows of the tasks, and row of their mean, for seen and for unseen tasks."""
-    for title, seen, group in (
-        ("seen tasks", True, summary.seen),
-        ("unseen tasks", False, summary.unseen),
-    ):
-        if group is not None:
-            rows = [(task.task, *_task_cells(task)) for task in summary.tasks if task.seen is seen]
-            mean = f"mean of {group.tasks} task{'s' if group.tasks > 1 else ''}"
-            yield title, rows, (mean, *_group_cells(group))
-
-
-def _task_cells(task: TaskSummary) -> tuple[str, ...]:
-    length = "-" if task.mean_length is None else f"{task.mean_length:.0f}"
-    change = "-" if task.action_change is None else f"{task.action_change:.2f}"
-    return *_group_cells(task)[:3], length, change
-
-
-def _group_cells(group: GroupSummary | TaskSummary) -> tuple[str, ...]:
+def _cells(group: GroupSummary | TaskSummary) -> tuple[str, str, str]:
     value, _, interval = group.percent.text(1).partition(" ")
-    return value, str(group.episodes), interval.strip("()"), "", ""
+    return value, str(group.episodes), interval.strip("()")
 
 
 def _notes(summary: ResultsSummary) -> Iterator[str]:
@@ -304,6 +280,14 @@ class VariantResults:
         return {task: rows / 100 for task, rows in normalized_scores(episodes).items()}
 
 
+class _Run(BaseModel):
+    """What a report needs of a ``results.json`` besides the summary."""
+
+    name: str
+    seed: int
+    episodes: tuple[EpisodeResult, ...]
+
+
 def find_runs(folder: str | Path) -> list[RunResults]:
     """All runs below a folder, or the one that it is.
 
@@ -320,25 +304,21 @@ def find_runs(folder: str | Path) -> list[RunResults]:
 
 def _read(file: Path) -> RunResults:
     summary, about = read_results_json(file)
-    names = {field.name for field in fields(EpisodeResult)}
     try:
-        episodes = tuple(
-            EpisodeResult(**{key: value for key, value in episode.items() if key in names})
-            for episode in about.pop("episodes")
-        )
-        name, seed = str(about["name"]), int(about["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: its episodes, name or seed are wrong ({error!r})") from None
+        run = _Run.model_validate(about)
+        del about["episodes"]
+    except ValidationError as error:
+        raise DataError(f"{file}: {wrong_entry(error)}; evaluate again") from None
     # With other prompts, it is another variant.
     control = about.get("control", "both")
-    name = re.sub(rf"[-_]?seed{seed}(?=$|[-_ ])", "", name) + (
+    name = re.sub(rf"[-_]?seed{run.seed}(?=$|[-_ ])", "", run.name) + (
         "" if control == "both" else f" {control}"
     )
     return RunResults(
-        file.parent, name, seed,
+        file.parent, name, run.seed,
         tuple(task.task for task in summary.tasks if task.seen),
         tuple(task.task for task in summary.tasks if not task.seen),
-        episodes, about,
+        run.episodes, about,
     )  # fmt: skip
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from scipy.stats import binomtest, t
 
 from llmdpd_torchrl.utils.errors import DataError
@@ -17,21 +18,14 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval; unknown limits are NaN.
-
-    Examples:
-        >>> Estimate(90.1, 87.0, 92.4).text()
-        '90 (87 - 92)'
-        >>> Estimate(12.0, math.nan, math.nan).text(1)
-        '12.0 (-)'
-    """
+    """A value and its 95 % interval; unknown limits are NaN."""
 
     value: float
     low: float
     high: float
 
     def text(self, digits: int = 0) -> str:
-        """The value and, in brackets, the interval."""
+        """The value and, in brackets, the interval: ``"90 (87 - 92)"``, ``"90 (-)"``."""
         limits = f"{self.low:.{digits}f} - {self.high:.{digits}f}"
         return f"{self.value:.{digits}f} ({'-' if math.isnan(self.low) else limits})"
 
@@ -68,91 +62,71 @@ class EpisodeResult:
     action_change: float | None = None
 
 
-@dataclass(frozen=True)
-class TaskSummary:
-    """All episodes of one task. Rates and limits are fractions in [0, 1].
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Success rates, fractions in [0, 1], and normalised score, where there is one.
+
+    Attributes:
+        episodes: number of episodes, crashed ones included.
+        success_rate: of a task, solved episodes by all; of a group, the mean of its tasks' rates.
+        low: lower limit of the 95 % interval, see :func:`summarise`.
+        high: upper limit of the same.
+        success_at_end_rate: as ``success_rate``, of episodes that were solved at their last step.
+        score: mean normalised score; a crashed episode scores 0.
+        score_low: lower limit of its 95 % interval, ``None`` if a task has a single episode.
+        score_high: upper limit of the same.
+    """
+
+    episodes: int
+    success_rate: float
+    low: float
+    high: float
+    success_at_end_rate: float
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+
+    @property
+    def percent(self) -> Estimate:
+        """The score where there is one, otherwise the success rate, on a scale of 100."""
+        if self.score is None:
+            return Estimate(*(100 * rate for rate in (self.success_rate, self.low, self.high)))
+        limits = self.score_low, self.score_high
+        return Estimate(self.score, *(math.nan if limit is None else limit for limit in limits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSummary(Rates):
+    """All episodes of one task.
 
     Attributes:
         task: name of the task.
         seen: whether the policy was trained on it.
-        episodes: number of episodes, crashed ones included.
         successes: number of solved episodes; a crashed one is not solved.
-        success_rate: ``successes / episodes``.
-        low: lower limit of the 95 % Wilson interval.
-        high: upper limit of the 95 % Wilson interval.
-        success_at_end_rate: fraction of episodes that were solved at their last step.
         mean_return: mean return of the episodes that did not crash, ``None`` if all did.
         mean_length: mean length in steps of the same episodes, ``None`` if all crashed.
         errors: number of crashed episodes.
-        score: mean normalised score, where the task has one; a crashed episode scores 0.
-        score_low: lower limit of the 95 % t interval of that mean, ``None`` of a single episode.
-        score_high: upper limit of the same.
         action_change: mean over the episodes that did not crash, ``None`` if not measured.
-
-    Examples:
-        >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
-        >>> task = summarise([episode], ["reach-v3"], []).tasks[0]
-        >>> task.success_rate, round(task.low, 2), task.percent.text()
-        (1.0, 0.21, '100 (21 - 100)')
     """
 
     task: str
     seen: bool
-    episodes: int
     successes: int
-    success_rate: float
-    low: float
-    high: float
-    success_at_end_rate: float
     mean_return: float | None
     mean_length: float | None
     errors: int = 0
-    score: float | None = None
-    score_low: float | None = None
-    score_high: float | None = None
     action_change: float | None = None
 
-    @property
-    def percent(self) -> Estimate:
-        """The score where there is one, otherwise the success rate, on a scale of 100."""
-        return _percent(self)
 
-
-@dataclass(frozen=True)
-class GroupSummary:
+@dataclass(frozen=True, kw_only=True)
+class GroupSummary(Rates):
     """Mean over the seen or over the unseen tasks, every task weighing the same.
 
     Attributes:
         tasks: number of tasks.
-        episodes: number of episodes of all tasks together.
-        success_rate: mean of the tasks' success rates.
-        low: lower limit of the 95 % interval of that mean, see :func:`summarise`.
-        high: upper limit of the same.
-        success_at_end_rate: mean of the tasks' rates of success at the last step.
-        score: mean of the tasks' normalised scores, where all have one.
-        score_low: lower limit of its 95 % interval, ``None`` if a task has a single episode.
-        score_high: upper limit of the same.
-
-    Examples:
-        >>> episode = EpisodeResult("reach-v3", 0, True, True, episode_return=950.0, length=60)
-        >>> summarise([episode], ["reach-v3"], []).seen.tasks
-        1
     """
 
     tasks: int
-    episodes: int
-    success_rate: float
-    low: float
-    high: float
-    success_at_end_rate: float
-    score: float | None = None
-    score_low: float | None = None
-    score_high: float | None = None
-
-    @property
-    def percent(self) -> Estimate:
-        """The score where there is one, otherwise the success rate, on a scale of 100."""
-        return _percent(self)
 
 
 @dataclass(frozen=True)
@@ -182,12 +156,7 @@ class ResultsSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and dictionaries that :mod:`json` can write."""
-        return {
-            "confidence": CONFIDENCE,
-            "tasks": [asdict(task) for task in self.tasks],
-            "seen": None if self.seen is None else asdict(self.seen),
-            "unseen": None if self.unseen is None else asdict(self.unseen),
-        }
+        return {"confidence": CONFIDENCE, **asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ResultsSummary:
@@ -197,15 +166,9 @@ class ResultsSummary:
             DataError: if a key is missing, or something is not of this form.
         """
         try:
-            return cls(
-                tasks=tuple(_from_dict(TaskSummary, task) for task in data["tasks"]),
-                seen=None if data["seen"] is None else _from_dict(GroupSummary, data["seen"]),
-                unseen=None if data["unseen"] is None else _from_dict(GroupSummary, data["unseen"]),
-            )
-        except KeyError as error:
-            raise DataError(f"an evaluation summary needs the key {error}") from error
-        except TypeError as error:
-            raise DataError(f"an evaluation summary is of another form ({error})") from error
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            raise DataError(f"an evaluation summary: {wrong_entry(error)}") from None
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -213,23 +176,13 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
 
     Unlike ``p ± 1.96 sqrt(p (1 - p) / n)`` it stays inside [0, 1], has its nominal coverage for ten
     episodes, and does not shrink to a point when all or none of them succeed.
-
-    Examples:
-        >>> low, high = wilson_interval(0, 20)
-        >>> round(low, 4), round(high, 4)
-        (0.0, 0.1611)
     """
     interval = binomtest(successes, episodes).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def student_interval(values: Sequence[float]) -> Estimate:
-    """The mean of some values and Student's t interval of it, at 95 %; a single one has none.
-
-    Examples:
-        >>> student_interval([1.0, 2.0, 3.0]).text(1)
-        '2.0 (-0.5 - 4.5)'
-    """
+    """The mean of some values and Student's t interval of it, at 95 %; a single one has none."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return Estimate(mean, math.nan, math.nan)
@@ -308,10 +261,8 @@ def _summarise_task(task: str, seen: bool, results: Sequence[EpisodeResult]) -> 
         mean_return=_mean([result.episode_return for result in complete]),
         mean_length=_mean([result.length for result in complete]),
         errors=count - len(complete),
-        score=None if score is None else score.value,
-        score_low=None if score is None else _known(score.low),
-        score_high=None if score is None else _known(score.high),
         action_change=_mean(changes),
+        **_score(score),
     )
 
 
@@ -338,9 +289,7 @@ def _summarise_group(tasks: Sequence[TaskSummary]) -> GroupSummary | None:
         low=max(rate.low, 0.0),
         high=min(rate.high, 1.0),
         success_at_end_rate=sum(task.success_at_end_rate for task in tasks) / count,
-        score=None if score is None else score.value,
-        score_low=None if score is None else _known(score.low),
-        score_high=None if score is None else _known(score.high),
+        **_score(score),
     )
 
 
@@ -353,27 +302,19 @@ def _combine(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - below, mean + above)
 
 
-def _percent(summary: TaskSummary | GroupSummary) -> Estimate:
-    if summary.score is None:
-        rates = summary.success_rate, summary.low, summary.high
-        return Estimate(*(100 * rate for rate in rates))
-    limits = summary.score_low, summary.score_high
-    return Estimate(summary.score, *(math.nan if limit is None else limit for limit in limits))
-
-
-def _known(limit: float) -> float | None:
-    """A limit for JSON, which has no NaN."""
-    return None if math.isnan(limit) else limit
+def _score(score: Estimate | None) -> dict[str, float | None]:
+    """The fields of a score, for JSON, which has no NaN."""
+    if score is None:
+        return {}
+    low, high = (None if math.isnan(limit) else limit for limit in score[1:])
+    return {"score": score.value, "score_low": low, "score_high": high}
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(sum(values) / len(values)) if values else None
 
 
-def _from_dict(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    known = {
-        field.name: data[field.name]
-        for field in fields(kind)
-        if field.default is MISSING or field.name in data  # added in later versions
-    }
-    return kind(**known)
+def wrong_entry(error: ValidationError) -> str:
+    """The first entry of a stored result that is not of its form, for a message of one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'} is wrong ({first['msg'].lower()})"
