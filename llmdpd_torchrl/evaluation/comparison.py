@@ -31,27 +31,15 @@ def successes(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.f
 
     Raises:
         DataError: if the runs are not of the same tasks and goals.
-
-    Examples:
-        >>> run = [EpisodeResult("reach-v3", goal, goal == 1, False, 0.0, 9) for goal in (1, 0)]
-        >>> successes([run])
-        {'reach-v3': array([[0., 1.]])}
     """
     return _by_task(runs, lambda episode: float(episode.success and episode.error is None))
 
 
 def normalized_scores(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDArray[np.float64]]:
-    """Normalised scores by task, [runs, episodes]; a crashed episode scores 0.
-
-    Args:
-        runs: the episodes of one seed each.
+    """Normalised scores as :func:`successes` has them; a crashed episode scores 0.
 
     Raises:
-        DataError: if the runs are not of the same tasks and goals, or an episode has no score.
-
-    Examples:
-        >>> normalized_scores([[EpisodeResult("hopper", 0, False, False, 900.0, 400, score=28.3)]])
-        {'hopper': array([[28.3]])}
+        DataError: as there, or if an episode has no score.
     """
 
     def score(episode: EpisodeResult) -> float:

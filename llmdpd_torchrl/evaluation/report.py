@@ -6,7 +6,6 @@ import base64
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,6 @@ _TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 _MAX_PAGE_BYTES = 25_000_000
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """An image or video of the page."""
-
-    path: Path
-    title: str
-    explanation: str
-
-
 def write_report(
     folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
 ) -> Path:
@@ -76,17 +66,27 @@ def write_report(
         write_text(output / f"{name}.md", table.markdown() + "\n")
         write_text(output / f"{name}.csv", table.csv())
         write_text(output / f"{name}.tex", table.latex())
-    figures = _figures(found, output)
     page = output / "report.html"
-    write_text(page, _page(folder.resolve().name, found, tables, figures, output))
+    write_text(page, _page(folder.resolve().name, found, tables, _figures(found, output)))
     return page
 
 
-def _figures(found: Sequence[VariantResults], output: Path) -> list[_Figure]:
-    figures = []
+def _figures(found: Sequence[VariantResults], output: Path) -> list[dict[str, Any]]:
+    """What the template needs of each image and video; what fits into the page as data URIs."""
+    figures: list[dict[str, Any]] = []
+    left = _MAX_PAGE_BYTES
 
     def add(path: Path, title: str, explanation: str) -> None:
-        figures.append(_Figure(path, title, explanation))
+        nonlocal left
+        kind, size = _TYPES[path.suffix], path.stat().st_size * 4 // 3  # as text
+        data = None
+        if size <= left:
+            left -= size
+            data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        figures.append({
+            "title": title, "explanation": explanation, "path": os.path.relpath(path, output),
+            "is_video": kind.startswith("video"), "data": data,
+        })  # fmt: skip
 
     if len(found) > 1 or len(found[0].summary.tasks) > 1:
         path = output / "profiles.png"
@@ -158,8 +158,12 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
 
 
-def _page(title: str, found: Sequence[VariantResults], tables: dict[str, Table],
-          figures: Sequence[_Figure], output: Path) -> str:  # fmt: skip
+def _page(
+    title: str,
+    found: Sequence[VariantResults],
+    tables: dict[str, Table],
+    figures: list[dict[str, Any]],
+) -> str:
     runs = [run for variant in found for run in variant.runs]
     crashed = [e for run in runs for e in run.episodes if e.error is not None]
     environment = jinja2.Environment(
@@ -174,31 +178,9 @@ def _page(title: str, found: Sequence[VariantResults], tables: dict[str, Table],
         **tables,
         crashed=len(crashed),
         reasons=sorted({f"{e.task}: {e.error}" for e in crashed}),
-        figures=_embedded(figures, output),
+        figures=figures,
         commands=sorted({" ".join(run.about.get("command", [])) for run in runs} - {""}),
     )
-
-
-def _embedded(figures: Sequence[_Figure], output: Path) -> list[dict[str, Any]]:
-    """What the template needs of each figure; those that fit into the page as data URIs."""
-    left = _MAX_PAGE_BYTES
-    found = []
-    for figure in figures:
-        kind, size = _TYPES[figure.path.suffix], figure.path.stat().st_size * 4 // 3  # as text
-        data = None
-        if size <= left:
-            left -= size
-            data = f"data:{kind};base64,{base64.b64encode(figure.path.read_bytes()).decode()}"
-        found.append(
-            {
-                "title": figure.title,
-                "explanation": figure.explanation,
-                "path": os.path.relpath(figure.path, output),
-                "is_video": kind.startswith("video"),
-                "data": data,
-            }
-        )
-    return found
 
 
 def compare(found: Sequence[VariantResults]) -> Table:

@@ -84,15 +84,8 @@ class Table:
 
 
 _PACKAGES = (
-    "llmdpd_torchrl",
-    "torch",
-    "torchrl",
-    "tensordict",
-    "numpy",
-    "gymnasium",
-    "metaworld",
-    "mujoco",
-)
+    "llmdpd_torchrl", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "metaworld", "mujoco",
+)  # fmt: skip
 
 
 def summary_table(summary: ResultsSummary) -> Table:
@@ -226,12 +219,6 @@ class RunResults:
         unseen: the others.
         episodes: all of them.
         about: everything else in the file.
-
-    Examples:
-        >>> episode = EpisodeResult("reach-v3", 0, True, True, 9.0, 60)
-        >>> run = RunResults(Path("outputs/a-seed1"), "a", 1, ("reach-v3",), (), (episode,), {})
-        >>> variants([run])[0].name
-        'a'
     """
 
     folder: Path
@@ -251,12 +238,6 @@ class VariantResults:
         name: of the runs.
         runs: by seed.
         summary: of all their episodes together.
-
-    Examples:
-        >>> episode = EpisodeResult("reach-v3", 0, True, True, 9.0, 60)
-        >>> run = RunResults(Path("a-seed1"), "a", 1, ("reach-v3",), (), (episode,), {})
-        >>> variants([run])[0].scores("seen")
-        {'reach-v3': array([[1.]])}
     """
 
     name: str

@@ -123,13 +123,7 @@ class EvaluationSettings:
 
 
 class GroupTiming(NamedTuple):
-    """Seconds of a group's run: in total, inside the simulators, and in the policy.
-
-    Examples:
-        >>> timing = GroupTiming(total=10.0, simulator=8.0, policy=1.5)
-        >>> 1 - timing.simulator / timing.total < 0.25
-        True
-    """
+    """Seconds of a group's run: in total, inside the simulators, and in the policy."""
 
     total: float
     simulator: float

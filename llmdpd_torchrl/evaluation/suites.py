@@ -22,12 +22,7 @@ from llmdpd_torchrl.utils.errors import ConfigError
 
 
 class EpisodeSpec(NamedTuple):
-    """One episode: a task, and the number of one of its fixed starts.
-
-    Examples:
-        >>> EpisodeSpec("reach-v3", 0).task
-        'reach-v3'
-    """
+    """One episode: a task, and the number of one of its fixed starts."""
 
     task: str
     start: int

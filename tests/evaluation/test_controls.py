@@ -102,7 +102,6 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize(
     ("control", "demonstrations", "config", "words"),
     [
-        ("half", 1, {}, "evaluation.control is 'half'"),
         ("text", 1, {}, "hides the trajectory prompt"),
         ("random_text", 1, {"text_dropout": 0.1}, "hides the trajectory prompt"),
         ("trajectory", 1, {"trajectory_dropout": 0.1}, "hides the text prompt"),
