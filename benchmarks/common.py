@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,22 @@ def parse_speed_options(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_speed(name: str, device: str, figures: Mapping[str, float], raw: Any) -> Path:
-    """:func:`write_figures` for one device; returns where the plot belongs."""
-    command = f"python -m benchmarks.speed.{name} --device {device}"
-    name = name if device == "cpu" else f"{name}_{device}"
+def write_speed(
+    name: str,
+    options: argparse.Namespace,
+    figures: Mapping[str, float],
+    raw: Any,
+    plot: Callable[[Any, Path], None],
+) -> None:
+    """:func:`write_figures` and the plot of one device; a quick run only prints the figures."""
+    if options.quick:
+        for figure, value in figures.items():
+            print(f"{figure}: {value:.4g}")
+        return
+    command = f"python -m benchmarks.speed.{name} --device {options.device}"
+    name = name if options.device == "cpu" else f"{name}_{options.device}"
     write_figures(name, figures, raw, command)
-    return RESULTS / f"{name}.png"
+    plot(raw, RESULTS / f"{name}.png")
 
 
 def plot_sides(

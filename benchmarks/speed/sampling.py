@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from benchmarks.common import check_figures, parse_speed_options, plot_sides, write_speed
 from benchmarks.speed.textbook import DiffusionPolicy
 from benchmarks.speed.timing import alternate, keep_freed_memory, speedup, spread, threads
+from llmdpd_torchrl.evaluation.plots import save_figure
 from llmdpd_torchrl.modules import SAMPLERS, DiffusionActor
-from llmdpd_torchrl.utils.files import write_atomic
 
 OBSERVATION_DIM, ACTION_DIM = 39, 4
 
@@ -136,7 +136,7 @@ def plot(raw: list[dict[str, Any]], path: Path) -> None:
         rows = [row for row in raw if row[fixed] == raw[0][fixed]]
         plot_sides(axis, rows, key, label, "actions_per_s")
         axis.legend()
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    save_figure(figure, path)
 
 
 def main() -> int:
@@ -148,11 +148,7 @@ def main() -> int:
         found = figures(run(points, 5, compiled=False))
         return check_figures("sampling", found, tolerance=0.3)
     raw = run(points, options.repeats, compiled=not options.quick)
-    if options.quick:
-        for name, value in figures(raw).items():
-            print(f"{name}: {value:.4g}")
-        return 0
-    plot(raw, write_speed("sampling", options.device, figures(raw), raw))
+    write_speed("sampling", options, figures(raw), raw, plot)
     return 0
 
 

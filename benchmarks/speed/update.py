@@ -49,6 +49,7 @@ from benchmarks.speed.timing import (
     spread,
     threads,
 )
+from llmdpd_torchrl.evaluation.plots import save_figure
 from llmdpd_torchrl.modules import (
     DiffusionActor,
     NetworkConfig,
@@ -60,7 +61,6 @@ from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.trainers import TargetUpdater
-from llmdpd_torchrl.utils.files import write_atomic
 
 OBSERVATION_DIM, ACTION_DIM = 39, 4
 #: Ours, and what each sets besides its guidance.
@@ -172,13 +172,8 @@ def make_update(
 
 def textbook_side(point: Point) -> Callable[[], None]:
     """The textbook's update on one batch."""
-    learner = TextbookDiffusionQL(
-        OBSERVATION_DIM,
-        ACTION_DIM,
-        num_steps=point.num_steps,
-        width=point.width,
-        device=point.device,
-    )
+    sizes = {"num_steps": point.num_steps, "width": point.width}
+    learner = TextbookDiffusionQL(OBSERVATION_DIM, ACTION_DIM, **sizes, device=point.device)
     data = random_transitions(point.batch, point.device)
     following = data["next"]
     batch = Batch(
@@ -195,13 +190,8 @@ def our_side(point: Point, side: str) -> Callable[[], Any]:
     """Our update on one batch; ``side`` is one of :data:`SIDES`."""
     settings = dict(SIDES[side])
     hidden = (point.width,) * 3
-    actor = DiffusionActor(
-        ACTION_DIM,
-        OBSERVATION_DIM,
-        hidden=hidden,
-        num_steps=point.num_steps,
-        in_keys=["observation"],
-    )
+    sizes: dict[str, Any] = {"hidden": hidden, "num_steps": point.num_steps}
+    actor = DiffusionActor(ACTION_DIM, OBSERVATION_DIM, in_keys=["observation"], **sizes)
     loss = DiffusionQLLoss(
         actor.to(point.device),
         [
@@ -385,7 +375,7 @@ def plot(raw: dict[str, Any], path: Path) -> None:
         )
         axis.plot(*zip(*line, strict=True), marker="o")
         axis.set(xlabel=label, ylabel="extra time over no prompt", ylim=(0, None))
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    save_figure(figure, path)
 
 
 def main() -> int:
@@ -397,11 +387,7 @@ def main() -> int:
         raw = run(points[:1], prompts[:1], 5, compiled=False)
         return check_figures("update", figures(raw), tolerance=0.3)
     raw = run(points, prompts, options.repeats, compiled=not options.quick)
-    if options.quick:
-        for name, value in figures(raw).items():
-            print(f"{name}: {value:.4g}")
-        return 0
-    plot(raw, write_speed("update", options.device, figures(raw), raw))
+    write_speed("update", options, figures(raw), raw, plot)
     return 0
 
 

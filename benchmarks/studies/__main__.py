@@ -70,6 +70,7 @@ def run(study: Study, options: Options, store: Store, plan: bool) -> None:
     """
     # Not above: the page and the figures should not wait for the simulators.
     from benchmarks.studies import runner
+    from benchmarks.studies.plan import seconds_left
 
     place = _place(options, store)
     wanted = runner.jobs(study, options.variants, options.seeds)
@@ -82,7 +83,7 @@ def run(study: Study, options: Options, store: Store, plan: bool) -> None:
         if not plan:
             runner.run(job, place)
         elif arms := job.missing(store):
-            minutes = runner.seconds_left(job, place) / 60
+            minutes = seconds_left(job, place) / 60
             names = ", ".join(f"{arm.name}-{arm.group}" for arm in arms)
             print(f"{job.command()}  # {names}; about {minutes:.0f} minutes")
 
@@ -96,7 +97,8 @@ def _place(options: Options, store: Store) -> Any:
 
 def list_studies(studies: Mapping[str, Study], options: Options, store: Store) -> None:
     """Print a line a study: what is done, what is missing, and about how long that takes."""
-    from benchmarks.studies.runner import jobs, seconds_left
+    from benchmarks.studies.plan import seconds_left
+    from benchmarks.studies.runner import jobs
 
     place = _place(options, store)
     for study in studies.values():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,6 @@ from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
-from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.backends import Backend, make_backend
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError
 from llmdpd_torchrl.utils.files import write_json
@@ -49,8 +47,6 @@ _FAMILIES: dict[str, Any] = {
 _INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45 ")
 #: Tasks whose episodes are evaluated, and stored, at a time.
 TASKS_AT_A_TIME = 23
-#: Measured with one thread of a shared core; used where nothing of the variant is stored yet.
-SECONDS_AN_UPDATE, SECONDS_AN_EPISODE = 0.025, 0.2
 
 
 @dataclass(frozen=True)
@@ -232,37 +228,6 @@ def run(job: Job, place: Place) -> None:
                     _evaluate(job, place, trained, arm, backend)
     except Timeout:
         print(f"{job.name}: another process is working on it")
-
-
-def seconds_left(job: Job, place: Place) -> float:
-    """An estimate of how long :func:`run` will take, by what is stored of similar trainings."""
-    missing = job.missing(place.store)
-    if not missing:
-        return 0.0
-    known = [
-        json.loads(path.read_text())
-        for pattern in (f"{job.variant.name}-seed*", "*")
-        for path in sorted((place.store.root / job.study.folder).glob(f"{pattern}-training.json"))
-    ]
-    seconds = 0.0
-    is_there = LLMDPDPolicy.is_saved(job.folder(place) / "checkpoint")
-    if job.variant.policy == "trained" and not is_there:
-        updates = next(
-            (int(s.partition("=")[2]) for s in reversed(job.variant.settings)
-             if s.startswith("trainer.total_updates=")), 20_000,
-        )  # fmt: skip
-        rates = [k["train_seconds"] / k["updates"] for k in known
-                 if k.get("train_seconds") and k.get("updates")]  # fmt: skip
-        seconds += updates * (rates[0] if rates else SECONDS_AN_UPDATE)
-    rates = [
-        one["seconds"] / one["episodes"]
-        for about in known
-        for one in about.get("evaluation", {}).values()
-    ]
-    rate = statistics.mean(rates) if rates else SECONDS_AN_EPISODE
-    tasks = {"unseen": 5, "seen": 45}
-    episodes = sum(tasks[arm.group] * job.study.episodes_of(arm) for arm in missing)
-    return seconds + rate * episodes
 
 
 def _train(job: Job, place: Place) -> Run:
