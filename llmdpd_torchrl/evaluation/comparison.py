@@ -68,13 +68,7 @@ def _by_task(
 def interquartile_mean(scores: Scores, *, seed: int = 0) -> Estimate:
     """Mean of the middle half of all entries: less moved by outliers than the mean.
 
-    Args:
-        scores: by task, of any shape.
-        seed: of the resampling, which is stratified: within each task, whose set is fixed.
-
-    Examples:
-        >>> interquartile_mean({"a": [0.0, 0.4, 0.6, 100.0]}).value
-        0.5
+    The resampling is stratified: within each task, whose set is fixed.
     """
     return _estimate(_flat(scores), _interquartile_mean, seed)
 
@@ -84,18 +78,10 @@ def paired_difference(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimat
 
     Goals are resampled within each task, for both sides together: goals that are hard for both do
     not widen the interval. Several seeds are averaged goal by goal first, and are not resampled.
-
-    Args:
-        ours: by task, ``[goals]`` or ``[seeds, goals]``.
-        theirs: of the same tasks and goals.
-        seed: of the resampling.
+    Entries are ``[goals]`` or ``[seeds, goals]``.
 
     Raises:
         DataError: if tasks or goals differ.
-
-    Examples:
-        >>> paired_difference({"a": [1, 1, 0]}, {"a": [0, 0, 0]}).value.__round__(2)
-        0.67
     """
     if ours.keys() != theirs.keys():
         raise DataError("a paired difference needs the same tasks on both sides")
@@ -127,11 +113,6 @@ def crossed_difference(
 
     Raises:
         DataError: if tasks, goals or, for the same policies, seeds differ.
-
-    Examples:
-        >>> one, other = {"a": [[1, 1, 1, 0], [1, 1, 0, 1]]}, {"a": [[0, 0, 1, 0]]}
-        >>> crossed_difference(one, other).value
-        0.5
     """
     pairs = []
     for task in ours if ours.keys() == theirs.keys() else ():
@@ -181,16 +162,7 @@ def _seed_weights(count: int, generator: np.random.Generator) -> NDArray[np.floa
 
 
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """Share of entries above each threshold, every task weighing the same.
-
-    Args:
-        scores: by task, of any shape.
-        thresholds: [T].
-
-    Examples:
-        >>> performance_profile({"a": [0.2, 0.8]}, [0.0, 0.5, 0.9])
-        array([1. , 0.5, 0. ])
-    """
+    """Share of entries above each of ``thresholds`` [T], every task weighing the same."""
     above = [sample[:, None] > np.asarray(thresholds) for sample in _flat(scores)]
     return np.mean([task.mean(0) for task in above], axis=0)
 

@@ -53,17 +53,9 @@ def apply_control(
         table: of the tasks' ids.
         prompts: the texts, by name of the task; default: Meta-World's.
 
-    Returns:
-        tables without what the control leaves out.
-
     Raises:
         ConfigError: if the control is unknown, or ``"wrong"`` is applied to a single task.
         PromptError: if the language model is needed and not available.
-
-    Examples:
-        >>> tables = PromptTables(text=torch.zeros(50, 6))
-        >>> apply_control("none", ["reach-v3"], tables).text is None
-        True
     """
     if control not in CONTROLS:
         raise ConfigError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
@@ -160,16 +152,8 @@ def confusion(
 ) -> dict[str, dict[str, float]]:
     """Success, or score, of every task under every task's prompts.
 
-    Returns fractions by task, then by the task whose prompts were used.
-
-    Args:
-        evaluator: of at least two tasks; called as many times.
-        policy: to be evaluated.
-        tables: the tasks' own prompts.
-        table: of the tasks' ids.
-
-    Raises:
-        ConfigError: as there, and by :func:`swap_prompts`.
+    The evaluator is called once a task, of which it needs two at least. Returns fractions by task,
+    then by the task whose prompts were used.
     """
     tasks = evaluator.tasks
     rates: dict[str, dict[str, float]] = {task: {} for task in tasks}
@@ -200,12 +184,7 @@ def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPrompt
 
 
 def random_strings(texts: Sequence[str], seed: int = 0) -> list[str]:
-    """Random letters and blanks, as many as each text has characters.
-
-    Examples:
-        >>> [len(text) for text in random_strings(["open the door", "close it"])]
-        [13, 8]
-    """
+    """Random letters and blanks, as many as each text has characters."""
     generator = random.Random(seed)
     letters = string.ascii_lowercase + "    "
     return ["".join(generator.choices(letters, k=len(text))) for text in texts]

@@ -32,13 +32,7 @@ def plot_success_bars(
     path: str | os.PathLike[str],
     title: str = "Success rate by task",
 ) -> None:
-    """Plot one horizontal bar a task, success or score, with its interval, and the groups' means.
-
-    Args:
-        summary: the evaluation; bars are in its order, seen tasks above.
-        path: image file; the suffix is the format.
-        title: headline.
-    """
+    """Plot a bar a task, success or score, with its interval, and the groups' means."""
     groups = [
         (label, colour, [task for task in summary.tasks if task.seen is seen], group)
         for label, colour, seen, group in (
@@ -128,10 +122,6 @@ def plot_learning_curves(metrics_csv: str | os.PathLike[str], path: str | os.Pat
     Metrics with more than 50 points are faint, with a moving average over the neighbouring
     2 % of the points on top; the figure says so.
 
-    Args:
-        metrics_csv: what :class:`~llmdpd_torchrl.trainers.loggers.MetricsFile` wrote.
-        path: image file; the suffix is the format.
-
     Raises:
         DataError: if the file is missing, damaged, or has no metric with a finite value.
     """
@@ -208,10 +198,6 @@ def plot_profiles(variants: Sequence[VariantResults], path: str | os.PathLike[st
 
     A curve further up and right is better; where it falls, it says whether a mean comes from some
     tasks or from all (Agarwal et al. 2021).
-
-    Args:
-        variants: at least one.
-        path: image file; the suffix is the format.
     """
     thresholds = np.linspace(0, 1, 101)
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
@@ -238,17 +224,8 @@ def plot_prompt_map(
     tasks: Sequence[str],
     seen: Sequence[bool],
     path: str | os.PathLike[str],
-    title: str = "prompts, first two principal components",
 ) -> None:
-    """Plot prompts as points: close points are similar prompts to the policy.
-
-    Args:
-        embeddings: ``[T, D]``, a row a task.
-        tasks: their names.
-        seen: whether the policy was trained on each.
-        path: image file; the suffix is the format.
-        title: headline.
-    """
+    """Plot prompt embeddings ``[T, D]``: close points are similar prompts to the policy."""
     centred = embeddings.detach().double() - embeddings.detach().double().mean(0)
     _, scales, axes_of = torch.linalg.svd(centred, full_matrices=False)
     # A tiny map has no second component.
@@ -266,7 +243,7 @@ def plot_prompt_map(
         )
     axes.set(xlabel=f"{100 * shares[0]:.0f} % of the spread")
     axes.set(ylabel=f"{100 * shares[1]:.0f} % of the spread")
-    axes.set_title(title, fontsize=11)
+    axes.set_title("prompts, first two principal components", fontsize=11)
     axes.legend(frameon=False)
     axes.grid(color="0.94")
     axes.spines[["top", "right"]].set_visible(False)
@@ -278,10 +255,7 @@ def plot_confusion(
 ) -> None:
     """Plot every task's result under every task's prompts: diagonal if the policy reads them.
 
-    Args:
-        rates: fractions by task, then by the task whose prompts were used.
-        path: image file; the suffix is the format.
-        episodes: of each cell.
+    ``rates`` are fractions by task, then by the task whose prompts were used.
     """
     tasks = list(rates)
     table = 100 * np.array([[rates[task][other] for other in tasks] for task in tasks])

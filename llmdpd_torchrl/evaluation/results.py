@@ -110,12 +110,7 @@ def summary_table(summary: ResultsSummary) -> Table:
 
 
 def print_table(summary: ResultsSummary, console: Console | None = None) -> None:
-    """Print :func:`summary_table` without its last column, which 80 columns have no room for.
-
-    Args:
-        summary: what to print.
-        console: where to; by default the standard output.
-    """
+    """Print :func:`summary_table` without its last column, which 80 columns have no room for."""
     table = summary_table(summary)
     narrow = Table(table.head[:-1], [row[:-1] for row in table.rows])
     (console or Console()).print(Markdown("\n\n".join([narrow.markdown(), *_notes(summary)])))
@@ -133,18 +128,9 @@ def write_results_json(
 ) -> None:
     """Write ``{"summary": ..., "versions": ..., **extra}``; fractions are 0 to 1, lengths in steps.
 
-    Args:
-        path: the file to make.
-        summary: the evaluation.
-        extra: what else belongs to the result: seeds, episodes a task, the policy's settings.
-
-    Raises:
-        ValueError: if ``extra`` has a key "summary" or "versions".
+    ``extra`` is what else belongs to the result: seeds, episodes a task, the policy's settings.
     """
-    ours = {"summary": summary.to_dict(), "versions": versions()}
-    if ours.keys() & extra.keys():
-        raise ValueError(f"extra may not replace {sorted(ours.keys() & extra.keys())}")
-    write_json(path, {**extra, **ours})
+    write_json(path, {**extra, "summary": summary.to_dict(), "versions": versions()})
 
 
 def read_results_json(path: str | os.PathLike[str]) -> tuple[ResultsSummary, dict[str, Any]]:

@@ -92,11 +92,6 @@ class EvaluationSettings:
         """All episodes in groups of about one size, each with episodes of all tasks.
 
         There are at least two groups, for two cores.
-
-        Examples:
-            >>> groups = EvaluationSettings(episodes_per_task=50).groups(["a", "b", "c", "d", "e"])
-            >>> [len(group) for group in groups], groups[0][:2]
-            ([125, 125], [EpisodeSpec(task='a', start=0), EpisodeSpec(task='b', start=0)])
         """
         episodes = [
             EpisodeSpec(task, start) for start in range(self.episodes_per_task) for task in tasks

@@ -166,14 +166,6 @@ def test_environments_that_render_in_turns_keep_their_own_pictures():
 
 
 @needs_gl
-def test_another_render_mode_is_refused():
-    env = make_env("reach-v3", render_mode="depth_array")
-    with pytest.raises(ValueError, match="depth_array"):
-        render_frame(env)
-    env.close()
-
-
-@needs_gl
 @pytest.mark.integration
 def test_no_variable_is_needed_and_an_open_environment_ends_quietly():
     """The library is found after metaworld is imported, and nothing is printed at exit."""
