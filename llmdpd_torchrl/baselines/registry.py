@@ -6,13 +6,13 @@ share networks, data, trainer, optimizer and evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import math
-import types
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from tensordict.nn import TensorDictModule
+from torch import Tensor
 from torchrl.objectives import LossModule
 
 from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT
@@ -22,6 +22,7 @@ from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
 from llmdpd_torchrl.trainers.optimization import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import Positive, Probability, checked_dataclass
 
 
 class Algorithm(NamedTuple):
@@ -36,8 +37,10 @@ class Algorithm(NamedTuple):
         has_encoder: whether prompts are encoded by a prompt encoder, which it trains.
 
     Examples:
-        >>> ALGORITHMS["td3_bc"].actors, sorted(ALGORITHMS["td3_bc"].settings)[:2]
-        (('deterministic',), ['actor_every', 'alpha'])
+        >>> ALGORITHMS["td3_bc"].actors
+        ('deterministic',)
+        >>> ALGORITHMS["iql"].settings(gamma=0.99, reward_scale=1.0).expectile
+        0.7
     """
 
     loss: type[LossModule]
@@ -48,18 +51,25 @@ class Algorithm(NamedTuple):
     has_encoder: bool = True
 
     @property
-    def settings(self) -> dict[str, tuple[Any, ...]]:
-        """The loss's own settings: the types that each may have, or ``Literal`` names."""
-        found: dict[str, tuple[Any, ...]] = {}
+    def settings(self) -> type:
+        """A dataclass of ``gamma``, ``reward_scale`` and the keywords of the loss."""
+        found: dict[str, Any] = {
+            "gamma": ("gamma", Probability),
+            "reward_scale": ("reward_scale", Positive),
+        }
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
-            hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+            hints = get_type_hints(kind.__init__, include_extras=True)  # type: ignore[misc]
             for item in parameters:
                 if item.kind is item.KEYWORD_ONLY:
-                    found.setdefault(item.name, _alternatives(hints[item.name]))
+                    hint = hints[item.name]
+                    if Tensor in get_args(hint):  # no file holds one
+                        hint = get_args(hint)[0]
+                    found.setdefault(item.name, (item.name, hint, item.default))
             if all(item.kind is not item.VAR_KEYWORD for item in parameters):
                 break  # otherwise the rest is passed on to the base class
-        return found
+        made = dataclasses.make_dataclass("LossSettings", found.values())
+        return checked_dataclass("loss", strict=True)(made)
 
     def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
         """Check networks and settings before any work is done.
@@ -81,18 +91,7 @@ class Algorithm(NamedTuple):
             raise ConfigError(
                 f"prompt is {config.prompt!r}: algorithm={name} reads none, use prompt=none"
             )
-        common = {"gamma", "reward_scale"}
-        unknown = sorted(set(settings) - set(self.settings) - common)
-        if unknown:
-            raise ConfigError(
-                f"loss: algorithm={name} has no setting {unknown[0]!r}, but "
-                f"{', '.join(sorted(set(self.settings) | common))}"
-            )
-        for key, kinds in self.settings.items():
-            if key in settings and not _is_one(settings[key], kinds):
-                raise ConfigError(
-                    f"loss.{key} is {settings[key]!r}: it must be {' or '.join(_words(kinds))}"
-                )
+        self.settings(**settings)
 
     def make_loss(
         self,
@@ -111,35 +110,6 @@ class Algorithm(NamedTuple):
         if self.has_critics:
             loss.make_value_estimator(gamma=gamma)
         return loss
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
-    is_union = get_origin(annotation) in (types.UnionType, Union)
-    return get_args(annotation) if is_union else (annotation,)
-
-
-def _is_one(value: Any, kinds: tuple[Any, ...]) -> bool:
-    """Whether a setting from a file or a command line is of one of the types."""
-    if any(value in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
-        return True
-    if isinstance(value, bool):
-        return bool in kinds
-    if isinstance(value, int):
-        return float in kinds or (int in kinds and value >= 0)
-    if isinstance(value, float):
-        return float in kinds and math.isfinite(value)
-    return type(value) in kinds
-
-
-def _words(kinds: tuple[Any, ...]) -> list[str]:
-    """The types in words, as a user reads them."""
-    words = {
-        bool: "true or false", int: "a whole number of at least 0", float: "a number",
-        str: "a name", types.NoneType: "null",
-    }  # fmt: skip
-    names = [name for kind in kinds for name in get_args(kind)]
-    return [words[kind] for kind in kinds if kind in words] + names
 
 
 _CRITICS = {"qvalue_network": TARGET_SCHEDULES["qvalue_network"]}

@@ -24,6 +24,7 @@ from llmdpd_torchrl.modules.actors.decision_transformer import DecisionTransform
 from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDenoiser, PlanDiffusionActor
 from llmdpd_torchrl.objectives.llmdpd import REDUCTIONS
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.settings import Dropout
 
 
 class SequenceLoss(LossModule):
@@ -249,7 +250,7 @@ class MTDiff(SequenceLoss):
         self,
         actor_network: PlanDiffusionActor,
         *,
-        return_dropout: float = 0.25,
+        return_dropout: Dropout = 0.25,
         reduction: Literal["none", "mean", "sum"] = "mean",
     ) -> None:
         if not isinstance(actor_network, PlanDiffusionActor):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
@@ -14,6 +16,7 @@ from torchrl.modules.distributions.utils import rsample_and_log_prob
 from torchrl.objectives import BCLoss, CQLLoss, IQLLoss, TD3BCLoss
 
 from llmdpd_torchrl.modules.actors.direct import GaussianActor
+from llmdpd_torchrl.utils.settings import Count, NonNegative, Positive, Size
 
 #: TorchRL's names of what TD3+BC logs, and this library's.
 _METRICS = {"bc_loss": "bc", "pred_value": "q_value", "target_value": "target_value"}
@@ -80,10 +83,10 @@ class TD3BC(TD3BCLoss):
         actor_network: TensorDictModule,
         qvalue_network: Sequence[TensorDictModule],
         *,
-        actor_every: int = 2,
-        alpha: float = 2.5,
-        policy_noise: float = 0.2,
-        noise_clip: float = 0.5,
+        actor_every: Size = 2,
+        alpha: NonNegative = 2.5,
+        policy_noise: NonNegative = 0.2,
+        noise_clip: NonNegative = 0.5,
         loss_function: str = "l2",
         deactivate_vmap: bool = False,
     ) -> None:
@@ -134,8 +137,8 @@ class IQL(IQLLoss):
         actor_network: GaussianActor,
         qvalue_network: Sequence[TensorDictModule],
         *,
-        temperature: float = 3.0,
-        expectile: float = 0.7,
+        temperature: Positive = 3.0,
+        expectile: Annotated[float, Field(gt=0, lt=1)] = 0.7,
         loss_function: str = "l2",
         deactivate_vmap: bool = False,
     ) -> None:
@@ -188,11 +191,11 @@ class CQL(CQLLoss):
         actor_network: GaussianActor,
         qvalue_network: Sequence[TensorDictModule],
         *,
-        cloning_updates: int = 1000,
-        min_q_weight: float = 5.0,
-        num_random: int = 10,
-        alpha_init: float = 1.0,
-        temperature: float = 1.0,
+        cloning_updates: Count = 1000,
+        min_q_weight: NonNegative = 5.0,
+        num_random: Size = 10,
+        alpha_init: Positive = 1.0,
+        temperature: Positive = 1.0,
         deactivate_vmap: bool = False,
     ) -> None:
         super().__init__(

@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,28 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, TaskRecord, task_record
-from llmdpd_torchrl.envs.metaworld import goal_seed, make_simulator, reset_simulator
+from llmdpd_torchrl.envs.metaworld import (
+    EpisodeSteps,
+    goal_seed,
+    make_simulator,
+    reset_simulator,
+)
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
-from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_atomic
 from llmdpd_torchrl.utils.processes import run_jobs
+from llmdpd_torchrl.utils.settings import (
+    Count,
+    Fraction,
+    NonEmpty,
+    NonNegative,
+    Size,
+    checked_dataclass,
+)
 
 _PACKAGES = ("metaworld", "mujoco", "gymnasium", "numpy")
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class CollectionSettings:
     """All settings that the data of a task depends on.
 
@@ -49,35 +61,12 @@ class CollectionSettings:
         (0.0, 0.1)
     """
 
-    episodes_per_task: int = 30
-    noise_levels: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)
-    seed: int = 0
-    max_steps: int = 500
-    steps_after_success: int = 10
-    expert_gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        try:
-            levels = tuple(float(level) for level in self.noise_levels)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"noise_levels is {self.noise_levels!r}: give a list of numbers >= 0"
-            ) from None
-        object.__setattr__(self, "noise_levels", levels)
-        if self.episodes_per_task < 1:
-            raise ConfigError(
-                f"episodes_per_task is {self.episodes_per_task}: it must be at least 1"
-            )
-        if not self.noise_levels or min(self.noise_levels) < 0:
-            raise ConfigError(f"noise_levels is {list(self.noise_levels)}: give numbers >= 0")
-        if not 1 <= self.max_steps <= 500:
-            raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
-        if self.steps_after_success < 0:
-            raise ConfigError(f"steps_after_success is {self.steps_after_success}: must be >= 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: must be >= 0")
-        if not 0 < self.expert_gain <= 1:
-            raise ConfigError(f"expert_gain is {self.expert_gain}: above 0 and at most 1")
+    episodes_per_task: Size = 30
+    noise_levels: NonEmpty[NonNegative] = (0.0, 0.1, 0.3, 0.5)
+    seed: Count = 0
+    max_steps: EpisodeSteps = 500
+    steps_after_success: Count = 10
+    expert_gain: Fraction = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON represents them, with lists instead of tuples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from typing import Any
 
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import Positive, checked_dataclass
 
 #: Version 4 has the rewards and models of D4RL's data; version 5 changes Walker2d's friction and
 #: the reward of Hopper's last step.
 GYM_MUJOCO_TASKS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass("dynamics", frozen=True)
 class Dynamics:
     """Factors on the physics of a model, 1 being the original's.
 
@@ -37,15 +37,10 @@ class Dynamics:
         Dynamics(gravity=0.5, mass=1.0, damping=1.0, friction=1.0)
     """
 
-    gravity: float = 1.0
-    mass: float = 1.0
-    damping: float = 1.0
-    friction: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"dynamics.{name} is {value}: it must be a factor above 0")
+    gravity: Positive = 1.0
+    mass: Positive = 1.0
+    damping: Positive = 1.0
+    friction: Positive = 1.0
 
     def apply(self, model: Any, data: Any) -> None:
         """Edit a live ``mujoco.MjModel`` in place; the next reset starts from the edited model."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from tensordict import TensorDict
 from torchrl.data import Categorical
 
@@ -24,6 +25,9 @@ from llmdpd_torchrl.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import mujoco
+
+EpisodeSteps = Annotated[int, Field(strict=True, ge=1, le=500)]
+"""The lengths that Meta-World allows."""
 
 _PURPOSES = {"collection": 0, "evaluation": 1}
 

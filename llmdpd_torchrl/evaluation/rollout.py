@@ -8,7 +8,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -17,16 +17,17 @@ from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.envs import MultiTaskEnv, SimulatorEnv
+from llmdpd_torchrl.envs.metaworld import EpisodeSteps
 from llmdpd_torchrl.envs.multitask import SimulatorPool
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import environment_transforms
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import Flag, Seed, Size, checked_dataclass
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class EvaluationSettings:
     """Settings of an evaluation, which with the policy and its prompts determine the result.
 
@@ -53,23 +54,14 @@ class EvaluationSettings:
         True
     """
 
-    episodes_per_task: int = 10
-    max_steps: int = 500
-    seed: int = 0
-    hide_goal: bool = False
-    stochastic: bool | None = None
-    stop_on_success: bool = True
-    num_envs: int = 64
-    group_size: int = 128
-
-    def __post_init__(self) -> None:
-        for name in ("episodes_per_task", "num_envs", "group_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: must be >= 1")
-        if not 1 <= self.max_steps <= 500:
-            raise ConfigError(f"max_steps is {self.max_steps}: Meta-World allows 1 to 500")
-        if self.stochastic not in (None, True, False) or type(self.stochastic) is int:
-            raise ConfigError(f"stochastic is {self.stochastic!r}: use true, false or null")
+    episodes_per_task: Size = 10
+    max_steps: EpisodeSteps = 500
+    seed: Seed = 0
+    hide_goal: Flag = False
+    stochastic: Flag | None = None
+    stop_on_success: Flag = True
+    num_envs: Size = 64
+    group_size: Size = 128
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as ``results.json`` stores them, where ``num_envs`` is named ``lanes``."""

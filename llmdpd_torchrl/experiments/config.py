@@ -1,82 +1,51 @@
 """Schema of the settings: types and ranges, checked before any work is done.
 
 Hydra's own structured configs would make 2 a ``true`` and 3 a ``"3"`` without a word, and know no
-ranges; the YAML files hold the defaults, these models what each value may be.
+ranges; the YAML files hold the defaults, these classes what each value may be.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from llmdpd_torchrl.evaluation.controls import CONTROLS
-from llmdpd_torchrl.modules.config import PROMPTS
+from llmdpd_torchrl.modules.config import Prompt
 from llmdpd_torchrl.prompts import make_text_encoder
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import (
+    Count,
+    Flag,
+    Fraction,
+    Many,
+    Positive,
+    Probability,
+    Seed,
+    Size,
+    Text,
+    checked_dataclass,
+)
 
 Kind = TypeVar("Kind")
-Size = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+AtLeastTwo = Annotated[int, Field(strict=True, ge=2)]
 
 
-class Section(BaseModel):
-    """A group of settings, without any others."""
-
-    model_config = ConfigDict(**_STRICT, extra="forbid")
-
-
-class TrajectoryPromptSchema(Section):
+@checked_dataclass()
+class TrajectoryPromptSchema:
     """``trajectory_prompt``."""
 
-    length: Annotated[int, Field(ge=2)]
-    per_task: Annotated[int, Field(ge=2)]
+    length: AtLeastTwo
+    per_task: AtLeastTwo
     state_visible_prob: Probability
-    augment: bool
+    augment: Flag
 
 
-class NetworkSchema(Section, extra="allow"):
-    """Ranges in ``network``; names and types are those of the network's own configuration."""
-
-    critics: Size
-    diffusion_steps: Size
-    trajectory_heads: Size = 1
-    trajectory_width: Size = 1
-
-
-class LossSchema(Section, extra="allow"):
-    """Ranges in ``loss``; names and types are those of the algorithm."""
-
-    gamma: Probability
-    reward_scale: Positive
-    actor_every: Size = 1
-    alpha: Annotated[float, Field(ge=0)] = 0.0
-    alpha_init: Positive = 1.0
-    cloning_updates: Count = 0
-    expectile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    lmbda: Annotated[float, Field(ge=0)] = 0.0
-    min_q_weight: Annotated[float, Field(ge=0)] = 0.0
-    noise_clip: Annotated[float, Field(ge=0)] = 0.0
-    num_random: Size = 1
-    policy_noise: Annotated[float, Field(ge=0)] = 0.0
-    return_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_sampling_steps: Size | None = None
-    temperature: Positive = 1.0
-
-
-class OptimSchema(Section):
+@checked_dataclass()
+class OptimSchema:
     """``optim``."""
 
     learning_rate: Positive
@@ -84,7 +53,8 @@ class OptimSchema(Section):
     batch_size: Size
 
 
-class TrainerSchema(Section):
+@checked_dataclass()
+class TrainerSchema:
     """``trainer``."""
 
     total_updates: Size
@@ -93,15 +63,16 @@ class TrainerSchema(Section):
     threads: Size | None
 
 
-class EvaluationSchema(Section):
+@checked_dataclass()
+class EvaluationSchema:
     """``evaluation``."""
 
     episodes_per_task: Size
     max_steps: Size | None
     seed: Seed
-    stochastic: bool | None
+    stochastic: Flag | None
     workers: Size | None
-    control: Literal[CONTROLS]  # type: ignore[valid-type]
+    control: Text
     backend: Text
     every: Count
     every_episodes: Size
@@ -110,69 +81,48 @@ class EvaluationSchema(Section):
     demonstration_fraction: Fraction
 
 
-class VideoSchema(Section):
+@checked_dataclass()
+class VideoSchema:
     """``video``."""
 
-    tasks: list[str] | None
+    tasks: Many[str] | None
     fps: Positive
     every: Size
     width: Size
     height: Size
-    during_training: bool
+    during_training: Flag
 
 
-class LoggerSchema(Section, extra="allow"):
-    """``logger``."""
+@checked_dataclass()
+class Schema:
+    """The settings that both families have.
 
-    kind: Text
-
-
-class Schema(Section):
-    """The settings that both families have."""
+    What ``network``, ``loss`` and ``logger`` may be, their own constructors say.
+    """
 
     seed: Seed
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    prompt: Literal[PROMPTS]  # type: ignore[valid-type]
+    device: Text
+    prompt: Prompt
     text_encoder: Any
-    progress: bool
+    progress: Flag
     until: Literal["collect", "embed", "train", "evaluate", "video", "report"]
     resume: Literal["auto", "never"]
-    force: list[Literal["train", "evaluate"]]
-    debug: bool
+    force: Many[Literal["train", "evaluate"]]
+    debug: Flag
     algorithm: Text
     trajectory_prompt: TrajectoryPromptSchema
-    network: NetworkSchema
-    loss: LossSchema
+    network: dict[str, Any]
+    loss: dict[str, Any]
     optim: OptimSchema
     trainer: TrainerSchema
     evaluation: EvaluationSchema
     video: VideoSchema
-    logger: LoggerSchema
+    logger: dict[str, Any]
     preset_name: str  # below: what is made of other settings, whose mistakes come first
     variant: str
     changes: str
     name: Text
     output_dir: Text
-
-
-def check_schema(schema: type[Schema], cfg: DictConfig) -> None:
-    """Check names, types and ranges of all settings.
-
-    Raises:
-        ConfigError: naming the first setting that is wrong.
-
-    Examples:
-        >>> class Small(Section):
-        ...     batch_size: Size
-        >>> check_schema(Small, OmegaConf.create({"batch_size": "many"}))
-        Traceback (most recent call last):
-        ...
-        llmdpd_torchrl.utils.errors.ConfigError: batch_size is 'many': it must be a valid integer
-    """
-    try:
-        schema.model_validate(plain(cfg))
-    except ValidationError as error:
-        raise _wrong(error, schema) from None
 
 
 def plain(value: Any) -> Any:
@@ -185,42 +135,21 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def section(cfg: DictConfig, kind: type) -> dict[str, Any]:
-    """The settings of a group that a dataclass has fields for."""
-    names = {item.name for item in dataclasses.fields(kind)}
-    return {key: value for key, value in plain(cfg).items() if key in names}
-
-
-def read(kind: type[Kind], cfg: Any, where: str, **more: Any) -> Kind:
-    """Make a dataclass of a group of settings, with one line for a wrong name or type.
+def read(kind: type[Kind], cfg: DictConfig, **more: Any) -> Kind:
+    """Make a dataclass of those settings of a group that it has fields for.
 
     Args:
         kind: the dataclass.
         cfg: the group.
-        where: its name, for messages.
         **more: further fields, or replacements.
-
-    Raises:
-        ConfigError: on an unknown name or a value of another type, and as ``kind`` does.
 
     Examples:
         >>> from llmdpd_torchrl.evaluation import EvaluationSettings
-        >>> read(EvaluationSettings, {"max_steps": 100}, "evaluation", seed=3).max_steps
+        >>> read(EvaluationSettings, OmegaConf.create({"max_steps": 100}), seed=3).max_steps
         100
     """
-    values, types = plain(cfg), get_type_hints(kind)
-    for key, value in values.items():
-        if key not in types:
-            raise ConfigError(_unknown(f"{where}.{key}", types))
-        if dataclasses.is_dataclass(types[key]) and isinstance(value, dict):
-            values[key] = read(types[key], value, f"{where}.{key}")
-            continue
-        try:
-            strict = not isinstance(value, list)  # a list may become a tuple
-            TypeAdapter(types[key], config=_STRICT).validate_python(value, strict=strict)
-        except ValidationError as error:
-            raise _wrong(error, None, where, key) from None
-    return kind(**{**values, **more})
+    names = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in plain(cfg).items() if key in names} | more)
 
 
 def check_text_encoder(cfg: DictConfig) -> None:
@@ -243,6 +172,8 @@ def choose_device(name: str) -> torch.device:
         >>> choose_device("cpu")
         device(type='cpu')
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device is {name!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
@@ -253,29 +184,3 @@ def choose_device(name: str) -> torch.device:
             "takes one if there is one, or device=cpu"
         )
     return device
-
-
-def _wrong(error: ValidationError, schema: Any, *where: str) -> ConfigError:
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if str(part).isidentifier() or isinstance(part, int)]
-    key = ".".join([*where, *map(str, place)])
-    key = re.sub(r"\.(\d+)", r"[\1]", key)
-    if first["type"] == "extra_forbidden":
-        for part in place[:-1]:
-            schema = schema.model_fields[part].annotation
-        return ConfigError(_unknown(key, schema.model_fields))
-    if first["type"] == "missing":
-        return ConfigError(f"{key} is missing")
-    text = first["msg"].replace("Input should be", "it must be")
-    text = {
-        "list_type": f"it must be a list, such as '{key}=[first,second]'",
-        "string_too_short": "it must not be empty",
-        "string_pattern_mismatch": "use auto, cpu, cuda or cuda:N",
-    }.get(first["type"], text)
-    return ConfigError(f"{key} is {first['input']!r}: {text}")
-
-
-def _unknown(key: str, known: Any) -> str:
-    where, _, name = key.rpartition(".")
-    near = difflib.get_close_matches(name, known, n=1) or sorted(known)
-    return f"{key}: there is no such setting; {where or 'the configuration'} has {', '.join(near)}"

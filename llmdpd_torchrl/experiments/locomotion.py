@@ -15,16 +15,11 @@ from llmdpd_torchrl.envs import Dynamics
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite
 from llmdpd_torchrl.experiments.config import (
     EvaluationSchema,
-    Fraction,
     Schema,
-    Section,
-    Size,
-    Text,
     TrajectoryPromptSchema,
     check_text_encoder,
     plain,
     read,
-    section,
 )
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.protocols import (
@@ -40,29 +35,34 @@ from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 
 ORACLE = "oracle"
 """As ``text_encoder``: the target speed, or the level's mean score, instead of an embedding."""
 
 
+@checked_dataclass()
 class _TrajectoryPrompt(TrajectoryPromptSchema):
     top_fraction: Fraction
 
 
-class _Data(Section):
-    sources: list[str] | None
-    held_out: list[str] | None
+@checked_dataclass()
+class _Data:
+    sources: Many[str] | None
+    held_out: Many[str] | None
     environment: str | None
     max_episode_steps: Size | None
-    validation: bool
+    validation: Flag
     folder: Text
     gait_episodes: Size
 
 
+@checked_dataclass()
 class _Evaluation(EvaluationSchema):
-    dynamics: dict[str, float]
+    dynamics: Dynamics
 
 
+@checked_dataclass()
 class LocomotionSchema(Schema):
     """Settings of ``configs/train_d4rl.yaml``."""
 
@@ -98,7 +98,6 @@ class Locomotion:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`; generates the default data."""
         if cfg.text_encoder != ORACLE:
             check_text_encoder(cfg)
-        self._dynamics(cfg)
         sources, held_out = self._sources(cfg)
         speeds = read_speeds(sources[0]) if len(sources) == 1 and not held_out else None
         if speeds is not None:
@@ -162,21 +161,17 @@ class Locomotion:
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        settings = section(cfg.evaluation, EvaluationSettings)
-        del settings["max_steps"]  # the suite has the tasks' own limits
-        return read(EvaluationSettings, settings, "evaluation")
+        own = EvaluationSettings.max_steps  # no matter: the suite has the tasks' limits
+        return read(EvaluationSettings, cfg.evaluation, max_steps=own)
 
     def suite(self, run: Run, settings: EvaluationSettings) -> GymMujocoSuite:
         """The environments, with the configured changes of the physics."""
-        limit = run.cfg.evaluation.max_steps
-        return self.protocol.suite(settings.seed, limit, self._dynamics(run.cfg))
+        limit, dynamics = run.cfg.evaluation.max_steps, read(Dynamics, run.cfg.evaluation.dynamics)
+        return self.protocol.suite(settings.seed, limit, dynamics)
 
     def identity(self, cfg: DictConfig) -> Any:
         """Nothing: the hash of the data covers all."""
         return None
-
-    def _dynamics(self, cfg: DictConfig) -> Dynamics:
-        return read(Dynamics, cfg.evaluation.dynamics, "evaluation.dynamics")
 
     def _sources(self, cfg: DictConfig) -> tuple[list[str], list[str]]:
         """Sources to train on and held-out ones; by default a file that is generated here."""

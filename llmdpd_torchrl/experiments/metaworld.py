@@ -12,20 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
+from llmdpd_torchrl.envs.metaworld import EpisodeSteps
 from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
 from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.experiments.config import (
-    Count,
     EvaluationSchema,
-    Fraction,
     Schema,
-    Section,
-    Size,
-    Text,
     check_text_encoder,
     plain,
     read,
-    section,
 )
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.prompts import (
@@ -39,36 +34,52 @@ from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import (
+    Count,
+    Flag,
+    Fraction,
+    Many,
+    NonEmpty,
+    NonNegative,
+    Number,
+    Size,
+    Text,
+    checked_dataclass,
+)
 
 
-class _Tasks(Section):
+@checked_dataclass()
+class _Tasks:
     split: Text
-    train: list[str] | None
-    held_out: list[str] | None
+    train: Many[str] | None
+    held_out: Many[str] | None
     count: Size | None
     count_seed: Count
 
 
-class _Data(Section):
+@checked_dataclass()
+class _Data:
     folder: Text
     episodes_per_task: Size
-    noise_levels: list[float]
+    noise_levels: NonEmpty[NonNegative]
     seed: Count
-    max_steps: Size
+    max_steps: EpisodeSteps
     steps_after_success: Count
-    hide_goal: bool
+    hide_goal: Flag
     support_episodes: Size
-    support_noise_levels: list[float] | None
+    support_noise_levels: NonEmpty[NonNegative] | None
     support_expert_gain: Fraction
     use_episodes: Size | None
-    use_noise: float | None
+    use_noise: Number | None
     workers: Size | None
 
 
+@checked_dataclass()
 class _Evaluation(EvaluationSchema):
-    max_steps: Size
+    max_steps: EpisodeSteps
 
 
+@checked_dataclass()
 class MetaWorldSchema(Schema):
     """Settings of ``configs/train_metaworld.yaml``."""
 
@@ -91,7 +102,6 @@ class MetaWorld:
     def check(self, cfg: DictConfig) -> TaskSplit:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
         check_text_encoder(cfg)
-        _support_settings(cfg)
         noise, tasks = cfg.data.use_noise, cfg.tasks
         if noise is not None and noise not in cfg.data.noise_levels:
             raise ConfigError(
@@ -164,8 +174,7 @@ class MetaWorld:
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        settings = section(cfg.evaluation, EvaluationSettings)
-        return read(EvaluationSettings, settings, "evaluation", hide_goal=cfg.data.hide_goal)
+        return read(EvaluationSettings, cfg.evaluation, hide_goal=cfg.data.hide_goal)
 
     def suite(self, run: Run, settings: EvaluationSettings) -> MetaWorldSuite:
         """All tasks on the settings' goals."""
@@ -184,7 +193,7 @@ class MetaWorld:
 
 def _collection_settings(cfg: DictConfig) -> CollectionSettings:
     """The settings that the training data depend on."""
-    return read(CollectionSettings, section(cfg.data, CollectionSettings), "data")
+    return read(CollectionSettings, cfg.data)
 
 
 def _support_settings(cfg: DictConfig) -> CollectionSettings:

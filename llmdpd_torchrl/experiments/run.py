@@ -20,7 +20,7 @@ from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.controls import check_control
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
-from llmdpd_torchrl.experiments.config import check_schema, choose_device, plain, read
+from llmdpd_torchrl.experiments.config import choose_device, plain
 from llmdpd_torchrl.experiments.context import Family, Run
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
@@ -93,9 +93,9 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
     Raises:
         ConfigError: on a setting that is wrong.
     """
-    check_schema(family.schema, cfg)
+    family.schema(**plain(cfg))
     device = choose_device(cfg.device)
-    network = read(NetworkConfig, cfg.network, "network", prompt=cfg.prompt)
+    network = NetworkConfig(**plain(cfg.network) | {"prompt": cfg.prompt})
     if cfg.evaluation.every % cfg.trainer.log_every:
         raise ConfigError(
             f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "

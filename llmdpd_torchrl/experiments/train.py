@@ -15,7 +15,7 @@ from torchrl.envs.transforms import RewardScaling, Transform
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import EvaluationHook
-from llmdpd_torchrl.experiments.config import plain, read
+from llmdpd_torchrl.experiments.config import plain
 from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import Networks, make_networks
@@ -120,18 +120,16 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
     """The policy, untrained, and its networks with the critics."""
     cfg, dataset, table = run.cfg, run.dataset, run.training_prompts.text
     trained = dataset.trajectory_task.unique()
-    config = read(
-        NetworkConfig,
-        cfg.network,
-        "network",
-        prompt=cfg.prompt,
-        trajectory_length=cfg.trajectory_prompt.length,
-        observation_fields=dataset.manifest.observation_layout["fields"],
-        action_dim=dataset.manifest.action_size,
-        text_dim=NetworkConfig.text_dim if table is None else table.shape[-1],
-        trained_task_ids=trained.tolist(),
+    from_data = {
+        "prompt": cfg.prompt,
+        "trajectory_length": cfg.trajectory_prompt.length,
+        "observation_fields": dataset.manifest.observation_layout["fields"],
+        "action_dim": dataset.manifest.action_size,
+        "text_dim": NetworkConfig.text_dim if table is None else table.shape[-1],
+        "trained_task_ids": trained.tolist(),
         **run.family.network(run),
-    )
+    }
+    config = NetworkConfig(**plain(cfg.network) | from_data)
     networks = make_networks(
         config,
         observations=dataset.transitions["observation"],

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Literal, get_args
 
 from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
 from llmdpd_torchrl.prompts.retrieval import context_layout
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import (
+    Dropout,
+    Flag,
+    Integer,
+    Many,
+    NonEmpty,
+    Number,
+    Positive,
+    Size,
+    checked_dataclass,
+)
 
-DIRECT_ACTORS = ("deterministic", "gaussian", "tanh_gaussian")
+DirectActor = Literal["deterministic", "gaussian", "tanh_gaussian"]
 """``deterministic``: one action, squashed by tanh (TD3+BC); ``gaussian``: a squashed mean with one
 deviation per dimension, whatever the state (IQL); ``tanh_gaussian``: a squashed Gaussian whose mean
 and deviation both depend on the state (CQL)."""
 
-SEQUENCE_ACTORS = ("decision_transformer", "plan_diffusion")
+SequenceActor = Literal["decision_transformer", "plan_diffusion"]
 """``decision_transformer``: the next action from returns, states and actions so far (Prompt-DT);
 ``plan_diffusion``: the next actions, denoised together, of which the first is taken (MTDiff-p)."""
 
-ACTORS = ("diffusion", *DIRECT_ACTORS, *SEQUENCE_ACTORS)
+SEQUENCE_ACTORS: tuple[str, ...] = get_args(SequenceActor)
+
+Actor = Literal["diffusion", DirectActor, SequenceActor]
 """``diffusion`` is the method's actor; the others are those of the baselines."""
 
-PROMPTS = ("both", "text", "trajectory", "none")
+Prompt = Literal["both", "text", "trajectory", "none"]
 """Which prompts a policy is conditioned on; all but the first are ablations."""
 
-CONDITIONINGS = ("retrieved", "pooled", "sequence")
+Conditioning = Literal["retrieved", "pooled", "sequence"]
 """How a trajectory prompt reaches the actor. ``retrieved``: step by step, as the context of the
 prompt's step that is nearest to the observation; the observation itself passes a gate. ``pooled``,
 the paper's: through a transformer, as a part of the prompt embedding z beside the observation.
 ``sequence``: all its steps before the last ones of the episode, for actors that read sequences."""
 
 
-@dataclass
+@checked_dataclass("network.sequence")
 class SequenceConfig:
     """Sizes of an actor that reads sequences; :class:`NetworkConfig` has the prompt's length.
 
@@ -59,25 +73,19 @@ class SequenceConfig:
         20
     """
 
-    history: int = 10
-    horizon: int = 8
-    width: int = 64
-    layers: int = 3
-    heads: int = 1
-    dropout: float = 0.0
-    return_scale: float = 1000.0
-    target_return: float | None = None
-    guidance: float = 1.2
+    history: Size = 10
+    horizon: Size = 8
+    width: Size = 64
+    layers: Size = 3
+    heads: Size = 1
+    dropout: Dropout = 0.0
+    return_scale: Positive = 1000.0
+    target_return: Number | None = None
+    guidance: Number = 1.2
     sampler: str = "ddim"
-    sampling_steps: int | None = 5
+    sampling_steps: Size | None = 5
 
     def __post_init__(self) -> None:
-        _check_counts(self, ("history", "horizon", "width", "layers", "heads"), "network.sequence")
-        _check_probabilities(self, ("dropout",), "network.sequence")
-        if self.return_scale <= 0:
-            raise ConfigError(
-                f"network.sequence.return_scale is {self.return_scale}: it must be above 0"
-            )
         if self.width % self.heads:
             raise ConfigError(
                 f"network.sequence.width ({self.width}) must be a multiple of "
@@ -85,16 +93,16 @@ class SequenceConfig:
             )
 
 
-@dataclass
+@checked_dataclass("network")
 class NetworkConfig:
     """Everything that fixes the structure of a policy's networks and what they read.
 
     ``dataclasses.asdict`` makes it JSON; ``NetworkConfig(**values)`` reads that back.
 
     Args:
-        prompt: one of :data:`PROMPTS`.
-        actor: one of :data:`ACTORS`.
-        conditioning: one of :data:`CONDITIONINGS`; without a trajectory prompt there is nothing to
+        prompt: see :data:`Prompt`.
+        actor: see :data:`Actor`.
+        conditioning: see :data:`Conditioning`; without a trajectory prompt there is nothing to
             retrieve, and the actor reads the observation and the prompt embedding, if any.
         observation_fields: half-open index ranges of the observation by name.
         observation_keep: fields that the networks read; default: all of Meta-World's.
@@ -144,54 +152,40 @@ class NetworkConfig:
         (False, 39)
     """
 
-    prompt: str = "both"
-    actor: str = "diffusion"
-    conditioning: str = "retrieved"
-    observation_fields: Mapping[str, Sequence[int]] = field(
+    prompt: Prompt = "both"
+    actor: Actor = "diffusion"
+    conditioning: Conditioning = "retrieved"
+    observation_fields: Mapping[str, Many[Integer]] = field(
         default_factory=lambda: dict(METAWORLD_OBSERVATION_LAYOUT["fields"])
     )
-    observation_keep: Sequence[str] = tuple(METAWORLD_OBSERVATION_LAYOUT["fields"])
-    observation_differences: Sequence[Sequence[str]] = ()
-    observation_scales: Sequence[float] = ()
+    observation_keep: Many[str] = tuple(METAWORLD_OBSERVATION_LAYOUT["fields"])
+    observation_differences: Many[Many[str]] = ()
+    observation_scales: Many[Number] = ()
     frame: FrameSpec | None = METAWORLD_FRAME
-    lookaheads: Sequence[int] = (3,)
-    residual_on_retrieved: bool = True
-    min_base_fraction: float = 0.75
-    trained_task_ids: Sequence[int] = ()
-    action_dim: int = 4
-    text_dim: int = 576
-    text_features: int = 32
-    trajectory_length: int = 32
-    trajectory_features: int = 32
-    trajectory_width: int = 64
-    trajectory_layers: int = 2
-    trajectory_heads: int = 4
-    hidden: Sequence[int] = (256, 256, 256)
+    lookaheads: Many[Integer] = (3,)
+    residual_on_retrieved: Flag = True
+    min_base_fraction: Number = 0.75
+    trained_task_ids: Many[Integer] = ()
+    action_dim: Size = 4
+    text_dim: Size = 576
+    text_features: Size = 32
+    trajectory_length: Size = 32
+    trajectory_features: Size = 32
+    trajectory_width: Size = 64
+    trajectory_layers: Size = 2
+    trajectory_heads: Size = 4
+    hidden: NonEmpty[Size] = (256, 256, 256)
     activation: str = "mish"
-    diffusion_steps: int = 5
+    diffusion_steps: Size = 5
     schedule: str = "vp"
     prediction: str = "epsilon"
-    critics: int = 2
-    critic_hidden: Sequence[int] | None = None
-    text_dropout: float = 0.0
-    trajectory_dropout: float = 0.0
+    critics: Size = 2
+    critic_hidden: NonEmpty[Size] | None = None
+    text_dropout: Dropout = 0.0
+    trajectory_dropout: Dropout = 0.0
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.frame, Mapping):  # as JSON and YAML have it
-            self.frame = FrameSpec(**self.frame)
-        if not isinstance(self.frame, FrameSpec | None):
-            raise ConfigError(f"network.frame is {self.frame!r}: give a FrameSpec or None")
-        if isinstance(self.sequence, Mapping):
-            self.sequence = SequenceConfig(**self.sequence)
-        if self.prompt not in PROMPTS:
-            raise ConfigError(f"unknown prompt {self.prompt!r}: use one of {', '.join(PROMPTS)}")
-        for name, choices in (("actor", ACTORS), ("conditioning", CONDITIONINGS)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"unknown network.{name} {getattr(self, name)!r}: use one of "
-                    f"{', '.join(choices)}"
-                )
         if self.reads_sequences != (self.actor in SEQUENCE_ACTORS):
             raise ConfigError(
                 f"network.actor is {self.actor!r} and network.conditioning {self.conditioning!r}: "
@@ -208,26 +202,11 @@ class NetworkConfig:
                 "network.frame is None: an actor that retrieves needs a relative frame, give a "
                 "FrameSpec of the observation's fields"
             )
-        _check_counts(
-            self,
-            ("action_dim", "text_dim", "trajectory_length", "diffusion_steps", "critics"),
-            "network",
-        )
-        _check_probabilities(self, ("text_dropout", "trajectory_dropout"), "network")
-        self._check_widths("hidden")
-        if self.critic_hidden is not None:
-            self._check_widths("critic_hidden")
         if self.trajectory_width % self.trajectory_heads:
             raise ConfigError(
                 f"network.trajectory_width ({self.trajectory_width}) must be a multiple of "
                 f"network.trajectory_heads ({self.trajectory_heads})"
             )
-
-    def _check_widths(self, name: str) -> None:
-        widths = getattr(self, name)
-        is_list = isinstance(widths, Sequence) and not isinstance(widths, str) and len(widths) > 0
-        if not is_list or not all(type(width) is int and width >= 1 for width in widths):
-            raise ConfigError(f"network.{name} is {widths!r}: give a list of widths of at least 1")
 
     @property
     def observation_dim(self) -> int:
@@ -269,17 +248,3 @@ class NetworkConfig:
     def uses_trajectory(self) -> bool:
         """Whether the trajectory prompt is read."""
         return self.prompt in ("both", "trajectory")
-
-
-def _check_counts(config: object, names: Sequence[str], group: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{group}.{name} is {getattr(config, name)}: it must be at least 1")
-
-
-def _check_probabilities(config: object, names: Sequence[str], group: str) -> None:
-    for name in names:
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise ConfigError(
-                f"{group}.{name} is {getattr(config, name)}: it must be at least 0 and below 1"
-            )

@@ -17,6 +17,7 @@ from torchrl.objectives.utils import _vmap_func, dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.settings import NonNegative, Size
 
 GUIDANCE_MODES, REDUCTIONS = ("chain", "one_step"), ("none", "mean", "sum")
 
@@ -121,9 +122,9 @@ class LLMDPDLoss(LossModule):
         actor_network: TensorDictModule,
         qvalue_network: list[TensorDictModule],
         *,
-        lmbda: float | Tensor = 1.0,
+        lmbda: NonNegative | Tensor = 1.0,
         guidance: Literal["chain", "one_step"] = "chain",
-        target_sampling_steps: int | None = None,
+        target_sampling_steps: Size | None = None,
         reduction: Literal["none", "mean", "sum"] = "mean",
         deactivate_vmap: bool = False,
     ) -> None:

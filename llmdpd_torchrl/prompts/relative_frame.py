@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.settings import Many, Number, Positive, checked_dataclass
 
 
-@dataclass(frozen=True)
+@checked_dataclass("network.frame", frozen=True)
 class FrameSpec:
     """The fields of an observation that are effector, objects and goal, once per family.
 
@@ -42,10 +42,10 @@ class FrameSpec:
     """
 
     effector: str | None = None
-    anchors: Sequence[str] = ()
-    values: Sequence[str] = ()
-    weights: Sequence[float | None] = ()
-    unit: float = 0.1
+    anchors: Many[str] = ()
+    values: Many[str] = ()
+    weights: Many[Number | None] = ()
+    unit: Positive = 0.1
 
     def __post_init__(self) -> None:
         if (self.effector is None) != (not self.anchors):
@@ -61,8 +61,6 @@ class FrameSpec:
         positions = self.weights[: len(self.anchors)]
         if None in positions:
             raise ConfigError("only values may be weighed by their spread: give positions a number")
-        if self.unit <= 0:
-            raise ConfigError(f"the frame's unit is {self.unit}: it must be above 0")
 
     @property
     def relations(self) -> tuple[tuple[str, str], ...]:

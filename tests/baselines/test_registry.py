@@ -11,6 +11,7 @@ from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.utils.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+COMMON = {"gamma": 0.99, "reward_scale": 1.0}
 FILES = sorted(path.stem for path in (CONFIGS / "algorithm").glob("*.yaml"))
 
 
@@ -42,24 +43,30 @@ def test_mistakes():
         ALGORITHMS["iql"].check("iql", told, {})
     for name, setting in (("llmdpd", "lambda"), ("bc", "alpha"), ("diffusion_ql", "eta")):
         config = NetworkConfig(prompt="none", actor=ALGORITHMS[name].actors[0])
-        with pytest.raises(ConfigError, match=f"algorithm={name} has no setting '{setting}'"):
-            ALGORITHMS[name].check(name, config, {setting: 1.0})
+        with pytest.raises(
+            ConfigError, match=rf"loss\.{setting}: there is no such setting; loss has "
+        ):
+            ALGORITHMS[name].check(name, config, COMMON | {setting: 1.0})
 
 
 @pytest.mark.parametrize(
     ("name", "setting", "value", "expected"),
     [
-        ("llmdpd", "lmbda", "much", "a number"),
-        ("llmdpd", "lmbda", float("nan"), "a number"),
-        ("llmdpd", "guidance", "two_step", "chain or one_step"),
-        ("diffusion_ql", "target_sampling_steps", 1.5, "a whole number of at least 0 or null"),
-        ("llmdpd", "reduction", [1], "none or mean or sum"),
-        ("iql", "deactivate_vmap", 1, "true or false"),
-        ("cql", "num_random", None, "a whole number of at least 0"),
-        ("td3_bc", "loss_function", True, "a name"),
+        ("llmdpd", "lmbda", "much", "a valid number"),
+        ("llmdpd", "lmbda", float("nan"), "a finite number"),
+        ("llmdpd", "lmbda", -0.1, "greater than or equal to 0"),
+        ("llmdpd", "guidance", "two_step", "'chain' or 'one_step'"),
+        ("diffusion_ql", "target_sampling_steps", 1.5, "a valid integer"),
+        ("llmdpd", "reduction", [1], "'none', 'mean' or 'sum'"),
+        ("llmdpd", "gamma", 1.5, "less than or equal to 1"),
+        ("iql", "deactivate_vmap", 1, "a valid boolean"),
+        ("iql", "expectile", 1.0, "less than 1"),
+        ("cql", "num_random", None, "a valid integer"),
+        ("td3_bc", "loss_function", True, "a valid string"),
+        ("td3_bc", "actor_every", 0, "greater than or equal to 1"),
     ],
 )
 def test_settings_of_the_wrong_type(name, setting, value, expected):
     config = NetworkConfig(prompt="none", actor=ALGORITHMS[name].actors[0])
     with pytest.raises(ConfigError, match=rf"^loss\.{setting} is .*: it must be {expected}$"):
-        ALGORITHMS[name].check(name, config, {setting: value})
+        ALGORITHMS[name].check(name, config, COMMON | {setting: value})

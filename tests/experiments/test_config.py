@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from llmdpd_torchrl.envs import Dynamics
 from llmdpd_torchrl.experiments.command import compose_settings
-from llmdpd_torchrl.experiments.config import choose_device, plain, read, section
+from llmdpd_torchrl.experiments.config import choose_device, plain, read
 from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare
@@ -29,28 +29,32 @@ def prepared(*overrides, name="train_metaworld"):
 
 def test_a_group_becomes_its_dataclass():
     cfg = OmegaConf.create({"gravity": 0.5, "mass": "${.gravity}"})
-    assert read(Dynamics, cfg, "dynamics", friction=2) == Dynamics(0.5, 0.5, 1.0, 2)
+    assert read(Dynamics, cfg, friction=2) == Dynamics(0.5, 0.5, 1.0, 2)
     assert plain(cfg) == {"gravity": 0.5, "mass": 0.5}
-    assert section(OmegaConf.create({"gravity": 0.5, "wind": 1}), Dynamics) == {"gravity": 0.5}
-    nested = read(NetworkConfig, {"hidden": [8], "sequence": {"width": 16}}, "network")
-    assert (nested.hidden, nested.sequence.width) == ([8], 16)
+    assert read(Dynamics, OmegaConf.create({"gravity": 0.5, "wind": 1})) == Dynamics(0.5)
+    nested = NetworkConfig(hidden=[8], sequence={"width": 16})
+    assert (nested.hidden, nested.sequence.width) == ((8,), 16)
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (Dynamics, {"gravity": "low"}, r"part\.gravity is 'low': it must be a valid number"),
-        (Dynamics, {"gravity": True}, r"part\.gravity is True"),
+        (Dynamics, {"gravity": "low"}, r"dynamics\.gravity is 'low': it must be a valid number"),
+        (Dynamics, {"gravity": True}, r"dynamics\.gravity is True"),
         (Dynamics, {"gravity": -1.0}, r"dynamics\.gravity is -1\.0"),
-        (Dynamics, {"wind": 1.0}, r"part\.wind: there is no such setting; part has "),
-        (Dynamics, {"masss": 1.0}, r"part\.masss: there is no such setting; part has mass$"),
-        (NetworkConfig, {"sequence": {"width": "x"}}, r"part\.sequence\.width is 'x'"),
-        (NetworkConfig, {"hidden": ["x"]}, r"part\.hidden\[0\] is 'x'"),
+        (Dynamics, {"wind": 1.0}, r"dynamics\.wind: there is no such setting; dynamics has "),
+        (
+            Dynamics,
+            {"masss": 1.0},
+            r"dynamics\.masss: there is no such setting; dynamics has mass$",
+        ),
+        (NetworkConfig, {"sequence": {"width": "x"}}, r"network\.sequence\.width is 'x'"),
+        (NetworkConfig, {"hidden": ["x"]}, r"network\.hidden\[0\] is 'x'"),
     ],
 )
 def test_mistakes_in_a_group(kind, values, message):
     with pytest.raises(ConfigError, match=message):
-        read(kind, OmegaConf.create(values), "part")
+        kind(**values)
 
 
 @pytest.mark.parametrize(

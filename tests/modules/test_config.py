@@ -31,16 +31,21 @@ def test_it_survives_json(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"actor": "oracle"}, r"unknown network\.actor 'oracle'"),
-        ({"conditioning": "read"}, r"unknown network\.conditioning 'read'"),
-        ({"prompt": "song"}, "unknown prompt 'song'"),
+        ({"actor": "oracle"}, r"network\.actor is 'oracle': it must be 'diffusion', "),
+        ({"conditioning": "read"}, r"network\.conditioning is 'read': it must be 'retrieved', "),
+        ({"prompt": "song"}, r"network\.prompt is 'song': it must be 'both', "),
         ({"frame": None}, "needs a relative frame"),
         ({"actor": "plan_diffusion"}, "sequence is for"),
         ({"conditioning": "sequence"}, "sequence is for"),
-        ({"critics": 0}, r"network\.critics is 0"),
+        ({"critics": 0}, r"network\.critics is 0: it must be greater than or equal to 1$"),
+        ({"critic": 3}, r"network\.critic: there is no such setting; network has critics$"),
+        ({"frame": 3}, r"network\.frame is 3: it must be a dictionary or an instance of FrameS"),
+        ({"frame": {"unit": "x"}}, r"network\.frame\.unit is 'x': it must be a valid number"),
+        ({"frame": {"units": 1}}, r"network\.frame\.units: .*; network\.frame has unit$"),
+        ({"residual_on_retrieved": 1}, r"network\.residual_on_retrieved is 1: it must be a v"),
         ({"text_dropout": 1.0}, r"network\.text_dropout is 1\.0"),
-        ({"hidden": [8, 0]}, r"network\.hidden is \[8, 0\]"),
-        ({"critic_hidden": "8"}, r"network\.critic_hidden is '8'"),
+        ({"hidden": [8, 0]}, r"network\.hidden\[1\] is 0: it must be greater"),
+        ({"critic_hidden": "8"}, r"network\.critic_hidden is '8': it must be a list"),
     ],
 )
 def test_mistakes_are_named(options, message):

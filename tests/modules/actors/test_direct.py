@@ -1,5 +1,7 @@
 """Actors without diffusion: their range, their draws, and their way to a file and back."""
 
+from typing import get_args
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -7,7 +9,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.evaluation import EvaluationSettings
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
-from llmdpd_torchrl.modules.config import DIRECT_ACTORS
+from llmdpd_torchrl.modules.config import DirectActor
 from llmdpd_torchrl.policies import LLMDPDPolicy
 
 
@@ -22,7 +24,7 @@ def states(rows: int = 5) -> TensorDict:
     return TensorDict({"observation": 9 * torch.randn(rows, 39, generator=generator)}, [rows])
 
 
-@pytest.mark.parametrize("kind", DIRECT_ACTORS)
+@pytest.mark.parametrize("kind", get_args(DirectActor))
 def test_saved_and_loaded_it_acts_the_same(kind, tmp_path):
     _, policy = make(kind)
     policy.save_pretrained(tmp_path)
@@ -34,7 +36,7 @@ def test_saved_and_loaded_it_acts_the_same(kind, tmp_path):
     assert kind in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", DIRECT_ACTORS)
+@pytest.mark.parametrize("kind", get_args(DirectActor))
 def test_draws_are_the_generator_s(kind):
     _, policy = make(kind)
     with set_exploration_type(ExplorationType.RANDOM):
@@ -47,7 +49,7 @@ def test_draws_are_the_generator_s(kind):
     assert first.abs().max() <= 1
 
 
-@pytest.mark.parametrize("kind", DIRECT_ACTORS)
+@pytest.mark.parametrize("kind", get_args(DirectActor))
 def test_an_evaluation_takes_the_mean_unless_told_to_draw(kind):
     _, policy = make(kind)
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +60,7 @@ def test_an_evaluation_takes_the_mean_unless_told_to_draw(kind):
     assert torch.equal(by_default, drawn) == (kind == "deterministic")
 
 
-@pytest.mark.parametrize("kind", DIRECT_ACTORS)
+@pytest.mark.parametrize("kind", get_args(DirectActor))
 def test_it_can_read_a_retrieved_demonstration(kind):
     config, policy = make(kind, prompt="trajectory")
     assert policy.actor.in_keys == make("diffusion", prompt="trajectory")[1].actor.in_keys
