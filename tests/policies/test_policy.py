@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -6,7 +8,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
 from llmdpd_torchrl.modules.build import make_networks
-from llmdpd_torchrl.modules.config import PROMPTS, NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.prompts.tables import PromptTables
@@ -33,7 +35,7 @@ def make_policy(info=None, **changes):
 
 
 @pytest.mark.parametrize("conditioning", DIFFUSION)
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", get_args(Prompt))
 def test_who_reads_what(prompt, conditioning):
     config = NetworkConfig(**{**SMALL, "prompt": prompt, "conditioning": conditioning})
     networks = make_networks(config)
