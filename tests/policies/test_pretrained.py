@@ -244,7 +244,7 @@ def test_a_policy_of_format_version_4_acts_as_it_did(saved):
     assert LLMDPDPolicy.is_saved(folder)
     loaded = LLMDPDPolicy.from_pretrained(folder)
     assert torch.equal(act(loaded), act(policy))
-    assert loaded.config.trained_task_ids == [1]
+    assert loaded.config.trained_task_ids == (1,)
     loaded.save_pretrained(folder / "again")
     assert (folder / "again" / "config.json").exists()
 
