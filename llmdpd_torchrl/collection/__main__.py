@@ -10,7 +10,7 @@ from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_meta
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.tasks.splits import SPLITS
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
-from llmdpd_torchrl.utils.cli import run_command_line
+from llmdpd_torchrl.utils.errors import run_command_line
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 
 from llmdpd_torchrl.evaluation.report import compare, write_report
 from llmdpd_torchrl.evaluation.results import find_runs, variants
-from llmdpd_torchrl.utils.cli import run_command_line
+from llmdpd_torchrl.utils.errors import run_command_line
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,9 +18,8 @@ from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.utils.backends import Backend
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
-from llmdpd_torchrl.utils.processes import JobFailed, LocalBackend
+from llmdpd_torchrl.utils.processes import Backend, JobFailed, LocalBackend
 
 
 class Evaluator:

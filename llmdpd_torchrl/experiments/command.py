@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdpd_torchrl.utils.cli import DEBUG_FLAG, run_command
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import DEBUG_FLAG, ConfigError, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -21,8 +21,9 @@ from llmdpd_torchrl.experiments.context import Run
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers.loggers import write_mp4
-from llmdpd_torchrl.utils.backends import Backend, make_backend
+from llmdpd_torchrl.utils.backends import make_backend
 from llmdpd_torchrl.utils.files import write_json
+from llmdpd_torchrl.utils.processes import Backend
 
 
 def evaluation_settings(run: Run, **changes: Any) -> EvaluationSettings:

@@ -107,7 +107,7 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
             f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, the "
             "updates after which the trainer can save"
         )
-    check_backend(cfg.evaluation.backend, cfg.evaluation.workers)
+    check_backend(cfg.evaluation.backend)
     check_logger(cfg.logger.kind, cfg.logger.get("wandb_mode"))
     get_algorithm(cfg.algorithm).check(cfg.algorithm, network, plain(cfg.loss))
     _build_once(cfg, network)

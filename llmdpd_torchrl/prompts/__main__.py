@@ -22,8 +22,7 @@ from llmdpd_torchrl.prompts import (
     velocity_prompt,
 )
 from llmdpd_torchrl.prompts.embedding_cache import entry_name
-from llmdpd_torchrl.utils.cli import run_command_line
-from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.errors import UserError, run_command_line
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 
 

@@ -6,83 +6,20 @@ import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
 from llmdpd_torchrl.utils.processes import (
     SINGLE_THREAD,
-    Job,
+    Backend,
     LocalBackend,
-    Scheduler,
     WorkerDied,
     job_messages,
 )
 
 
-class Backend(Protocol):
-    """Runs jobs in workers and returns the events that each job yields as they come.
-
-    Examples:
-        >>> backend: Backend = LocalBackend(workers=1)
-        >>> list(backend.run(range, [(2,), (1,)]))
-        [(0, 0), (0, 1), (1, 0)]
-        >>> backend.close()
-    """
-
-    def run(
-        self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
-    ) -> Iterator[tuple[int, Any]]:
-        """Call ``function(*job)``, a generator function, for every job.
-
-        Function, jobs and events are sent with cloudpickle: functions and classes may be defined in
-        a notebook or in the main script.
-
-        Yields:
-            the number of a job and an event that it yielded, :class:`JobFailed` if it failed.
-
-        Raises:
-            ConfigError: if the main script starts workers outside of
-                ``if __name__ == "__main__":``.
-        """
-
-    def close(self) -> None:
-        """Stop the workers."""
-
-
-def make_backend(name: str = "local", workers: int | None = None) -> Backend:
-    """A backend by its name: ``"local"``, ``"ray"``, or ``"ray:ADDRESS"`` of a cluster.
-
-    Args:
-        name: see above.
-        workers: default: one per core.
-
-    Raises:
-        ConfigError: on another name.
-    """
-    check_backend(name)
-    kind, _, address = name.partition(":")
-    if kind == "local":
-        return LocalBackend(workers)
-    return RayBackend(workers, address=address or None)
-
-
-def check_backend(name: str, workers: int | None = None) -> None:
-    """Refuse, before any work, what :func:`make_backend` would refuse; starts nothing.
-
-    Raises:
-        ConfigError: on an unknown backend, one that is not installed, or a wrong number of workers.
-    """
-    kind, _, address = str(name).partition(":")
-    if kind not in ("local", "ray") or (kind == "local" and address):
-        raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
-    if kind == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError("the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers is {workers}: it must be at least 1")
-
-
-class RayBackend(Scheduler):
+class RayBackend(Backend):
     """Ray actors of one core each, on this machine or a cluster: extra ``ray``.
 
     The cluster's machines need the package, and the same versions of its dependencies.
@@ -94,15 +31,10 @@ class RayBackend(Scheduler):
 
     Raises:
         ConfigError: if Ray is not installed or the cluster is not found.
-
-    Examples:
-        >>> RayBackend(address="127.0.0.1:9")  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        llmdpd_torchrl.utils.errors.ConfigError: no Ray cluster at '127.0.0.1:9'
     """
 
     def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:
-        check_backend("ray", workers)
+        check_backend("ray")
         import ray
 
         self._ray: Any = ray
@@ -117,10 +49,10 @@ class RayBackend(Scheduler):
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ConfigError(f"no Ray cluster at {address!r}: {first_line(error)}") from None
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.workers = min(workers or cores, cores)  # an actor too many would never start
+        super().__init__(workers, cores)
+        self.workers = min(self.workers, cores)  # an actor too many would never start
         # No retries: a job that killed its actor would run again, and its events come twice.
         self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_RayWorker)
-        self._idle: list[Any] = []
 
     def _send(self, payload: bytes) -> tuple[Any, Any]:
         actor = self._idle.pop() if self._idle else self._actor.remote()
@@ -164,3 +96,21 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from None
+
+
+def make_backend(name: str = "local", workers: int | None = None) -> Backend:
+    """A backend by its name: ``"local"``, ``"ray"``, or ``"ray:ADDRESS"`` of a cluster."""
+    check_backend(name)
+    kind, _, address = name.partition(":")
+    if kind == "local":
+        return LocalBackend(workers)
+    return RayBackend(workers, address=address or None)
+
+
+def check_backend(name: str) -> None:
+    """Refuse an unknown backend, or one that is not installed, before any work; starts nothing."""
+    kind, _, address = name.partition(":")
+    if kind not in ("local", "ray") or (kind == "local" and address):
+        raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'")

@@ -1,21 +1,27 @@
-"""Errors that a user can fix, and notices: one line that names the problem and the remedy."""
+"""Errors that a user can fix, each one line, and the commands that print them."""
 
 from __future__ import annotations
 
+import argparse
+import errno
+import os
 import sys
+import traceback
+from collections.abc import Callable, Sequence
 
 from tqdm.auto import tqdm
 
+DEBUG_FLAG = "--debug"
+"""Accepted by every command: prints the traceback of an error above its line."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""``OSError`` numbers that the disk causes: full, over quota, read-only, broken."""
+
 
 class UserError(Exception):
-    """Base of every error that a user can fix.
-
-    Commands print the message alone and exit with :attr:`exit_code`, see
-    :func:`~llmdpd_torchrl.utils.cli.run_command`; anything that is not a ``UserError`` is a bug and
-    keeps its traceback.
+    """Base of every error that a user can fix; anything else is a bug and keeps its traceback.
 
     Attributes:
-        exit_code: of the command.
+        exit_code: of a command, which prints the message alone, see :func:`run_command`.
     """
 
     exit_code = 2
@@ -48,15 +54,51 @@ class PromptError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for a message of one line; empty if it says nothing.
-
-    Examples:
-        >>> first_line(ValueError("no such file\\nand a long story"))
-        'no such file'
-    """
+    """What another library's error says, for a message of one line; empty if it says nothing."""
     return (str(error).splitlines() or [""])[0]
 
 
 def notice(message: str) -> None:
     """Print one line to stderr without breaking a progress bar."""
     tqdm.write(f"note: {message}", file=sys.stderr)
+
+
+def run_command(work: Callable[[], int], *, debug: bool = False) -> int:
+    """Return the exit code of ``work``, or of its :class:`UserError`, which is one line on stderr.
+
+    A disk that cannot be written is one line, too. ``debug`` adds the traceback with its causes.
+    """
+    try:
+        return work()
+    except UserError as error:
+        cause: BaseException = error
+        code, message = error.exit_code, str(error)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        file, reason = error.filename or "a file", os.strerror(error.errno)
+        cause, code = error, 2
+        message = f"cannot write {file} ({reason}): make room, then run the same command again"
+    if debug:
+        inner: BaseException | None = cause
+        while inner is not None:  # undo `from None`, which keeps the line short
+            inner.__suppress_context__ = inner.__cause__ is not None
+            inner = inner.__cause__ or inner.__context__
+        traceback.print_exception(cause)
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 (commands print)
+    return code
+
+
+def run_command_line(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], int],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the arguments of a command and do its work, as :func:`run_command` does.
+
+    The parser need not know :data:`DEBUG_FLAG`, which may stand anywhere among the arguments.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser.add_argument(DEBUG_FLAG, action="store_true", help="print the traceback of an error")
+    options = parser.parse_args([argument for argument in given if argument != DEBUG_FLAG])
+    return run_command(lambda: work(options), debug=DEBUG_FLAG in given)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError
+from llmdpd_torchrl.utils.errors import DISK_ERRORS, ConfigError, DamagedError, DataError
 
-#: Name of a folder's checksum manifest, see :func:`write_checksums`.
 CHECKSUMS = "checksums.sha256"
-#: ``OSError`` numbers that the disk causes: full, over quota, read-only, broken.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Name of a folder's checksum manifest, see :func:`write_checksums`."""
 
 
 def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str) -> Path:
     """Create ``folder`` if it is missing, and check that it is writable.
 
-    Args:
-        folder: the folder.
-        what: its name in error messages.
-        setting: the setting that holds its path, for error messages.
-
     Raises:
-        ConfigError: if it cannot be created or is not writable.
+        ConfigError: naming the folder as ``what``, and the ``setting`` that holds its path.
     """
     folder = Path(folder)
     try:
@@ -77,10 +69,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def folder_lock(folder: Path) -> FileLock:
-    """The lock of an existing folder, a context manager that waits until it is free.
-
-    The operating system releases it when the process ends, however it ends.
-    """
+    """The lock of an existing folder, which the system releases when the process ends, however."""
     return FileLock(folder / ".lock")
 
 
@@ -94,35 +83,16 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Write a temporary file beside ``path``, flush it to disk, then rename it to ``path``.
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
     An interruption leaves the old file, or none, never a partial one. The temporary name keeps the
-    suffix of ``path``, by which some writers choose their format.
-
-    Args:
-        path: the file. Its folder must exist.
-        write: writes the content; called once with the temporary path.
-
-    Raises:
-        OSError: naming ``path``, for example if the disk is full.
-
-    Examples:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> write_atomic(target, lambda temporary: temporary.write_text("text"))
-        >>> target.read_text()
-        'text'
+    suffix of ``path``, by which some writers choose their format. An ``OSError`` of the disk names
+    ``path``.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}"
-        )
-        os.close(handle)
-        temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp creates it with 0600
         sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -130,34 +100,22 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
             error.filename = os.fspath(path)
         raise
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a temporary folder beside ``folder``, then rename it, replacing an old ``folder``.
+    """Let ``write`` fill a temporary folder and flush its files, then rename it to ``folder``.
 
     An interruption leaves no partial ``folder``; temporary folders that it leaves behind are
     removed by the next call. Hold the :func:`folder_lock` of the parent during the call.
-
-    Args:
-        folder: the folder. Its parent must exist.
-        write: writes the files and flushes them to disk; called once with the temporary folder.
-
-    Examples:
-        >>> target = Path(tempfile.mkdtemp()) / "a"
-        >>> write_folder_atomic(target, lambda part: write_text(part / "b.txt", "text"))
-        >>> (target / "b.txt").read_text()
-        'text'
     """
     prefix = f".{folder.name}-"
     for left in folder.parent.glob(f"{glob.escape(prefix)}*.tmp"):
         shutil.rmtree(left)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".tmp"))
-    replaced = folder.with_name(f"{prefix}replaced.tmp")
+    part, replaced = (folder.with_name(f"{prefix}{name}.tmp") for name in ("part", "replaced"))
     try:
+        part.mkdir()
         write(part)
-        part.chmod(0o777 & ~_umask())  # mkdtemp creates it with 0700
         if folder.exists():
             os.rename(folder, replaced)
         os.rename(part, folder)
@@ -165,12 +123,6 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
     finally:
         for left in (part, replaced):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -217,17 +169,6 @@ def write_checksums(folder: Path) -> None:
 
     The manifest lists the SHA-256 of every other file in the format of ``sha256sum``; its last
     line, a comment, is the SHA-256 of the lines above it.
-
-    Examples:
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> write_text(folder / "a.json", "[1]")
-        >>> write_checksums(folder)
-        >>> verify_checksums(folder, [".json"])
-        >>> write_text(folder / "a.json", "[2]")
-        >>> verify_checksums(folder, [".json"])
-        Traceback (most recent call last):
-        ...
-        llmdpd_torchrl.utils.errors.DamagedError: ...a.json: damaged ...
     """
     lines = [f"{file_sha256(folder / name)}  {name}\n" for name in _file_names(folder)]
     body = "".join(lines).encode()
@@ -237,11 +178,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_checksums(folder: Path, suffixes: Collection[str]) -> None:
-    """Check every byte of a folder against its manifest, and the kinds of its files before that.
-
-    Args:
-        folder: written by :func:`write_checksums`.
-        suffixes: of the files that it may hold beside the manifest.
+    """Check every byte of a folder against its manifest, and before that the files' suffixes.
 
     Raises:
         DamagedError: naming the first file that is damaged, missing, unlisted or of another kind.
@@ -281,14 +218,14 @@ def check_kinds(
     links: bool = False,
     ignored: Collection[str] = (),
 ) -> None:
-    """Refuse a folder that holds anything but plain files of certain kinds.
+    """Refuse a folder that holds anything but plain files of some suffixes, such as ``".json"``.
 
     Some libraries unpickle certain files of a folder. Refusing every pickle by its name keeps the
     check independent of which files these are.
 
     Args:
         folder: searched recursively.
-        suffixes: of the files it may hold, such as ``".json"``.
+        suffixes: of the files it may hold.
         links: whether symbolic links to such files are allowed.
         ignored: names of folders, and of files without a suffix, that are skipped.
 

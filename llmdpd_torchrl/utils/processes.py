@@ -1,4 +1,4 @@
-"""Worker processes of collection and evaluation, and what this machine offers them."""
+"""Worker processes of collection and evaluation, and what this machine offers."""
 
 from __future__ import annotations
 
@@ -41,10 +41,6 @@ class JobFailed:
         reason: one line.
         error: what the function raised, ``None`` if the worker died.
         trace: the worker's traceback of it.
-
-    Examples:
-        >>> JobFailed("the worker process was killed by SIGKILL").reason[:10]
-        'the worker'
     """
 
     reason: str
@@ -57,63 +53,32 @@ class JobFailed:
         raise error from RuntimeError(f"in a worker process:\n{self.trace}")
 
 
-def run_jobs(
-    function: Callable[..., Iterator[int]],
-    jobs: Sequence[Job],
-    *,
-    episodes: int,
-    description: str,
-    workers: int | None = None,
-    progress: bool = True,
-) -> list[list[int]]:
-    """Call ``function(*job)`` for every job in worker processes, with one bar that counts episodes.
-
-    Args:
-        function: a generator function that yields the steps of each episode as it ends.
-        jobs: its arguments.
-        episodes: number of episodes of all jobs together.
-        description: label of the bar.
-        workers: number of processes; default: one per available core, at most one per job.
-        progress: whether to show the bar.
-
-    Returns:
-        what each job yielded, in the order of the jobs.
-
-    Raises:
-        UserError: if a worker process dies. An exception of a job is raised as it is.
-    """
-    yielded: list[list[int]] = [[] for _ in jobs]
-    backend = LocalBackend(max(1, min(workers or available_cores(), len(jobs))))
-    bar = tqdm(total=episodes, desc=description, unit="episode", disable=not progress)
-    started, steps = time.monotonic(), 0
-    try:
-        with bar:
-            for number, event in backend.run(function, jobs):
-                if isinstance(event, JobFailed):
-                    if event.error is not None:
-                        event.reraise()
-                    raise UserError(
-                        f"{event.reason} during {description!r} (out of memory, or killed); run "
-                        "the same command again, with fewer workers if memory was short"
-                    )
-                yielded[number].append(event)
-                steps += event
-                bar.set_postfix_str(f"{steps / (time.monotonic() - started):.0f} steps/s", False)
-                bar.update()
-    finally:
-        backend.close()
-    return yielded
-
-
 class WorkerDied(Exception):
     """A worker died; the message is the reason."""
 
 
-class Scheduler(abc.ABC):
-    """Gives jobs to idle workers and reads the events of busy ones, each over its connection."""
+class Backend(abc.ABC):
+    """Runs jobs in workers: idle ones get a job, busy ones are read, each over its connection.
 
-    workers: int
-    _idle: list[Any]
+    Args:
+        workers: number of workers; default: one per core.
+        cores: that there are.
+
+    Raises:
+        ConfigError: if ``workers`` is below 1.
+
+    Examples:
+        >>> backend: Backend = LocalBackend(workers=1)
+        >>> list(backend.run(range, [(2,), (1,)]))
+        [(0, 0), (0, 1), (1, 0)]
+        >>> backend.close()
+    """
+
+    def __init__(self, workers: int | None, cores: int) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}: it must be at least 1")
+        self.workers = workers or cores
+        self._idle: list[Any] = []
 
     @abc.abstractmethod
     def _send(self, payload: bytes) -> tuple[Any, Any]:
@@ -131,10 +96,25 @@ class Scheduler(abc.ABC):
     def _kill(self, worker: Any) -> None:
         """End a worker in the middle of its job."""
 
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop the workers."""
+
     def run(
         self, function: Callable[..., Iterator[Any]], jobs: Sequence[Job]
     ) -> Iterator[tuple[int, Any]]:
-        """See :class:`~llmdpd_torchrl.utils.backends.Backend`."""
+        """Call ``function(*job)``, a generator function, for every job.
+
+        Function, jobs and events are sent with cloudpickle: functions and classes may be defined in
+        a notebook or in the main script.
+
+        Yields:
+            the number of a job and an event that it yielded, :class:`JobFailed` if it failed.
+
+        Raises:
+            ConfigError: if the main script starts workers outside of
+                ``if __name__ == "__main__":``.
+        """
         waiting = deque((n, cloudpickle.dumps((function, job))) for n, job in enumerate(jobs))
         busy: dict[Any, tuple[int, Any]] = {}
         try:
@@ -164,25 +144,11 @@ class Scheduler(abc.ABC):
                 self._kill(worker)
 
 
-class LocalBackend(Scheduler):
-    """Spawned processes of one thread each, which are reused from one :meth:`run` to the next.
-
-    Args:
-        workers: number of processes; default: one per available core.
-
-    Raises:
-        ConfigError: if it is below 1.
-
-    Examples:
-        >>> backend = LocalBackend(workers=1)
-        >>> backend.close()
-    """
+class LocalBackend(Backend):
+    """Spawned processes of one thread each, which are reused from one :meth:`run` to the next."""
 
     def __init__(self, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigError(f"workers is {workers}: it must be at least 1")
-        self.workers = workers or available_cores()
-        self._idle: list[_Worker] = []
+        super().__init__(workers, available_cores())
 
     @property
     def idle_processes(self) -> list[int | None]:
@@ -308,6 +274,51 @@ def job_messages(payload: bytes) -> Iterator[bytes]:
     yield cloudpickle.dumps(None)
 
 
+def run_jobs(
+    function: Callable[..., Iterator[int]],
+    jobs: Sequence[Job],
+    *,
+    episodes: int,
+    description: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[list[int]]:
+    """Call ``function(*job)`` for every job in processes, with one bar that counts episodes.
+
+    Args:
+        function: a generator function that yields the steps of each episode as it ends.
+        jobs: its arguments.
+        episodes: number of episodes of all jobs together.
+        description: label of the bar.
+        workers: number of processes; default: one per available core, at most one per job.
+        progress: whether to show the bar.
+
+    Returns:
+        what each job yielded, in the order of the jobs.
+
+    Raises:
+        UserError: if a worker process dies. An exception of a job is raised as it is.
+    """
+    yielded: list[list[int]] = [[] for _ in jobs]
+    backend = LocalBackend(max(1, min(workers or available_cores(), len(jobs))))
+    bar = tqdm(total=episodes, desc=description, unit="episode", disable=not progress)
+    started, steps = time.monotonic(), 0
+    with contextlib.closing(backend), bar:
+        for number, event in backend.run(function, jobs):
+            if isinstance(event, JobFailed):
+                if event.error is not None:
+                    event.reraise()
+                raise UserError(
+                    f"{event.reason} during {description!r} (out of memory, or killed); run the "
+                    "same command again, with fewer workers if memory was short"
+                )
+            yielded[number].append(event)
+            steps += event
+            bar.set_postfix_str(f"{steps / (time.monotonic() - started):.0f} steps/s", False)
+            bar.update()
+    return yielded
+
+
 def available_cores() -> int:
     """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -315,33 +326,16 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-#: Of both versions of control groups: the limit, the usage, and which part of the usage are pages
-#: of files, which the system frees when needed.
-_CGROUPS = (
-    ("memory.max", "memory.current", ("inactive_file", "active_file")),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        ("total_inactive_file", "total_active_file"),
-    ),
-)
-
-
-def available_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that can be used without swapping: of the machine, and below the container's limit.
-
-    Args:
-        cgroups: folder of the control groups' files.
-    """
-    found = [psutil.virtual_memory().available]
-    for limit_name, used_name, pages in _CGROUPS:
-        limit, used = cgroups / limit_name, cgroups / used_name
-        if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-            file = used.with_name("memory.stat")
-            stat = dict(map(str.split, file.read_text().splitlines())) if file.is_file() else {}
-            freeable = sum(int(stat.get(name, 0)) for name in pages)
-            found.append(max(0, int(limit.read_text()) - int(used.read_text()) + freeable))
-    return min(found)
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be used without swapping: of the machine, and below the container's limit."""
+    free = psutil.virtual_memory().available
+    limit, used, stat = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        counts = dict(map(str.split, stat.read_text().splitlines())) if stat.is_file() else {}
+        # Pages of files are freed by the system when needed.
+        pages = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+        free = min(free, max(0, int(limit.read_text()) - int(used.read_text()) + pages))
+    return free
 
 
 def check_memory(
@@ -361,13 +355,6 @@ def check_memory(
 
     Raises:
         ConfigError: if it is more than is available.
-
-    Examples:
-        >>> check_memory(1000, "the dataset")
-        >>> check_memory(3 * 2**30, "the dataset", available=2**30)
-        Traceback (most recent call last):
-        ...
-        llmdpd_torchrl.utils.errors.ConfigError: ... needs about 3.0 GiB of memory, 1.0 GiB is ...
     """
     available = available_memory() if available is None else available
     if bytes_needed > available:

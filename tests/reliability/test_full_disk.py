@@ -10,7 +10,7 @@ from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.experiments import metaworld
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.trainers.loggers import write_mp4
-from llmdpd_torchrl.utils.files import DISK_ERRORS
+from llmdpd_torchrl.utils.errors import DISK_ERRORS
 from tests.reliability import entries
 from tests.reliability.harness import small_files
 

@@ -9,8 +9,7 @@ import pytest
 from llmdpd_torchrl.collection import __main__ as data_main
 from llmdpd_torchrl.evaluation import __main__ as evaluation_main
 from llmdpd_torchrl.prompts import __main__ as prompts_main
-from llmdpd_torchrl.utils.cli import run_command, run_command_line
-from llmdpd_torchrl.utils.errors import DataError, IncompleteError
+from llmdpd_torchrl.utils.errors import DataError, IncompleteError, run_command, run_command_line
 from llmdpd_torchrl.utils.files import write_json
 
 
