@@ -27,7 +27,7 @@ from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.command import compose_settings
-from llmdpd_torchrl.experiments.context import Run
+from llmdpd_torchrl.experiments.config import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
 from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.metaworld import MetaWorld

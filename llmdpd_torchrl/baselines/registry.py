@@ -99,9 +99,13 @@ class Algorithm(NamedTuple):
         prompt_network: TensorDictModule | None,
         *,
         gamma: float,
+        reward_scale: float = 1.0,
         **settings: Any,
     ) -> LossModule:
-        """Build the loss of networks, with its value estimator where there are critics."""
+        """Build the loss of networks, with its value estimator where there are critics.
+
+        ``reward_scale`` is not the loss's: a transform of the batches applies it.
+        """
         parts: list[Any] = [prompt_network] if self.reads_prompts and self.has_encoder else []
         parts.append(networks.actor)
         if self.has_critics:

@@ -22,16 +22,7 @@ if TYPE_CHECKING:
 def compose_settings(
     folder: str | os.PathLike[str], name: str, overrides: Sequence[str]
 ) -> DictConfig:
-    """The configuration that a command with these overrides runs, made in this process.
-
-    Args:
-        folder: of the YAML files.
-        name: of the primary one.
-        overrides: ``key=value``.
-
-    Raises:
-        ConfigError: if a key or value is unknown.
-    """
+    """The configuration that a command with these overrides runs, made in this process."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -49,9 +40,8 @@ def hydra_command(
     The decorated function returns its objective, which a sweeper optimises (nan if it failed), and
     raises :class:`UserError`. A sweep (``-m``) returns the highest exit code.
 
-    Args:
-        config_path: folder of the YAML files, relative to the function's file.
-        config_name: of the primary one; it has the keys ``debug`` and ``changes``.
+    The folder of the YAML files is relative to the function's file; their primary one has the keys
+    ``debug`` and ``changes``.
     """
     starter = os.getpid()
 

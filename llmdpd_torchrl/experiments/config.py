@@ -1,21 +1,29 @@
-"""Schema of the settings: types and ranges, checked before any work is done.
+"""The settings, the families of environments, and the run that its stages hand on.
 
-Hydra's own structured configs would make 2 a ``true`` and 3 a ``"3"`` without a word, and know no
-ranges; the YAML files hold the defaults, these classes what each value may be.
+The YAML files hold the defaults, the schema what each value may be: Hydra's own structured configs
+would make 2 a ``true`` and 3 a ``"3"`` without a word, and know no ranges.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import math
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
+from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.modules.config import Prompt
-from llmdpd_torchrl.prompts import make_text_encoder
+from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
+from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks.splits import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Count,
@@ -45,18 +53,14 @@ class TrajectoryPromptSchema:
 
 
 @checked_dataclass()
-class OptimSchema:
-    """``optim``."""
-
+class _Optim:
     learning_rate: Positive
     max_grad_norm: Positive | None
     batch_size: Size
 
 
 @checked_dataclass()
-class TrainerSchema:
-    """``trainer``."""
-
+class _Trainer:
     total_updates: Size
     log_every: Size
     save_every: Size
@@ -82,9 +86,7 @@ class EvaluationSchema:
 
 
 @checked_dataclass()
-class VideoSchema:
-    """``video``."""
-
+class _Video:
     tasks: Many[str] | None
     fps: Positive
     every: Size
@@ -113,10 +115,10 @@ class Schema:
     trajectory_prompt: TrajectoryPromptSchema
     network: dict[str, Any]
     loss: dict[str, Any]
-    optim: OptimSchema
-    trainer: TrainerSchema
+    optim: _Optim
+    trainer: _Trainer
     evaluation: EvaluationSchema
-    video: VideoSchema
+    video: _Video
     logger: dict[str, Any]
     preset_name: str  # below: what is made of other settings, whose mistakes come first
     variant: str
@@ -126,52 +128,18 @@ class Schema:
 
 
 def plain(value: Any) -> Any:
-    """A setting without the configuration around it, as JSON has it.
-
-    Examples:
-        >>> plain(OmegaConf.create({"a": [1, 2]})), plain("smollm2")
-        ({'a': [1, 2]}, 'smollm2')
-    """
+    """A setting without the configuration around it, as JSON has it."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def read(kind: type[Kind], cfg: DictConfig, **more: Any) -> Kind:
-    """Make a dataclass of those settings of a group that it has fields for.
-
-    Args:
-        kind: the dataclass.
-        cfg: the group.
-        **more: further fields, or replacements.
-
-    Examples:
-        >>> from llmdpd_torchrl.evaluation import EvaluationSettings
-        >>> read(EvaluationSettings, OmegaConf.create({"max_steps": 100}), seed=3).max_steps
-        100
-    """
+    """Make a dataclass of those settings of a group that it has fields for, and of ``more``."""
     names = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{key: value for key, value in plain(cfg).items() if key in names} | more)
 
 
-def check_text_encoder(cfg: DictConfig) -> None:
-    """Check that there is such a text encoder, for a policy that reads texts.
-
-    Raises:
-        PromptError: if not.
-    """
-    if cfg.prompt in ("both", "text"):
-        make_text_encoder(plain(cfg.text_encoder))
-
-
 def choose_device(name: str) -> torch.device:
-    """The device that ``device`` names: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        ConfigError: if this machine has no such device.
-
-    Examples:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
+    """The device that ``device`` names; refuses one that this machine has not."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ConfigError(f"device is {name!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -184,3 +152,79 @@ def choose_device(name: str) -> torch.device:
             "takes one if there is one, or device=cpu"
         )
     return device
+
+
+class Family(abc.ABC):
+    """A family of environments: its settings, tasks, data, prompts and simulators."""
+
+    schema: ClassVar[type[Schema]]
+
+    @abc.abstractmethod
+    def check(self, cfg: DictConfig) -> TaskSplit:
+        """Check the family's own settings, before any work is done, and name the tasks."""
+
+    @abc.abstractmethod
+    def collect(self, run: Run) -> None:
+        """Fill in the run's data and trajectory prompts."""
+
+    @abc.abstractmethod
+    def prompts(self) -> Mapping[str, TextPrompt]:
+        """The text prompts by task."""
+
+    def embed(self, run: Run) -> torch.Tensor:
+        """The texts' embeddings, a row a task, for a policy that reads texts."""
+        encoder = make_text_encoder(plain(run.cfg.text_encoder))
+        run.text_encoder_identity = encoder.identity
+        return text_embedding_table(run.split.table.names, encoder, self.prompts())
+
+    def network(self, run: Run) -> dict[str, Any]:
+        """The entries of the network's configuration that follow from the data."""
+        return {}
+
+    @abc.abstractmethod
+    def settings(self, cfg: DictConfig) -> EvaluationSettings:
+        """How evaluations are made."""
+
+    @abc.abstractmethod
+    def suite(self, run: Run, settings: EvaluationSettings) -> Suite:
+        """The environments of all tasks."""
+
+    def identity(self, cfg: DictConfig) -> Any:
+        """The family's own settings that a training depends on, as JSON has them."""
+        return None
+
+
+@dataclasses.dataclass
+class Run:
+    """State of one run, filled in stage by stage."""
+
+    cfg: DictConfig
+    family: Family
+    output: Path  # folder of all artefacts
+    split: TaskSplit
+    device: torch.device  # of networks, training and the policy in evaluations
+    dataset: Any = None  # transitions of the training tasks
+    training_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
+    evaluation_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
+    text_encoder_identity: dict[str, Any] | None = None
+    support_hash: str | None = None  # of the demonstrations of held-out tasks
+    fingerprint: str = ""  # hash of everything that the training depends on
+    policy: Any = None
+    trained: bool = False  # in this run
+    failed: int = 0  # episodes that crashed
+    objective: float = math.nan  # of the evaluation, for a sweep
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each stage
+
+    def cut_prompts(self) -> None:
+        """Cut the trajectory prompts of the data, for training and evaluations."""
+        bank = TrajectoryPromptBank.from_dataset(self.dataset, self.cfg.trajectory_prompt.length)
+        self.training_prompts = self.evaluation_prompts = PromptTables(trajectories=bank)
+
+    def add_demonstrations(self, support: Any) -> None:
+        """Let evaluations use also the prompts of held-out tasks, from another dataset."""
+        length, trained = self.cfg.trajectory_prompt.length, self.training_prompts.trajectories
+        others = TrajectoryPromptBank.from_dataset(support, length, trained_on=False)
+        assert trained is not None
+        both = TrajectoryPromptBank.concatenate([trained, others])
+        self.evaluation_prompts = PromptTables(self.training_prompts.text, both)
+        self.support_hash = support.manifest.data_hash

@@ -10,25 +10,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdpd_torchrl.evaluation import EvaluationSettings, Evaluator
+from llmdpd_torchrl.evaluation import Evaluator
 from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
 from llmdpd_torchrl.evaluation.statistics import ResultsSummary, summarise
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend
-from llmdpd_torchrl.experiments.config import plain
-from llmdpd_torchrl.experiments.context import Run
+from llmdpd_torchrl.experiments.config import Run, plain
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.backends import make_backend
 from llmdpd_torchrl.utils.files import write_json
 from llmdpd_torchrl.utils.processes import Backend
-
-
-def evaluation_settings(run: Run, **changes: Any) -> EvaluationSettings:
-    """How the run's evaluations are made."""
-    return dataclasses.replace(run.family.settings(run.cfg), **changes)
 
 
 def make_evaluator(
@@ -39,16 +33,11 @@ def make_evaluator(
     backend: Backend | None = None,
     **changes: Any,
 ) -> Evaluator:
-    """The evaluator of some of the run's tasks.
+    """The evaluator of some of the run's tasks, with ``changes`` of its settings.
 
-    Args:
-        run: provides the settings and environments.
-        tasks: tasks to evaluate.
-        progress: whether to show a progress bar.
-        backend: workers that several evaluators share; default: workers of its own.
-        **changes: of the settings.
+    ``backend`` has workers that several evaluators share; by default it has workers of its own.
     """
-    settings = evaluation_settings(run, **changes)
+    settings = dataclasses.replace(run.family.settings(run.cfg), **changes)
     if backend is None:
         backend = make_backend(run.cfg.evaluation.backend, run.cfg.evaluation.workers)
     suite = run.family.suite(run, settings)
@@ -69,7 +58,7 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
         tables,
         encoder=plain(cfg.text_encoder),
         table=run.split.table,
-        prompts=run.family.prompts(run),
+        prompts=run.family.prompts(),
     )
     if cfg.evaluation.demonstrations > 1:
         tables = tables.first(cfg.evaluation.demonstrations).concatenated()
@@ -97,7 +86,7 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         "fingerprint": run.fingerprint,
         "support_hash": run.support_hash,  # other demonstrations, another result
         "updates": policy.info.get("updates"),
-        "evaluation": evaluation_settings(run).to_dict(),
+        "evaluation": run.family.settings(cfg).to_dict(),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_fraction": cfg.evaluation.demonstration_fraction,
@@ -112,9 +101,8 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
             return summary
     for stale in ("confusion.json", "episodes.mp4"):
         (output / stale).unlink(missing_ok=True)
-    tables = evaluation_prompts(run)
     with make_evaluator(run, split.tasks, cfg.progress) as evaluator:
-        episodes = evaluator(policy, tables)
+        episodes = evaluator(policy, evaluation_prompts(run))
     run.failed += sum(episode.error is not None for episode in episodes)
     summary = summarise(episodes, split.train, split.held_out)
     extra = {
@@ -157,26 +145,25 @@ def _evaluate_confusion(run: Run, policy: LLMDPDPolicy, output: Path) -> None:
 
 def record(run: Run) -> None:
     """Write ``episodes.mp4``: one episode of each of the videos' tasks, side by side."""
+    render = video_renderer(run, run.cfg.progress)
+    if render is not None:
+        write_mp4(run.output / "episodes.mp4", render(), run.cfg.video.fps)
+
+
+def video_renderer(run: Run, progress: bool) -> Callable[[], list[Frame]] | None:
+    """A function that renders the video, if there are tasks for it and it is possible here."""
     if not _captions(run):
-        return
+        return None
     backend, problem = rendering_backend()
     if backend is None:
         print(f"video: {problem}")
-        return
-    frames = _render(run, run.cfg.progress)
-    write_mp4(run.output / "episodes.mp4", frames, run.cfg.video.fps)
-
-
-def video_renderer(run: Run) -> Callable[[], list[Frame]] | None:
-    """A function that renders the video during the training, if configured and possible here."""
-    if not run.cfg.video.during_training or not _captions(run) or rendering_backend()[0] is None:
         return None
-    return functools.partial(_render, run, False)
+    return functools.partial(_render, run, progress)
 
 
 def _captions(run: Run) -> dict[str, str]:
     """The caption of each of the videos' tasks."""
-    cfg, split, prompts = run.cfg, run.split, run.family.prompts(run)
+    cfg, split, prompts = run.cfg, run.split, run.family.prompts()
     tasks = (split.held_out or split.train)[:4]
     if cfg.video.tasks is not None:
         tasks = tuple(cfg.video.tasks)
@@ -191,12 +178,11 @@ def _captions(run: Run) -> dict[str, str]:
 
 def _render(run: Run, progress: bool) -> list[Frame]:
     cfg = run.cfg
-    tables = evaluation_prompts(run)
-    settings = evaluation_settings(run)
+    settings = run.family.settings(cfg)
     frames, _ = record_grid(
         run.policy,
         _captions(run),
-        tables,
+        evaluation_prompts(run),
         settings=settings,
         suite=run.family.suite(run, settings),
         every=cfg.video.every,

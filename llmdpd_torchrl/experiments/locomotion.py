@@ -1,40 +1,50 @@
-"""Recorded locomotion: speeds or levels of skill as tasks, evaluated by normalised score."""
+"""Recorded locomotion: speeds or levels of skill as tasks, evaluated by normalised score.
+
+- *Speeds.* One file of a half cheetah that runs at many speeds; some are held out, and specified
+  by text, by one episode, or both.
+- *Levels.* Files of one environment, each a level of skill; a policy is trained on some and
+  prompted with another, the expert's say. With one file and nothing held out it is the usual
+  per-file table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import torch
 from omegaconf import DictConfig
 
 from llmdpd_torchrl.collection.halfcheetah import collect_gait
 from llmdpd_torchrl.data import OfflineDataset, load_episodes
-from llmdpd_torchrl.envs import Dynamics
+from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS, Dynamics
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite
 from llmdpd_torchrl.experiments.config import (
     EvaluationSchema,
+    Family,
+    Run,
     Schema,
     TrajectoryPromptSchema,
-    check_text_encoder,
     plain,
     read,
 )
-from llmdpd_torchrl.experiments.context import Run
-from llmdpd_torchrl.experiments.protocols import (
-    Protocol,
-    level_codes,
-    level_protocol,
-    read_speeds,
-    speed_protocol,
+from llmdpd_torchrl.prompts import (
+    TextPrompt,
+    load_text_prompts,
+    make_text_encoder,
+    velocity_prompt,
+    velocity_task,
 )
-from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
 from llmdpd_torchrl.prompts.relative_frame import FrameSpec
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.tasks import TaskTable
 from llmdpd_torchrl.tasks.splits import TaskSplit
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.tasks.table import normalized_score
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 
 ORACLE = "oracle"
@@ -72,8 +82,58 @@ class LocomotionSchema(Schema):
     evaluation: _Evaluation
 
 
-class Locomotion:
+@dataclass(frozen=True)
+class Protocol:
+    """The tasks of an experiment, with their prompts and environments.
+
+    Attributes:
+        split: names of the trained and the held-out tasks; their place in the table is their id.
+        prompts: the text prompts by task.
+        variants: the tasks' environments, see :class:`~llmdpd_torchrl.evaluation.GymMujocoSuite`.
+        references: returns that score 0 and 100; where a task has none, D4RL's are used.
+        codes: by task, the target speed.
+    """
+
+    split: TaskSplit
+    prompts: Mapping[str, TextPrompt]
+    variants: Mapping[str, Mapping[str, Any]]
+    references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    codes: Mapping[str, float] = field(default_factory=dict)
+
+    def suite(self, seed: int, max_steps: int | None, dynamics: Dynamics) -> GymMujocoSuite:
+        """The environments, with a shorter time limit than their own, if any."""
+        changes: dict[str, Any] = {"dynamics": dynamics}
+        if max_steps is not None:
+            changes["max_steps"] = max_steps
+        variants = {name: {**options, **changes} for name, options in self.variants.items()}
+        return GymMujocoSuite(variants, self.references, seed=seed)
+
+    def name_tasks(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The data under the names of the protocol's table.
+
+        Raises:
+            DataError: if they hold another number of tasks.
+        """
+        manifest, names = dataset.manifest, list(self.split.table.names)
+        if len(manifest.task_table) != len(names):
+            raise DataError(
+                f"the data hold {len(manifest.task_table)} tasks ({', '.join(manifest.task_table)})"
+                f", not the {len(names)} of the split ({', '.join(names)}): a source may "
+                "hold one task, or speeds"
+            )
+        renamed = dict(zip(manifest.task_table, names, strict=True))
+        records = {renamed[name]: record for name, record in manifest.tasks.items()}
+        return OfflineDataset(
+            replace(manifest, task_table=names, tasks=records), dataset.transitions
+        )
+
+
+class Locomotion(Family):
     """The family of recorded locomotion, with the settings of ``configs/train_d4rl.yaml``.
+
+    Attributes:
+        protocol: the tasks of the run, once its settings are checked.
+        codes: the oracle's number of each task, once the data are loaded.
 
     Examples:
         >>> from llmdpd_torchrl.experiments.command import compose_settings
@@ -83,31 +143,22 @@ class Locomotion:
     """
 
     schema = LocomotionSchema
-
-    def __init__(self) -> None:
-        self._protocol: Protocol | None = None
-        self._codes: Mapping[str, float] = {}
-
-    @property
-    def protocol(self) -> Protocol:
-        """The tasks of the run, once its settings are checked."""
-        assert self._protocol is not None
-        return self._protocol
+    protocol: Protocol
+    codes: Mapping[str, float]
 
     def check(self, cfg: DictConfig) -> TaskSplit:
-        """See :class:`~llmdpd_torchrl.experiments.context.Family`; generates the default data."""
-        if cfg.text_encoder != ORACLE:
-            check_text_encoder(cfg)
+        """Name the tasks; generates the default data."""
+        if cfg.prompt in ("both", "text") and cfg.text_encoder != ORACLE:
+            make_text_encoder(plain(cfg.text_encoder))
         sources, held_out = self._sources(cfg)
         speeds = read_speeds(sources[0]) if len(sources) == 1 and not held_out else None
         if speeds is not None:
-            self._protocol = speed_protocol(*speeds, validation=cfg.data.validation)
-            self._codes = self._protocol.codes
+            self.protocol = speed_protocol(*speeds, validation=cfg.data.validation)
         elif cfg.data.validation:
             raise ConfigError("data.validation is for files of speeds: levels have none to spare")
         else:
-            self._protocol = level_protocol(sources, held_out, environment=cfg.data.environment)
-        return self._protocol.split
+            self.protocol = level_protocol(sources, held_out, environment=cfg.data.environment)
+        return self.protocol.split
 
     def collect(self, run: Run) -> None:
         """Load all episodes, separate the held-out ones, and cut the trajectory prompts."""
@@ -121,34 +172,22 @@ class Locomotion:
             progress=cfg.progress,
         )
         dataset = self.protocol.name_tasks(dataset)
-        if not is_speeds:
-            self._codes = level_codes(dataset, next(iter(self.protocol.variants.values()))["task"])
+        self.codes = self.protocol.codes or level_codes(dataset, self.protocol)
         dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.top_fraction))
         run.dataset = _of_tasks(dataset, split.train, split)
-        length = cfg.trajectory_prompt.length
-        bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
-        run.training_prompts = run.evaluation_prompts = PromptTables(trajectories=bank)
+        run.cut_prompts()
         if split.held_out:
-            support = _of_tasks(dataset, split.held_out, split)
-            run.support_hash = support.manifest.data_hash
-            others = TrajectoryPromptBank.from_dataset(support, length, trained_on=False)
-            both = TrajectoryPromptBank.concatenate([bank, others])
-            run.evaluation_prompts = PromptTables(trajectories=both)
+            run.add_demonstrations(_of_tasks(dataset, split.held_out, split))
 
-    def prompts(self, run: Run) -> Mapping[str, TextPrompt]:
-        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
+    def prompts(self) -> Mapping[str, TextPrompt]:
+        """The text prompts by task."""
         return self.protocol.prompts
 
-    def embed(self, run: Run) -> None:
-        """Look up the texts' embeddings, or the oracle's numbers."""
-        names = run.split.table.names
+    def embed(self, run: Run) -> torch.Tensor:
+        """The texts' embeddings, or the oracle's numbers."""
         if run.cfg.text_encoder == ORACLE:
-            table = torch.tensor([[self._codes[name]] for name in names])
-        else:
-            encoder = make_text_encoder(plain(run.cfg.text_encoder))
-            table = text_embedding_table(names, encoder, self.protocol.prompts)
-            run.text_encoder_identity = encoder.identity
-        run.training_prompts.text = run.evaluation_prompts.text = table
+            return torch.tensor([[self.codes[name]] for name in run.split.table.names])
+        return super().embed(run)
 
     def network(self, run: Run) -> dict[str, Any]:
         """The networks see the entire state; without objects, normalised states are compared."""
@@ -160,18 +199,13 @@ class Locomotion:
         }
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
-        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        own = EvaluationSettings.max_steps  # no matter: the suite has the tasks' limits
-        return read(EvaluationSettings, cfg.evaluation, max_steps=own)
+        """How evaluations are made; the suite has the tasks' own limits of steps."""
+        return read(EvaluationSettings, cfg.evaluation, max_steps=EvaluationSettings.max_steps)
 
     def suite(self, run: Run, settings: EvaluationSettings) -> GymMujocoSuite:
         """The environments, with the configured changes of the physics."""
-        limit, dynamics = run.cfg.evaluation.max_steps, read(Dynamics, run.cfg.evaluation.dynamics)
-        return self.protocol.suite(settings.seed, limit, dynamics)
-
-    def identity(self, cfg: DictConfig) -> Any:
-        """Nothing: the hash of the data covers all."""
-        return None
+        cfg = run.cfg.evaluation
+        return self.protocol.suite(settings.seed, cfg.max_steps, read(Dynamics, cfg.dynamics))
 
     def _sources(self, cfg: DictConfig) -> tuple[list[str], list[str]]:
         """Sources to train on and held-out ones; by default a file that is generated here."""
@@ -188,6 +222,145 @@ class Locomotion:
             )
         collect_gait(path, episodes=cfg.data.gait_episodes, progress=cfg.progress)
         return [str(path)], []
+
+
+def read_speeds(source: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int] | None:
+    """The attributes ``tasks`` and ``horizon`` of a file of speeds; ``None`` for any other source.
+
+    :func:`~llmdpd_torchrl.collection.halfcheetah.collect_gait` writes them.
+
+    Raises:
+        DataError: if the attribute is damaged.
+    """
+    path = Path(source)
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            text, horizon = file.attrs.get("tasks"), int(file.attrs.get("horizon", 200))
+    except OSError:
+        return None  # the reader says what is wrong with it
+    if text is None or "target_velocity" not in str(text):
+        return None
+    try:
+        tasks = json.loads(text)
+        for task in tasks:
+            float(task["target_velocity"]), float(task["ref_min"]), float(task["ref_max"])
+            if task["split"] not in ("train", "test"):
+                raise ValueError(f"split is {task['split']!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: the attribute 'tasks' is damaged ({error!r}): it lists target_velocity, "
+            "split, ref_min and ref_max of each task; generate the file again"
+        ) from None
+    return tasks, horizon
+
+
+def speed_protocol(
+    tasks: Sequence[Mapping[str, Any]], horizon: int, *, validation: bool = False
+) -> Protocol:
+    """Train at some speeds, of :func:`read_speeds`, and hold out those of split ``"test"``.
+
+    With ``validation``, every fifth of the training's speeds is held out instead, and the held-out
+    ones are left alone, for choices of design.
+
+    Raises:
+        ConfigError: if nothing is left to train on.
+    """
+    speeds = [float(task["target_velocity"]) for task in tasks]
+    names = [velocity_task(speed) for speed in speeds]
+    train = [name for name, task in zip(names, tasks, strict=True) if task["split"] == "train"]
+    held_out = [name for name in names if name not in train]
+    if validation:
+        held_out = train[2::5]
+        train = [name for name in train if name not in held_out]
+    label = "speeds_validation" if validation else "speeds"
+    return Protocol(
+        TaskSplit(label, tuple(train), tuple(held_out), TaskTable(tuple(names))),
+        prompts={velocity_task(speed): velocity_prompt(speed) for speed in speeds},
+        variants={
+            name: {"target_velocity": speed, "task_id": number, "max_steps": horizon}
+            for number, (name, speed) in enumerate(zip(names, speeds, strict=True))
+        },
+        references={
+            name: (float(task["ref_min"]), float(task["ref_max"]))
+            for name, task in zip(names, tasks, strict=True)
+        },
+        codes=dict(zip(names, speeds, strict=True)),
+    )
+
+
+def level_protocol(
+    sources: Sequence[str], held_out: Sequence[str], *, environment: str | None = None
+) -> Protocol:
+    """Train on some levels of one environment and hold out others.
+
+    Args:
+        sources: of :func:`~llmdpd_torchrl.data.load_episodes`; each is a level, named as there.
+        held_out: those whose episodes are only prompts.
+        environment: default: the one that the first source is named after.
+
+    Raises:
+        ConfigError: if no name contains the environment, or a name occurs twice.
+    """
+    names = [_level_name(source) for source in (*sources, *held_out)]
+    if environment is None:
+        environment = _environment_of(names[0])
+    if environment not in GYM_MUJOCO_TASKS:
+        raise ConfigError(
+            f"data.environment is {environment!r}: use one of {', '.join(GYM_MUJOCO_TASKS)}"
+        )
+    known = load_text_prompts("gym_mujoco")
+    train, others = tuple(names[: len(sources)]), tuple(names[len(sources) :])
+    return Protocol(
+        TaskSplit("levels", train, others, TaskTable(tuple(names))),
+        prompts={name: _level_prompt(name, environment, known) for name in names},
+        variants={
+            name: {"task": environment, "task_id": number} for number, name in enumerate(names)
+        },
+    )
+
+
+def level_codes(dataset: OfflineDataset, protocol: Protocol) -> dict[str, float]:
+    """The mean normalised score of each level's episodes: the code of an oracle."""
+    return {
+        name: normalized_score(protocol.variants[name]["task"], record.mean_return)
+        for name, record in dataset.manifest.tasks.items()
+    }
+
+
+def _level_name(source: str) -> str:
+    """The reader's name of a source's task."""
+    name = source.removeprefix("d4rl:").removeprefix("minari:")
+    return Path(name).stem if name.endswith((".hdf5", ".h5")) else name
+
+
+def _key(name: str) -> str:
+    """Without case, separators, and D4RL's and Minari's suffixes."""
+    words = name.lower().replace("mujoco/", "").replace("/", "-").replace("_", "-").split("-")
+    return "-".join(word for word in words if word not in ("v0", "v1", "v2", "simple"))
+
+
+def _environment_of(name: str) -> str:
+    for environment in GYM_MUJOCO_TASKS:
+        if _key(name).startswith(environment.partition("-")[0].lower()):
+            return environment
+    raise ConfigError(
+        f"nothing says which environment {name!r} is of: set data.environment to one of "
+        f"{', '.join(GYM_MUJOCO_TASKS)}"
+    )
+
+
+def _level_prompt(name: str, environment: str, known: Mapping[str, TextPrompt]) -> TextPrompt:
+    """The text of D4RL's level of this name; for other data, one made of its name."""
+    if _key(name) in known:
+        return replace(known[_key(name)], name=name)
+    body = known[f"{environment.partition('-')[0].lower()}-medium"]
+    words = _key(name).replace("-", " ")
+    return replace(
+        body, name=name, task=f"Move as in the recordings {words}.", objective=f"{words}.",
+        paraphrases=(),
+    )  # fmt: skip
 
 
 def _best(dataset: OfflineDataset, share: float) -> torch.Tensor:

@@ -17,21 +17,13 @@ from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite
 from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.experiments.config import (
     EvaluationSchema,
+    Family,
+    Run,
     Schema,
-    check_text_encoder,
     plain,
     read,
 )
-from llmdpd_torchrl.experiments.context import Run
-from llmdpd_torchrl.prompts import (
-    TextPrompt,
-    embed_texts,
-    load_text_prompts,
-    make_text_encoder,
-    text_embedding_table,
-)
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
 from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
@@ -89,19 +81,20 @@ class MetaWorldSchema(Schema):
     evaluation: _Evaluation
 
 
-class MetaWorld:
+class MetaWorld(Family):
     """The family of Meta-World's 50 tasks, with the settings of ``configs/train_metaworld.yaml``.
 
     Examples:
-        >>> sorted(MetaWorld().prompts(None))[:2]
+        >>> sorted(MetaWorld().prompts())[:2]
         ['assembly-v3', 'basketball-v3']
     """
 
     schema = MetaWorldSchema
 
     def check(self, cfg: DictConfig) -> TaskSplit:
-        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
-        check_text_encoder(cfg)
+        """Name the tasks of the split."""
+        if cfg.prompt in ("both", "text"):
+            make_text_encoder(plain(cfg.text_encoder))
         noise, tasks = cfg.data.use_noise, cfg.tasks
         if noise is not None and noise not in cfg.data.noise_levels:
             raise ConfigError(
@@ -118,62 +111,50 @@ class MetaWorld:
 
     def collect(self, run: Run) -> None:
         """Collect training data and support demonstrations, and cut the trajectory prompts."""
-        cfg, split = run.cfg, run.split
-        split.check_trainable(split.train)
-        settings = _collection_settings(cfg)
-        options = {"workers": cfg.data.workers, "progress": cfg.progress}
-        folder = Path(cfg.data.folder)
-        collect_metaworld(folder / "train", split.train, settings, **options)
-        dataset = TrajectoryDataset.load(
-            folder / "train", split.train, hide_goal=cfg.data.hide_goal
-        )
-        run.dataset = _used(dataset, cfg)
-        length = cfg.trajectory_prompt.length
-        bank = TrajectoryPromptBank.from_dataset(run.dataset, length)
-        run.training_prompts = PromptTables(trajectories=bank)
+        cfg = run.cfg
+        settings = read(CollectionSettings, cfg.data)
+        run.dataset = _used(_collected(run, "train", run.split.train, settings), cfg)
+        run.cut_prompts()
         self.demonstrate(run)
 
     def demonstrate(self, run: Run) -> None:
-        """Collect the demonstrations of held-out tasks, and cut the prompts of evaluations."""
-        cfg, split = run.cfg, run.split
-        length = cfg.trajectory_prompt.length
-        run.evaluation_prompts = run.training_prompts
-        if not split.held_out:
-            return
-        folder = Path(cfg.data.folder) / _support_name(cfg)
-        options = {"workers": cfg.data.workers, "progress": cfg.progress}
-        collect_metaworld(folder, split.held_out, _support_settings(cfg), **options)
-        demonstrations = TrajectoryDataset.load(
-            folder, split.held_out, hide_goal=cfg.data.hide_goal
-        )
-        run.support_hash = demonstrations.manifest.data_hash
-        bank = TrajectoryPromptBank.from_dataset(demonstrations, length, trained_on=False)
-        text, trained = run.training_prompts.text, run.training_prompts.trajectories
-        assert trained is not None
-        both = TrajectoryPromptBank.concatenate([trained, bank])
-        run.evaluation_prompts = PromptTables(text, both)
+        """Collect the demonstrations of held-out tasks: with another seed, and another expert.
 
-    def prompts(self, run: Run | None) -> Mapping[str, TextPrompt]:
+        Those of each expert have a folder of their own.
+        """
+        data, held_out = run.cfg.data, run.split.held_out
+        if not held_out:
+            return
+        settings = dataclasses.replace(
+            read(CollectionSettings, data),
+            episodes_per_task=data.support_episodes,
+            seed=data.seed + 1,
+            noise_levels=plain(data.support_noise_levels) or plain(data.noise_levels),
+            expert_gain=data.support_expert_gain,
+        )
+        name = "support"
+        if data.support_noise_levels is not None:
+            name += "_noise_" + "_".join(f"{level:g}" for level in data.support_noise_levels)
+        if data.support_expert_gain != 1:
+            name += f"_gain_{data.support_expert_gain:g}"
+        run.add_demonstrations(_collected(run, name, held_out, settings))
+
+    def prompts(self) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""
         return load_text_prompts()
 
-    def embed(self, run: Run) -> None:
-        """Look up their embeddings."""
-        names, encoder = run.split.table.names, make_text_encoder(plain(run.cfg.text_encoder))
+    def embed(self, run: Run) -> torch.Tensor:
+        """The texts' embeddings, or those of as many random letters."""
+        if run.cfg.texts == "own":
+            return super().embed(run)
+        encoder = make_text_encoder(plain(run.cfg.text_encoder))
         run.text_encoder_identity = encoder.identity
-        if run.cfg.texts == "random":
-            texts = [self.prompts(run)[name].render() for name in names]
-            table = embed_texts(random_strings(texts), encoder)
-        else:
-            table = text_embedding_table(names, encoder)
-        run.training_prompts.text = run.evaluation_prompts.text = table
-
-    def network(self, run: Run) -> dict[str, Any]:
-        """Nothing: the networks' defaults are Meta-World's."""
-        return {}
+        prompts = self.prompts()
+        texts = [prompts[name].render() for name in run.split.table.names]
+        return embed_texts(random_strings(texts), encoder)
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
-        """See :class:`~llmdpd_torchrl.experiments.context.Family`."""
+        """How evaluations are made."""
         return read(EvaluationSettings, cfg.evaluation, hide_goal=cfg.data.hide_goal)
 
     def suite(self, run: Run, settings: EvaluationSettings) -> MetaWorldSuite:
@@ -191,29 +172,14 @@ class MetaWorld:
         return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
 
 
-def _collection_settings(cfg: DictConfig) -> CollectionSettings:
-    """The settings that the training data depend on."""
-    return read(CollectionSettings, cfg.data)
-
-
-def _support_settings(cfg: DictConfig) -> CollectionSettings:
-    """The settings of the demonstrations of held-out tasks: another seed, and another expert."""
-    settings, levels = _collection_settings(cfg), cfg.data.support_noise_levels
-    return dataclasses.replace(
-        settings,
-        episodes_per_task=cfg.data.support_episodes,
-        seed=settings.seed + 1,
-        noise_levels=settings.noise_levels if levels is None else plain(levels),
-        expert_gain=cfg.data.support_expert_gain,
-    )
-
-
-def _support_name(cfg: DictConfig) -> str:
-    """The folder of the demonstrations: another one for each expert."""
-    name, gain = "support", cfg.data.support_expert_gain
-    if cfg.data.support_noise_levels is not None:
-        name += "_noise_" + "_".join(f"{level:g}" for level in cfg.data.support_noise_levels)
-    return name if gain == 1 else f"{name}_gain_{gain:g}"
+def _collected(
+    run: Run, name: str, tasks: tuple[str, ...], settings: CollectionSettings
+) -> TrajectoryDataset:
+    """The data of some tasks in a folder of this name, which are collected if they are not yet."""
+    data = run.cfg.data
+    folder = Path(data.folder) / name
+    collect_metaworld(folder, tasks, settings, workers=data.workers, progress=run.cfg.progress)
+    return TrajectoryDataset.load(folder, tasks, hide_goal=data.hide_goal)
 
 
 def _used(dataset: TrajectoryDataset, cfg: DictConfig) -> TrajectoryDataset:

@@ -20,8 +20,7 @@ from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.controls import check_control
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
-from llmdpd_torchrl.experiments.config import choose_device, plain
-from llmdpd_torchrl.experiments.context import Family, Run
+from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
@@ -41,15 +40,10 @@ _SWEEP: set[Path] = set()
 
 
 def run_experiment(cfg: DictConfig, family: Family) -> float:
-    """Run the stages up to ``cfg.until``.
+    """Run the stages up to ``cfg.until`` and return the objective of a sweep.
 
-    Returns:
-        the objective of a sweep: mean success rate, or mean score, of the unseen tasks, or of the
-        seen ones if there are no others; nan without an evaluation.
-
-    Raises:
-        UserError: if a setting or the data are wrong.
-        IncompleteError: if an episode of the evaluation crashed; all stages are done.
+    It is the mean success rate, or score, of the unseen tasks, or of the seen ones if there are no
+    others; nan without an evaluation. ``IncompleteError``: an episode of the evaluation crashed.
     """
     # Not before: importing torchrl sets the level itself.
     logging.getLogger("torchrl").setLevel(logging.WARNING)
@@ -88,11 +82,7 @@ def run_stage(run: Run, stage: str) -> None:
 
 
 def prepare(cfg: DictConfig, family: Family) -> Run:
-    """Check what can be checked before any work is done, and make the output folder.
-
-    Raises:
-        ConfigError: on a setting that is wrong.
-    """
+    """Check what can be checked before any work is done, and make the output folder."""
     family.schema(**plain(cfg))
     device = choose_device(cfg.device)
     network = NetworkConfig(**plain(cfg.network) | {"prompt": cfg.prompt})
@@ -109,9 +99,13 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         )
     check_backend(cfg.evaluation.backend)
     check_logger(cfg.logger.kind, cfg.logger.get("wandb_mode"))
-    get_algorithm(cfg.algorithm).check(cfg.algorithm, network, plain(cfg.loss))
-    _build_once(cfg, network)
-    family.settings(cfg)
+    algorithm = get_algorithm(cfg.algorithm)
+    algorithm.check(cfg.algorithm, network, plain(cfg.loss))
+    with torch.random.fork_rng(devices=[]):
+        try:  # networks and loss refuse what does not fit together
+            algorithm.make_loss(make_networks(network), None, **plain(cfg.loss))
+        except ValueError as error:
+            raise ConfigError(f"network or loss: {error}") from None
     split = family.check(cfg)
     check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
     for task in cfg.video.tasks or ():
@@ -122,18 +116,6 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
             )
     output = make_writable_folder(cfg.output_dir, "output", "output_dir")
     return Run(cfg, family, output, split, device)
-
-
-def _build_once(cfg: DictConfig, network: NetworkConfig) -> None:
-    """Refuse what networks and loss would refuse, before the data are collected."""
-    settings = plain(cfg.loss)
-    settings.pop("reward_scale")
-    with torch.random.fork_rng(devices=[]):
-        try:
-            networks = make_networks(network)
-            get_algorithm(cfg.algorithm).make_loss(networks, None, **settings)
-        except ValueError as error:
-            raise ConfigError(f"network or loss: {error}") from None
 
 
 def collect(run: Run) -> None:
@@ -178,7 +160,7 @@ def write_environment(run: Run) -> None:
 def embed(run: Run) -> None:
     """Look up the text embeddings; the language model runs only for texts without a stored one."""
     if run.cfg.prompt in ("both", "text"):
-        run.family.embed(run)
+        run.training_prompts.text = run.evaluation_prompts.text = run.family.embed(run)
 
 
 STAGES: dict[str, Callable[[Run], None]] = {

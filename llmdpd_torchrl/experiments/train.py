@@ -15,8 +15,7 @@ from torchrl.envs.transforms import RewardScaling, Transform
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import EvaluationHook
-from llmdpd_torchrl.experiments.config import plain
-from llmdpd_torchrl.experiments.context import Run
+from llmdpd_torchrl.experiments.config import Run, plain
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
@@ -153,8 +152,6 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
     algorithm = get_algorithm(cfg.algorithm)
-    settings = plain(cfg.loss)
-    scale = settings.pop("reward_scale", 1.0)
     transforms = training_transforms(
         policy,
         run.training_prompts,
@@ -163,12 +160,13 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         augment=cfg.trajectory_prompt.augment,
         dataset=run.dataset,
     )
-    transforms.append(RewardScaling(loc=0.0, scale=scale, in_keys=[("next", "reward")]))
+    scaling = RewardScaling(loc=0.0, scale=cfg.loss.reward_scale, in_keys=[("next", "reward")])
+    transforms.append(scaling)
     tables = run.training_prompts
     if run.device.type != "cpu":  # the transforms may need theirs beside the data
         tables = copy.deepcopy(tables).to(run.device)
     prompt_network = policy.prompt_network(tables)
-    loss = algorithm.make_loss(networks, prompt_network, **settings)
+    loss = algorithm.make_loss(networks, prompt_network, **plain(cfg.loss))
     logger = make_logger(
         directory=run.output,
         name=cfg.name,
@@ -223,6 +221,6 @@ def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.Exi
         trained_tasks=split.train,
         tables=evaluation_prompts(run),
         best=run.output / "best" / "checkpoint",
-        render=video_renderer(run),
+        render=video_renderer(run, False) if cfg.video.during_training else None,
         fps=cfg.video.fps,
     ).register(trainer)

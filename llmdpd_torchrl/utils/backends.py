@@ -22,15 +22,9 @@ from llmdpd_torchrl.utils.processes import (
 class RayBackend(Backend):
     """Ray actors of one core each, on this machine or a cluster: extra ``ray``.
 
-    The cluster's machines need the package, and the same versions of its dependencies.
-
-    Args:
-        workers: number of actors, at most one per core of the cluster, which is the default.
-        address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``. Default: a Ray of
-            its own on this machine, if none runs.
-
-    Raises:
-        ConfigError: if Ray is not installed or the cluster is not found.
+    The cluster's machines need the package, and the same versions of its dependencies. Its
+    ``address`` is such as ``"auto"`` or ``"10.0.0.1:6379"``; the default is a Ray of its own on
+    this machine, if none runs.
     """
 
     def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:

@@ -223,11 +223,7 @@ def check_kinds(
     Some libraries unpickle certain files of a folder. Refusing every pickle by its name keeps the
     check independent of which files these are.
 
-    Args:
-        folder: searched recursively.
-        suffixes: of the files it may hold.
-        links: whether symbolic links to such files are allowed.
-        ignored: names of folders, and of files without a suffix, that are skipped.
+    With ``links``, files may be symbolic links; ``ignored`` are names of folders and files.
 
     Raises:
         DamagedError: naming the first file of another kind.

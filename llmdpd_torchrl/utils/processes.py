@@ -35,17 +35,11 @@ _READY = b"ready"
 
 @dataclass(frozen=True)
 class JobFailed:
-    """Last event of a job that did not finish: its worker died, or its function raised.
+    """Last event of a job that did not finish: its worker died, or its function raised an error."""
 
-    Attributes:
-        reason: one line.
-        error: what the function raised, ``None`` if the worker died.
-        trace: the worker's traceback of it.
-    """
-
-    reason: str
-    error: Exception | None = field(default=None, compare=False, repr=False)
-    trace: str = field(default="", compare=False, repr=False)
+    reason: str  # one line
+    error: Exception | None = field(default=None, compare=False, repr=False)  # of the function
+    trace: str = field(default="", compare=False, repr=False)  # of the worker
 
     def reraise(self) -> NoReturn:
         """Raise the function's exception here, with the worker's traceback as its cause."""
@@ -283,18 +277,10 @@ def run_jobs(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[list[int]]:
-    """Call ``function(*job)`` for every job in processes, with one bar that counts episodes.
+    """Call ``function(*job)`` for every job in processes, with one bar that counts ``episodes``.
 
-    Args:
-        function: a generator function that yields the steps of each episode as it ends.
-        jobs: its arguments.
-        episodes: number of episodes of all jobs together.
-        description: label of the bar.
-        workers: number of processes; default: one per available core, at most one per job.
-        progress: whether to show the bar.
-
-    Returns:
-        what each job yielded, in the order of the jobs.
+    The function is a generator function that yields the steps of each episode as it ends. Returns
+    what each job yielded, in the order of the jobs.
 
     Raises:
         UserError: if a worker process dies. An exception of a job is raised as it is.
@@ -347,14 +333,7 @@ def check_memory(
 ) -> None:
     """Refuse to load what does not fit, before the system kills the process in the middle of it.
 
-    Args:
-        bytes_needed: at the most, while it is being loaded.
-        what: its name in the message.
-        available: bytes; default: :func:`available_memory`.
-        remedy: the end of the message.
-
-    Raises:
-        ConfigError: if it is more than is available.
+    ``bytes_needed`` is the most that is in use while ``what`` is being loaded.
     """
     available = available_memory() if available is None else available
     if bytes_needed > available:

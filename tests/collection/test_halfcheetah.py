@@ -8,7 +8,7 @@ import torch
 from llmdpd_torchrl.collection.halfcheetah import GAIT_HELD_OUT, GAIT_SPEEDS, collect_gait
 from llmdpd_torchrl.data import load_episodes
 from llmdpd_torchrl.envs import HalfCheetahVelocityEnv
-from llmdpd_torchrl.experiments.protocols import read_speeds
+from llmdpd_torchrl.experiments.locomotion import read_speeds
 from llmdpd_torchrl.utils.errors import ConfigError
 
 

@@ -104,7 +104,7 @@ def test_letters_at_random_in_the_texts_place(folder, monkeypatch):
     run = make_run(folder, "texts=random")
     run_stage(run, "embed")
     assert run.training_prompts.text.shape == (50, 6)
-    prompts = run.family.prompts(run)
+    prompts = run.family.prompts()
     for text, name in zip(read, run.split.table.names, strict=True):
         assert len(text) == len(prompts[name].render())
         assert "Task:" not in text

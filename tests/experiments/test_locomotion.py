@@ -8,7 +8,7 @@ import pytest
 
 from llmdpd_torchrl.data import OfflineDataset, Recording
 from llmdpd_torchrl.envs import Dynamics
-from llmdpd_torchrl.experiments.protocols import (
+from llmdpd_torchrl.experiments.locomotion import (
     level_codes,
     level_protocol,
     read_speeds,
@@ -86,7 +86,7 @@ def test_data_take_the_names_of_the_table():
     named = protocol.name_tasks(dataset("a", "b"))
     assert named.tasks == ("hopper_medium", "hopper_expert")
     assert list(named.manifest.tasks) == ["hopper_medium", "hopper_expert"]
-    codes = level_codes(named, "Hopper-v4")
+    codes = level_codes(named, protocol)
     assert codes["hopper_medium"] == pytest.approx(100 * 20.272305 / 3254.572305)
     assert codes["hopper_expert"] == pytest.approx(100 * 220.272305 / 3254.572305)
     with pytest.raises(DataError, match=r"hold 1 tasks \(a\), not the 2"):
