@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,11 +28,11 @@ from llmdpd_torchrl.modules.conditioning import (
     ObservationConditioner,
     ObservationFeatures,
 )
-from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
+from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
-from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 Actor: TypeAlias = (
     DiffusionActor | DeterministicActor | GaussianActor | DecisionTransformerActor
@@ -89,16 +88,7 @@ def make_networks(
     features = _make_features(config, observations)
     encoder, qvalues = None, []
     if config.reads_sequences:
-        actor: Actor = make_sequence_actor(
-            config.actor,
-            features,
-            config.action_dim,
-            config.trajectory_length,
-            config.sequence,
-            num_steps=config.diffusion_steps,
-            schedule=config.schedule,
-            prediction=config.prediction,
-        )
+        actor: Actor = _make_sequence_actor(config, features)
     else:
         encoder = _make_encoder(config, features, text_embeddings)
         embedding_dim = 0 if encoder is None else encoder.embedding_dim
@@ -111,125 +101,60 @@ def make_networks(
     return Networks(encoder, actor, qvalues)
 
 
-def make_sequence_actor(
-    kind: str,
-    features: ObservationFeatures,
-    action_dim: int,
-    prompt_steps: int,
-    config: SequenceConfig,
-    *,
-    num_steps: int = 5,
-    schedule: str = "vp",
-    prediction: str = "epsilon",
+def _make_sequence_actor(
+    config: NetworkConfig, features: ObservationFeatures
 ) -> DecisionTransformerActor | PlanDiffusionActor:
-    """One of :data:`SEQUENCE_ACTORS`.
-
-    Args:
-        kind: its name.
-        features: features of observations; used as they are, not trained.
-        action_dim: A.
-        prompt_steps: L, steps of a trajectory prompt.
-        config: sizes.
-        num_steps, schedule, prediction: settings of a diffusion, see
-            :class:`~llmdpd_torchrl.modules.DiffusionModule`.
-
-    Raises:
-        ConfigError: if ``kind`` is unknown, or what it needs is not installed.
-
-    Examples:
-        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> actor = make_sequence_actor("plan_diffusion", features, 2, 4, SequenceConfig(width=8))
-        >>> actor.out_keys
-        ['action']
-    """
-    sizes = {"width": config.width, "layers": config.layers, "heads": config.heads}
-    if kind == "decision_transformer":
-        return DecisionTransformerActor(
-            PromptDecisionTransformer(
-                features,
-                action_dim,
-                prompt_steps,
-                config.history,
-                dropout=config.dropout,
-                return_scale=config.return_scale,
-                **sizes,
-            )
+    sequence = config.sequence
+    sizes = {"width": sequence.width, "layers": sequence.layers, "heads": sequence.heads}
+    if config.actor == "decision_transformer":
+        network = PromptDecisionTransformer(
+            features,
+            config.action_dim,
+            config.trajectory_length,
+            sequence.history,
+            dropout=sequence.dropout,
+            return_scale=sequence.return_scale,
+            **sizes,
         )
-    if kind != "plan_diffusion":
-        raise ConfigError(f"unknown actor {kind!r}: use one of {', '.join(SEQUENCE_ACTORS)}")
+        return DecisionTransformerActor(network)
     denoiser = PlanDenoiser(
         features.out_features,
-        action_dim,
-        prompt_steps,
-        config.history,
-        config.horizon,
-        guidance=config.guidance,
+        config.action_dim,
+        config.trajectory_length,
+        sequence.history,
+        sequence.horizon,
+        guidance=sequence.guidance,
         **sizes,
     )
     plans = DiffusionModule(
         denoiser,
-        config.horizon * action_dim,
-        conditioner=PlanConditioner(features, config.return_scale),
-        num_steps=num_steps,
-        schedule=schedule,
-        prediction=prediction,
-        sampler=config.sampler,
-        sampling_steps=config.sampling_steps,
+        sequence.horizon * config.action_dim,
+        conditioner=PlanConditioner(features, sequence.return_scale),
+        num_steps=config.diffusion_steps,
+        schedule=config.schedule,
+        prediction=config.prediction,
+        sampler=sequence.sampler,
+        sampling_steps=sequence.sampling_steps,
     )
-    return PlanDiffusionActor(plans, action_dim)
-
-
-def check_state(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str, by: str
-) -> None:
-    """Refuse tensors of other names or shapes.
-
-    Args:
-        found: what was saved.
-        wanted: the state_dict of the module that it is for.
-        where: what ``found`` is called in a message.
-        by: what ``wanted`` is called.
-
-    Raises:
-        DataError: naming the first that differs.
-
-    Examples:
-        >>> check_state({"a": torch.zeros(2)}, {"a": torch.zeros(3)}, "file", "the network")
-        Traceback (most recent call last):
-        ...
-        llmdpd_torchrl.utils.errors.DataError: file: a is [2], the network asks for [3]
-    """
-    for name in sorted(wanted.keys() | found.keys()):
-        shapes = [list(state[name].shape) if name in state else "nothing"
-                  for state in (found, wanted)]  # fmt: skip
-        if shapes[0] != shapes[1]:
-            raise DataError(f"{where}: {name} is {shapes[0]}, {by} asks for {shapes[1]}")
+    return PlanDiffusionActor(plans, config.action_dim)
 
 
 class _Condition(NamedTuple):
-    """What an actor acts on.
-
-    Attributes:
-        conditioner: maps the entries of ``keys`` to one vector ``[*, width]``.
-        base: columns of that vector that hold the suggested action, ``None`` if none do.
-    """
+    """What an actor acts on: what ``conditioner`` makes of the entries of ``keys``."""
 
     conditioner: ObservationConditioner
     keys: list[NestedKey]
     width: int
-    base: slice | None = None
+    base: slice | None = None  # columns that hold the suggested action
 
 
 def _make_features(config: NetworkConfig, observations: Tensor | None) -> ObservationFeatures:
-    try:
-        features = ObservationFeatures(
-            config.observation_fields,
-            config.observation_keep,
-            config.observation_differences,
-            scales=config.observation_scales,
-        )
-    except ValueError as error:
-        raise ConfigError(f"network.observation_*: {error}") from None
+    features = ObservationFeatures(
+        config.observation_fields,
+        config.observation_keep,
+        config.observation_differences,
+        scales=config.observation_scales,
+    )
     if observations is None:
         return features
     if observations.shape[-1] != config.observation_dim:

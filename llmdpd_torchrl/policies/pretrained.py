@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmdpd_torchrl import __version__
-from llmdpd_torchrl.modules.build import check_state
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
 from llmdpd_torchrl.utils.errors import (
@@ -30,6 +29,7 @@ from llmdpd_torchrl.utils.errors import (
 )
 from llmdpd_torchrl.utils.files import (
     check_kinds,
+    check_tensors,
     file_sha256,
     read_document,
     write_json,
@@ -132,7 +132,7 @@ class SavedPolicy:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: missing or damaged ({error}); save it again") from None
-        check_state(state, expected, str(path), self.path.name)
+        check_tensors(state, expected, str(path), self.path.name)
         return state
 
     def explained(self) -> contextlib.AbstractContextManager[None]:

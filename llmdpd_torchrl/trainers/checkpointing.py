@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torchrl.checkpoint import (
     GlobalRNGState,
     StateDictCheckpointAdapter,
 )
-from torchrl.trainers import Trainer, TrainerHookBase
+from torchrl.trainers import TrainerHookBase
 
 from llmdpd_torchrl.trainers.offline import OfflineTrainer
 from llmdpd_torchrl.utils.errors import ConfigError, DamagedError, DataError, first_line, notice
@@ -53,7 +53,7 @@ class SavedTraining:
 
     path: Path
     step: int
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any]
 
 
 class Checkpointing(TrainerHookBase):
@@ -101,7 +101,9 @@ class Checkpointing(TrainerHookBase):
         >>> trainer = make_trainer()
         >>> Checkpointing(folder, every=4).register(trainer)
         >>> trainer.train()
-        >>> resume(make_trainer(), folder).step
+        >>> saved = find_checkpoint(folder)
+        >>> resume(make_trainer(), saved)
+        >>> saved.step
         4
     """
 
@@ -123,15 +125,13 @@ class Checkpointing(TrainerHookBase):
         self._failing = False
         self._trainer: OfflineTrainer | None = None
 
-    def register(self, trainer: Trainer, name: str = "checkpointing") -> None:
+    def register(self, trainer: OfflineTrainer, name: str = "checkpointing") -> None:
         """Register after all other hooks, so that a checkpoint includes their results.
 
         Raises:
             ConfigError: if the trainer's rounds do not end at multiples of ``every``, or its
                 buffer samples batches ahead, which cannot be resumed exactly.
         """
-        if not isinstance(trainer, OfflineTrainer):
-            raise ConfigError(f"checkpoints need an OfflineTrainer, not {type(trainer).__name__}")
         if self.every % trainer.collector.updates:
             raise ConfigError(
                 f"checkpoint every is {self.every}: use a multiple of "
@@ -242,11 +242,7 @@ def find_checkpoint(
     return None
 
 
-def resume(
-    trainer: OfflineTrainer,
-    saved: SavedTraining | str | os.PathLike[str],
-    identity: Mapping[str, Any] | None = None,
-) -> SavedTraining | None:
+def resume(trainer: OfflineTrainer, saved: SavedTraining) -> None:
     """Restore a checkpoint into a trainer that was built the same way, on any device.
 
     Register every hook first. Rows of ``metrics.csv`` after the checkpoint are removed, since they
@@ -254,23 +250,12 @@ def resume(
 
     Args:
         trainer: to restore into.
-        saved: result of :func:`find_checkpoint`, or the folder in which to find one.
-        identity: see :class:`Checkpointing`; default: that of the registered one.
-
-    Returns:
-        The checkpoint; ``None`` if the folder holds none.
+        saved: result of :func:`find_checkpoint`.
 
     Raises:
         ConfigError: if it belongs to another training, or does not fit the trainer.
-        DataError: if there are checkpoints and none is complete.
     """
-    identity = {**(identity or {}), **trainer.identity}
-    if not isinstance(saved, SavedTraining):
-        found = find_checkpoint(saved, identity)
-        if found is None:
-            return None
-        saved = found
-    _check_identity(saved, identity)
+    _check_identity(saved, trainer.identity)
     try:
         # Loaded on the CPU: every component moves its tensors to its own device.
         _components(trainer).load(saved.path, map_location="cpu")
@@ -280,7 +265,6 @@ def resume(
             "it as it was when it was saved, or train from scratch into another folder"
         ) from error
     trainer.last_checkpoint = saved.path
-    return saved
 
 
 class _SafeCheckpoint(Checkpoint):

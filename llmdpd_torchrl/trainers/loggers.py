@@ -25,103 +25,88 @@ from llmdpd_torchrl.utils.files import sync, write_bytes, write_json
 class MetricsFile:
     """A CSV file with one row per step and one column per metric, complete after every write.
 
-    The first column is ``step``; the cell of a metric that was not logged at a step is empty.
-    Writing to the last step again extends its row. A new metric or an older step rewrites the file;
-    anything else appends a line. Rows that cannot be written, for example because the disk is full,
-    stay in memory and are written with the next one.
+    The cell of a metric that was not logged at a step is empty. The newest row is appended, or
+    written over its own line; a new metric or an older step rewrites the file. Rows that cannot be
+    written, for example because the disk is full, are written with the next one.
 
     Args:
         path: the file. Its folder is created.
-        resume_step: ``None`` starts a new file and refuses an old one that has rows; a step
-            continues an old one and removes its rows *after* that step.
-
-    Raises:
-        ConfigError: if the file has rows and ``resume_step`` is ``None``.
-        DataError: if the file to continue cannot be read.
+        resume_step: ``None`` starts a new file, and refuses (ConfigError) an old one that has rows;
+            a step continues an old one and removes its rows *after* that step.
 
     Attributes:
-        last_step: the highest step in the file, -1 in an empty one.
-        pending: steps and values of rows that are not on disk yet.
-
-    Examples:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
-        >>> metrics = MetricsFile(path)
-        >>> metrics.write(10, {"loss": 0.5})
-        >>> metrics.write(20, {"loss": 0.25, "q": 1.0})
-        >>> print(path.read_text().strip())
-        step,loss,q
-        10,0.5,
-        20,0.25,1.0
+        rows: values by metric by step, in the order of the steps.
+        pending: steps of rows that are not on disk as they are here.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         self.path = Path(path)
-        self.pending: list[tuple[int, dict[str, float]]] = []
-        self.last_step = -1
-        self._last_row: dict[str, float] = {}
-        self._last_start = self._end = 0  # bytes at which the last row begins and ends
+        self.pending: set[int] = set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = _read_rows(self.path) if self.path.exists() else {}
-        if rows and resume_step is None:
+        self.rows = _read_rows(self.path) if self.path.exists() else {}
+        if self.rows and resume_step is None:
             raise ConfigError(
                 f"{self.path} holds another run's metrics: "
                 "resume that run, choose another folder, or delete the file"
             )
-        last = math.inf if resume_step is None else resume_step
-        self._rewrite({step: row for step, row in rows.items() if step <= last})
+        self.truncate(-1 if resume_step is None else resume_step)
+
+    @property
+    def last_step(self) -> int:
+        """The highest step, -1 if there is no row."""
+        return next(reversed(self.rows), -1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Put ``values`` into the row of ``step``, replacing values that are already there."""
         if "step" in values:
             raise ValueError('a metric cannot be called "step", the name of the first column')
-        waiting = bool(self.pending)
-        self.pending.append((step, {name: float(value) for name, value in values.items()}))
+        is_older = step < self.last_step
+        row = self.rows.setdefault(step, {})
+        row.update((name, float(value)) for name, value in values.items())
+        if is_older:
+            self.rows = dict(sorted(self.rows.items()))
+        were_pending = bool(self.pending)
+        self.pending.add(step)
         try:
-            while self.pending:
-                self._write(*self.pending[0])
-                del self.pending[0]
+            if is_older or were_pending or not values.keys() <= set(self._columns):
+                self._write_all()
+            else:
+                self._write_last()
         except OSError as error:
-            if not waiting:
+            if not were_pending:
                 notice(
                     f"cannot write {self.path} ({error.strerror or error}): its rows stay in "
                     "memory and are written later"
                 )
+        else:
+            self.pending.clear()
 
     def next_step(self, names: Iterable[str]) -> int:
         """The last step, or the one after it if its row has one of these metrics."""
-        has = any(name in self._last_row for name in names)
+        has = any(name in self.rows.get(self.last_step, {}) for name in names)
         return max(self.last_step, 0) + has
 
     def truncate(self, step: int) -> None:
         """Remove the rows after ``step``."""
-        if step < self.last_step:
-            rows = _read_rows(self.path)
-            self._rewrite({key: row for key, row in rows.items() if key <= step})
+        self.rows = {key: row for key, row in self.rows.items() if key <= step}
+        self._write_all()
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        if step < self.last_step or not values.keys() <= set(self._columns):
-            rows = _read_rows(self.path)
-            rows.setdefault(step, {}).update(values)
-            self._rewrite(dict(sorted(rows.items())))
-            return
-        is_last = step == self.last_step
-        row = {**self._last_row, **values} if is_last else values
-        start = self._last_start if is_last else self._end
+    def _write_all(self) -> None:
+        self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        content = self._lines(self.rows, header=True)
+        write_bytes(self.path, content)
+        last = {step: self.rows[step] for step in [*self.rows][-1:]}
+        self._last, self._last_start = self.last_step, len(content) - len(self._lines(last))
+
+    def _write_last(self) -> None:
+        """Write the last row over its own line, or append it."""
+        step = self.last_step
         with open(self.path, "r+b") as file:
-            file.seek(start)
-            file.write(self._lines({step: row}))
-            end = file.tell()
+            end = file.seek(0, os.SEEK_END)
+            start = file.seek(self._last_start if step == self._last else end)
+            file.write(self._lines({step: self.rows[step]}))
             file.truncate()
-        self.last_step, self._last_row, self._last_start, self._end = step, row, start, end
-
-    def _rewrite(self, rows: Mapping[int, dict[str, float]]) -> None:
-        self._columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        self.last_step, self._last_row = next(reversed([*rows.items()]), (-1, {}))
-        before = self._lines({k: v for k, v in rows.items() if k < self.last_step}, header=True)
-        last = self._lines({self.last_step: self._last_row} if rows else {})
-        self._last_start, self._end = len(before), len(before + last)
-        write_bytes(self.path, before + last)
+        self._last, self._last_start = step, start
 
     def _lines(self, rows: Mapping[int, Mapping[str, float]], header: bool = False) -> bytes:
         text = io.StringIO()
@@ -133,15 +118,7 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Read a metrics file into arrays.
-
-    Returns:
-        The steps, int64 of shape [rows], and for each metric a float64 array of the same shape
-        that is NaN where the metric was not logged.
-
-    Raises:
-        DataError: if the file is missing or no metrics file.
-    """
+    """The steps of a metrics file, int64 [rows], and each metric's values, NaN where not logged."""
     rows = _read_rows(Path(path))
     names = dict.fromkeys(name for row in rows.values() for name in row)
     columns = {
@@ -173,23 +150,37 @@ def _read_rows(path: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
-class MetricsCSVLogger(Logger):
+class _RowLogger(Logger):
+    """A logger of rows; a single scalar is a row of one."""
+
+    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
+        self.log_metrics({name: value}, step)
+
+    def log_metrics(
+        self,
+        metrics: dict[str, Any] | TensorDictBase,
+        step: int | None = None,
+        *,
+        keys_sep: str = "/",
+    ) -> dict[str, float]:
+        """Log scalars as one row and return them as floats; nested keys are joined."""
+        if isinstance(metrics, TensorDictBase):
+            metrics = metrics.flatten_keys(keys_sep).to_dict()
+        values = {name: float(value) for name, value in metrics.items()}
+        self._log_row(values, step)
+        return values
+
+    def _log_row(self, values: dict[str, float], step: int | None) -> None:
+        raise NotImplementedError
+
+
+class MetricsCSVLogger(_RowLogger):
     """TorchRL logger that writes all scalars of a run into one tidy ``metrics.csv``.
 
-    TorchRL's own ``CSVLogger`` writes one file per scalar. Videos become ``videos/NAME_STEP.mp4``,
+    TorchRL's own ``CSVLogger`` writes one file per scalar. A scalar without a step goes into the
+    last row, or into the next one if that has it. Videos become ``videos/NAME_STEP.mp4``,
     hyperparameters ``hparams.json``, and histograms five columns: minimum, quartiles and maximum.
-
-    Args:
-        exp_name: name of the run.
-        log_dir: folder of the run, of all these files.
-        resume_step: see :class:`MetricsFile`; ``load_state_dict`` removes later rows as well.
-
-    Examples:
-        >>> import tempfile
-        >>> logger = MetricsCSVLogger("demo", tempfile.mkdtemp())
-        >>> logger.log_scalar("loss", torch.tensor(0.5), step=10)
-        >>> logger.experiment.last_step
-        10
+    ``resume_step`` is that of :class:`MetricsFile`; ``load_state_dict`` removes later rows as well.
     """
 
     experiment: MetricsFile
@@ -203,21 +194,8 @@ class MetricsCSVLogger(Logger):
     def _create_experiment(self) -> MetricsFile:
         return MetricsFile(Path(self.log_dir) / "metrics.csv", self._resume_step)
 
-    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
-        """Write one value, by default to the last row, or to the next one if that has it."""
-        self.log_metrics({name: value}, step)
-
-    def log_metrics(
-        self,
-        metrics: dict[str, Any] | TensorDictBase,
-        step: int | None = None,
-        *,
-        keys_sep: str = "/",
-    ) -> dict[str, float]:
-        """Write scalars into one row and return them as floats; nested keys are joined."""
-        values = _as_floats(metrics, keys_sep)
+    def _log_row(self, values: dict[str, float], step: int | None) -> None:
         self.experiment.write(self.experiment.next_step(values) if step is None else step, values)
-        return values
 
     def log_video(
         self, name: str, video: torch.Tensor, step: int | None = None, *, fps: float = 20
@@ -246,41 +224,29 @@ class MetricsCSVLogger(Logger):
 
     def _checkpoint_state(self) -> dict[str, Any]:
         sync(self.experiment.path)  # a checkpoint must not outlive the rows before it
-        pending = [(step, dict(values)) for step, values in self.experiment.pending]
+        rows = self.experiment.rows
+        pending = [(step, dict(rows[step])) for step in sorted(self.experiment.pending)]
         return {"last_step": self.experiment.last_step, "pending": pending}
 
     def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
         self.experiment.truncate(state_dict["last_step"])
+        for step, values in state_dict["pending"]:
+            self.experiment.write(step, values)
         if self.experiment.last_step != state_dict["last_step"]:
             notice(
                 f"{self.experiment.path} has no row of step {state_dict['last_step']}, at which "
                 "the checkpoint was written: rows before it are missing"
             )
-        for step, values in state_dict["pending"]:
-            self.experiment.write(step, values)
 
 
-class LoggerGroup(Logger):
+class LoggerGroup(_RowLogger):
     """Several loggers as one; without any, it logs nothing.
 
     A logger that raises is reported in one line and left out from then on: a lost connection must
     not end a training.
 
-    Args:
-        loggers: the members.
-        exp_name: name of the run.
-        log_dir: folder of the run.
-
     Attributes:
         failed: members that raised.
-
-    Examples:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> group = LoggerGroup([MetricsCSVLogger("demo", folder)], "demo", folder)
-        >>> group.log_scalar("loss", 0.5, step=10)
-        >>> group.experiment[0].last_step
-        10
     """
 
     experiment: list[Any]
@@ -295,21 +261,8 @@ class LoggerGroup(Logger):
     def _create_experiment(self) -> list[Any]:
         return [logger.experiment for logger in self.loggers]
 
-    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
-        """Log one value."""
-        self.log_metrics({name: value}, step)
-
-    def log_metrics(
-        self,
-        metrics: dict[str, Any] | TensorDictBase,
-        step: int | None = None,
-        *,
-        keys_sep: str = "/",
-    ) -> dict[str, float]:
-        """Log scalars and return them as floats; nested keys are joined."""
-        values = _as_floats(metrics, keys_sep)
+    def _log_row(self, values: dict[str, float], step: int | None) -> None:
         self._each(lambda logger: logger.log_metrics(dict(values), step))
-        return values
 
     def log_video(
         self, name: str, video: torch.Tensor, step: int | None = None, **kwargs: Any
@@ -474,13 +427,6 @@ def _start_wandb(
     return logger
 
 
-def _as_floats(metrics: dict[str, Any] | TensorDictBase, keys_sep: str) -> dict[str, float]:
-    """Scalars as floats; nested keys are joined."""
-    if isinstance(metrics, TensorDictBase):
-        metrics = metrics.flatten_keys(keys_sep).to_dict()
-    return {name: float(value) for name, value in metrics.items()}
-
-
 def _plain(cfg: Any) -> Any:
     """A configuration in JSON's types: dictionaries, lists, numbers, strings."""
     if OmegaConf.is_config(cfg):
@@ -507,17 +453,10 @@ def _write_video(path: Path, video: torch.Tensor, fps: float) -> None:
 
 
 def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames as H.264 in yuv420p, which every browser plays.
+    """Write uint8 frames [H, W, 3] as H.264 in yuv420p, atomically; every browser plays it.
 
-    Args:
-        path: the file to make, atomically.
-        frames: uint8 arrays of shape [height, width, 3]; the last row and column of odd sizes are
-            repeated, because yuv420p needs even ones.
-        fps: frames a second.
-
-    Raises:
-        OSError: if it cannot be written.
-        ValueError: if there is no frame.
+    The last row and column of odd sizes are repeated, because yuv420p needs even ones. Raises an
+    OSError if the file cannot be written, a ValueError if there is no frame.
     """
     content = io.BytesIO()  # in memory: a full disk is then an error of Python's own write
     with imageio.imopen(content, "w", plugin="pyav", extension=".mp4") as file:

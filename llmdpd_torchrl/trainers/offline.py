@@ -7,10 +7,10 @@ import math
 import os
 import signal
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -21,7 +21,6 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import Trainer
 
 from llmdpd_torchrl.data.replay import BatchSource
-from llmdpd_torchrl.modules.build import check_state
 from llmdpd_torchrl.trainers.loggers import LoggerGroup
 from llmdpd_torchrl.trainers.optimization import (
     OfflineOptimizationStepper,
@@ -29,7 +28,7 @@ from llmdpd_torchrl.trainers.optimization import (
     TargetUpdater,
 )
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
-from llmdpd_torchrl.utils.files import write_json, write_tensors
+from llmdpd_torchrl.utils.files import check_tensors, write_json, write_tensors
 
 
 class ReplaySource:
@@ -37,9 +36,6 @@ class ReplaySource:
 
     A frame is one update; its batch is sampled by the trainer's ``process_optim_batch`` hook. Each
     item is an empty tensordict of ``updates`` frames.
-
-    Args:
-        updates: frames per item.
     """
 
     init_random_frames = 0
@@ -52,10 +48,6 @@ class ReplaySource:
         while True:
             yield TensorDict({}, batch_size=[self.updates])
 
-    def set_seed(self, seed: int, static_seed: bool = False) -> int:
-        """Return the seed: nothing is sampled here."""
-        return seed
-
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing, as a collector without an environment."""
 
@@ -64,6 +56,18 @@ class ReplaySource:
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save."""
         return {}
+
+
+class _Seen(NamedTuple):
+    """What is remembered of an update until the device is asked whether it was finite."""
+
+    update: int
+    values: dict[str, Tensor]
+    rows: Any
+    is_broken: Tensor
+
+
+_MOST_SEEN = 1000  # updates that are remembered at most
 
 
 class OfflineTrainer(Trainer):
@@ -139,7 +143,16 @@ class OfflineTrainer(Trainer):
             raise ConfigError(
                 f"total_updates is {total_updates} and log_every {log_every}: both must be >= 1"
             )
-        self.device = _place_loss(loss_module, device, movable=stepper is None)
+        current = next(loss_module.parameters()).device
+        # An empty tensor's device has its number.
+        self.device = current if device is None else torch.empty(0, device=device).device
+        if self.device != current:
+            if stepper is not None:
+                raise ConfigError(
+                    f"the loss is on {current}, and device is {self.device}: move the networks "
+                    "before building loss and stepper"
+                )
+            loss_module.to(self.device)
         # Updates per round; log entries and the end of the training are ends of rounds.
         chunk = math.gcd(total_updates, log_every)
         if logger is not None and not isinstance(logger, LoggerGroup):
@@ -174,7 +187,8 @@ class OfflineTrainer(Trainer):
         self._failures = None if failures is None else Path(failures)
         default = "update" if self.device.type == "cpu" else "log"
         self._checks_updates = (check_finite or default) == "update"
-        self._fault: TensorDictBase | None = None
+        self._seen: list[_Seen] = []  # updates since the device was last asked
+        self._is_broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self.register_op("setup", self._show_progress)
         self.register_op("process_optim_batch", lambda _: self.batches.sample())
         self.register_op("post_optim", self.target_updater.step)
@@ -199,7 +213,7 @@ class OfflineTrainer(Trainer):
             KeyError: if a registered module has no state in it.
         """
         saved = state_dict["loss_module"]
-        check_state(saved, self.loss_module.state_dict(), "loss_module", "this training")
+        check_tensors(saved, self.loss_module.state_dict(), "loss_module", "this training")
         super().load_state_dict(state_dict)
 
     @property
@@ -213,39 +227,31 @@ class OfflineTrainer(Trainer):
         return self._stop_training or self.collected_frames >= self.total_frames
 
     def watch(self, result: TensorDictBase, batch: TensorDictBase) -> Tensor | None:
-        """Note the first update whose losses or gradient norms are not all finite.
+        """Note whether the losses and gradient norms of this update are all finite.
 
         Args:
             result: scalars of this update.
             batch: of this update.
 
         Returns:
-            1.0 from that update on and 0.0 before, the ``found_inf`` of PyTorch's optimizers;
-            ``None`` if every update is checked at once.
+            1.0 from the first update on that is not finite and 0.0 before, the ``found_inf`` of
+            PyTorch's optimizers; ``None`` if every update is checked at once.
 
         Raises:
             DivergenceError: if every update is checked, and this one is not finite.
         """
         values = {k: v for k, v in result.items() if k.startswith(("loss_", "grad_norm_"))}
-        finite = torch.stack([value.isfinite() for value in values.values()]).all()
-        if self._checks_updates and finite:
-            return None
-        fault = TensorDict({"values": values, "broken": ~finite})
-        fault["update"] = torch.full_like(finite, self.updates_made, dtype=torch.int64)
-        if isinstance(rows := batch.get("index", default=None), Tensor):
-            fault["rows"] = rows.to(finite.device, non_blocking=True)
+        is_broken = ~torch.stack([value.isfinite() for value in values.values()]).all()
+        seen = _Seen(self.updates_made, values, batch.get("index", default=None), is_broken)
         if self._checks_updates:
-            raise self._divergence(fault, batch)
-        if self._fault is not None:
-            first = self._fault
-            if {k: v.shape for k, v in first.items(True, True)} == {
-                k: v.shape for k, v in fault.items(True, True)
-            }:
-                fault = fault.apply(lambda new, old: torch.where(first["broken"], old, new), first)
-            else:  # batches of another size: look at the earlier ones now
-                self.check_finite()
-        self._fault = fault
-        return fault["broken"].float()
+            if is_broken:
+                raise self._divergence(seen, batch)
+            return None
+        if len(self._seen) >= _MOST_SEEN:
+            self.check_finite()
+        self._seen.append(seen)
+        self._is_broken = self._is_broken | is_broken
+        return self._is_broken.float()
 
     def check_finite(self) -> None:
         """Look at the updates since the last call; waits for the device.
@@ -253,26 +259,25 @@ class OfflineTrainer(Trainer):
         Raises:
             DivergenceError: naming the first update that was not finite.
         """
-        fault, self._fault = self._fault, None
-        if fault is not None and fault["broken"]:
-            raise self._divergence(fault, None)
+        seen, self._seen = self._seen, []
+        if seen and self._is_broken:
+            raise self._divergence(next(one for one in seen if one.is_broken), None)
 
-    def _divergence(self, fault: TensorDictBase, batch: TensorDictBase | None) -> DivergenceError:
+    def _divergence(self, seen: _Seen, batch: TensorDictBase | None) -> DivergenceError:
         """Save the batch, the networks and the numbers; return the error to raise."""
-        update = int(fault["update"])
-        values = {name: float(value) for name, value in fault["values"].items()}
-        rows = fault["rows"].flatten().cpu() if "rows" in fault else None
+        values = {name: float(value) for name, value in seen.values.items()}
+        rows = seen.rows.flatten().cpu() if isinstance(seen.rows, Tensor) else None
         name = next(name for name, value in values.items() if not math.isfinite(value))
-        message = f"{name} is not finite at update {update}"
+        message = f"{name} is not finite at update {seen.update}"
         if rows is not None:
             more = f", ... ({len(rows)} in all)" if len(rows) > 8 else ""
             message += f", buffer rows {', '.join(map(str, rows[:8].tolist()))}{more}"
         if self._failures is not None:
-            folder = self._failures / f"divergence-{update}"
+            folder = self._failures / f"divergence-{seen.update}"
             if batch is None and rows is not None:
                 batch = self.batches.replay_buffer.storage[rows]
             about = {
-                "update": update,
+                "update": seen.update,
                 "values": {key: repr(value) for key, value in values.items()},  # JSON has no NaN
                 "rows": None if rows is None else rows.tolist(),
                 "networks": "as before this update, except for the targets",
@@ -312,23 +317,6 @@ class OfflineTrainer(Trainer):
         return scalars
 
 
-def _place_loss(
-    loss_module: LossModule, device: torch.device | str | None, movable: bool
-) -> torch.device:
-    """Move a loss to ``device``; return the device that it is on."""
-    current = next(loss_module.parameters()).device
-    if device is None:
-        return current
-    wanted = torch.empty(0, device=device).device  # with its number
-    if wanted != current and not movable:
-        raise ConfigError(
-            f"the loss is on {current}, and device is {wanted}: move the networks before building "
-            "loss and stepper"
-        )
-    loss_module.to(wanted)
-    return wanted
-
-
 class Interrupted(SystemExit):
     """The training stopped on a signal; the exit code is 128 plus the signal's number.
 
@@ -344,18 +332,14 @@ class Interrupted(SystemExit):
 
 
 @contextlib.contextmanager
-def handle_signals(
-    trainer: OfflineTrainer,
-    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
-) -> Iterator[None]:
-    """Stop the training in this context on a signal: it ends its round, saves and exits.
+def handle_signals(trainer: OfflineTrainer) -> Iterator[None]:
+    """Stop the training in this context on SIGTERM or SIGINT: it ends its round, saves and exits.
 
     A round takes at most ``log_every`` updates and an evaluation. A second signal has its usual
-    effect at once.
+    effect at once. Python handles signals in the main thread only.
 
     Args:
         trainer: saves if a :class:`Checkpointing` is registered.
-        signals: to handle. Python handles signals in the main thread only.
 
     Raises:
         Interrupted: after the training has stopped.
@@ -376,7 +360,7 @@ def handle_signals(
         restore()
         trainer.request_stop(f"received {signal.Signals(number).name}")
 
-    for kind in signals:
+    for kind in (signal.SIGTERM, signal.SIGINT):
         before[kind] = signal.signal(kind, stop)
     try:
         yield

@@ -56,7 +56,11 @@ class OfflineOptimizationStepper(OptimizationStepper):
             raise ConfigError(f"learning_rate is {learning_rate}: it must be above 0")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"max_grad_norm is {max_grad_norm}: it must be above 0, or null")
-        self.groups = self._parameter_groups(loss_module)
+        #: Trainable parameters by network; a shared parameter belongs to the first one.
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in loss_module.named_parameters():
+            if parameter.requires_grad:
+                self.groups.setdefault(name.partition("_params")[0], []).append(parameter)
         self.optimizer = torch.optim.Adam(
             [{"params": parameters, "name": name} for name, parameters in self.groups.items()],
             lr=learning_rate,
@@ -68,15 +72,6 @@ class OfflineOptimizationStepper(OptimizationStepper):
             if total_updates is None
             else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_updates)
         )
-
-    @staticmethod
-    def _parameter_groups(loss_module: LossModule) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by network; a shared parameter belongs to the first one."""
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in loss_module.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(name.partition("_params")[0], []).append(parameter)
-        return groups
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Update all networks once; return losses, gradient norms and means of other outputs.
@@ -116,15 +111,7 @@ class OfflineOptimizationStepper(OptimizationStepper):
 
 
 class RunningMeans:
-    """Means of the per-round means that TorchRL's trainer computes, accumulated on the device.
-
-    Examples:
-        >>> means = RunningMeans()
-        >>> for value in (1.0, 3.0):
-        ...     means.add(TensorDict({"loss": torch.tensor(value)}))
-        >>> means.take()
-        {'loss': 2.0}
-    """
+    """Means of the per-round means that TorchRL's trainer computes, accumulated on the device."""
 
     def __init__(self) -> None:
         self._sums: TensorDictBase | None = None

@@ -150,6 +150,19 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> N
     write_bytes(path, content)
 
 
+def check_tensors(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str, by: str) -> None:
+    """Raise a DataError that names the first tensor whose name or shape is not wanted.
+
+    ``where`` and ``by`` are what the two state_dicts are called in its message.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        is_now, must_be = (
+            list(state[name].shape) if name in state else "nothing" for state in (found, wanted)
+        )
+        if is_now != must_be:
+            raise DataError(f"{where}: {name} is {is_now}, {by} asks for {must_be}")
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8 with :func:`write_atomic`."""
     write_bytes(path, text.encode())

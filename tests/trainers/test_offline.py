@@ -16,6 +16,7 @@ from llmdpd_torchrl.trainers import (
     OfflineTrainer,
     TargetUpdater,
     UpdateSchedule,
+    find_checkpoint,
     make_logger,
     resume,
 )
@@ -192,7 +193,9 @@ def trained_on(device, folder, updates, total=50):
         make_loss(), buffer, total_updates=total, log_every=20, progress_bar=False, device=device
     )
     Checkpointing(folder, every=10).register(trainer)
-    saved = resume(trainer, folder)
+    saved = find_checkpoint(folder)
+    if saved is not None:
+        resume(trainer, saved)
     trainer.register_op(
         "post_steps_log",
         lambda _: trainer.request_stop() if trainer.collected_frames >= updates else None,
