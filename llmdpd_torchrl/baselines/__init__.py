@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmdpd_torchrl.baselines.registry import ALGORITHMS, Algorithm, get_algorithm
 from llmdpd_torchrl.baselines.retrieve_and_play import RetrieveAndPlay, retrieve_and_play_policy
-from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT, SequenceLoss
+from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT
 from llmdpd_torchrl.baselines.torchrl_losses import CQL, IQL, TD3BC, BehaviourCloning
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "MTDiff",
     "PromptDT",
     "RetrieveAndPlay",
-    "SequenceLoss",
     "get_algorithm",
     "retrieve_and_play_policy",
 ]

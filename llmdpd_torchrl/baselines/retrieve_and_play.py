@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
 
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
@@ -24,8 +21,6 @@ class RetrieveAndPlay(TensorDictModuleBase):
 
     Args:
         config: layout of the context; its frame is that of the environments.
-        in_keys: default ``["prompt_context"]``.
-        out_keys: default ``["action"]``.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -35,23 +30,17 @@ class RetrieveAndPlay(TensorDictModuleBase):
         torch.Size([5, 4])
     """
 
-    def __init__(
-        self,
-        config: NetworkConfig,
-        *,
-        in_keys: Sequence[NestedKey] = ("prompt_context",),
-        out_keys: Sequence[NestedKey] = ("action",),
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.columns = config.context_parts["suggested_action"]
-        self.in_keys, self.out_keys = list(in_keys), list(out_keys)
+        self.in_keys, self.out_keys = ["prompt_context"], ["action"]
 
     @dispatch(auto_batch_size=False)
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
         """Write the action. It is not random: ``generator`` is accepted as by any policy."""
-        return tensordict.set(self.out_keys[0], tensordict.get(self.in_keys[0])[..., self.columns])
+        return tensordict.set("action", tensordict.get("prompt_context")[..., self.columns])
 
 
 def retrieve_and_play_policy(config: NetworkConfig | None = None) -> LLMDPDPolicy:

@@ -10,7 +10,7 @@ decay of the learning rate are those of all algorithms.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -30,60 +30,26 @@ from llmdpd_torchrl.utils.settings import Dropout
 class SequenceLoss(LossModule):
     """The error of a sequence of actions, averaged over the valid steps of a row.
 
-    Subclasses define the error, :meth:`_errors`, and the keys that they read beside those of the
-    actor, :attr:`data_keys`. The output has ``loss_actor`` and, detached, ``bc``: the same number,
-    under the name that the logs of all algorithms share. Floating-point entries are cast to the
-    actor's precision.
-
-    Args:
-        actor_network: the module to be trained.
-
-    Keyword Args:
-        reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``, over rows.
-
-    Raises:
-        ConfigError: on an unknown reduction.
-        DataError: if the batch lacks a key.
-
-    Examples:
-        >>> import torch
-        >>> class Still(SequenceLoss):
-        ...     data_keys = ("plan", "plan_mask")
-        ...     def _errors(self, data):
-        ...         plan = self.actor_network(data)["plan"]
-        ...         return (plan - data["future", "action"]).square(), data["future", "mask"]
-        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Unflatten(-1, (4, 2)))
-        >>> loss = Still(TensorDictModule(module, in_keys=["observation"], out_keys=["plan"]))
-        >>> future = {"action": torch.zeros(5, 4, 2), "mask": torch.ones(5, 4).bool()}
-        >>> batch = TensorDict({"observation": torch.randn(5, 3), "future": future}, [5])
-        >>> sorted(loss(batch).keys())
-        ['bc', 'loss_actor']
+    A subclass defines the error, the class of its actor, and the keys that it reads beside those of
+    the actor. The output has ``loss_actor`` and, detached, ``bc``: the same number, under the name
+    that the logs of all algorithms share. Floating-point entries are cast to the actor's precision.
     """
 
     @dataclass
     class _AcceptedKeys:
-        """Keys that :meth:`set_keys` can rename.
-
-        Attributes:
-            action: the present action [*, A].
-            history_action, history_mask: those of the steps before, [*, H, A] and [*, H].
-            plan, plan_mask: the next actions [*, F, A] and whether they exist, [*, F].
-            priority_weight: the rows' importance weights.
-        """
-
-        action: NestedKey = "action"
-        history_action: NestedKey = ("history", "action")
-        history_mask: NestedKey = ("history", "mask")
-        plan: NestedKey = ("future", "action")
-        plan_mask: NestedKey = ("future", "mask")
+        action: NestedKey = "action"  # the present one, [*, A]
+        history_action: NestedKey = ("history", "action")  # of the steps before, [*, H, A]
+        history_mask: NestedKey = ("history", "mask")  # [*, H]
+        plan: NestedKey = ("future", "action")  # the next actions, [*, F, A]
+        plan_mask: NestedKey = ("future", "mask")  # whether they exist, [*, F]
         priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     default_value_estimator = None
     deterministic_sampling_mode = ExplorationType.RANDOM
-    #: Fields of the accepted keys that a subclass reads.
-    data_keys: tuple[str, ...] = ()
+    actor_class: type[TensorDictModule]
+    data_keys: tuple[str, ...]  # fields of the accepted keys
     out_keys = ["loss_actor", "bc"]  # noqa: RUF012 (TorchRL's convention)
 
     actor_network: TensorDictModule
@@ -96,6 +62,11 @@ class SequenceLoss(LossModule):
         *,
         reduction: Literal["none", "mean", "sum"] = "mean",
     ) -> None:
+        if not isinstance(actor_network, self.actor_class):
+            raise TypeError(
+                f"{type(self).__name__} trains a {self.actor_class.__name__}, got "
+                f"{type(actor_network).__name__}"
+            )
         if reduction not in REDUCTIONS:
             raise ConfigError(f"reduction is {reduction!r}: use {' or '.join(REDUCTIONS)}")
         super().__init__()
@@ -158,15 +129,18 @@ class PromptDT(SequenceLoss):
         reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``, over rows.
 
     Raises:
-        TypeError: if the actor is another; and as
-            :class:`~llmdpd_torchrl.baselines.SequenceLoss` does.
+        ConfigError: on an unknown reduction.
+        TypeError: if the actor is another.
+        DataError: if the batch lacks a key.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.modules import ObservationFeatures, PromptDecisionTransformer
-        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> network = PromptDecisionTransformer(features, 2, 4, 5, width=8, layers=1)
-        >>> loss = PromptDT(DecisionTransformerActor(network))
+        >>> from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig, make_networks
+        >>> config = NetworkConfig(
+        ...     prompt="trajectory", conditioning="sequence", actor="decision_transformer",
+        ...     observation_fields={"state": (0, 3)}, observation_keep=["state"], action_dim=2,
+        ...     trajectory_length=4, sequence=SequenceConfig(history=5, width=8, layers=1))
+        >>> loss = PromptDT(make_networks(config).actor)
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
@@ -176,20 +150,9 @@ class PromptDT(SequenceLoss):
         ['bc', 'loss_actor']
     """
 
+    actor_class = DecisionTransformerActor
     data_keys = ("action", "history_action", "history_mask")
     actor_network: DecisionTransformerActor
-
-    def __init__(
-        self,
-        actor_network: DecisionTransformerActor,
-        *,
-        reduction: Literal["none", "mean", "sum"] = "mean",
-    ) -> None:
-        if not isinstance(actor_network, DecisionTransformerActor):
-            raise TypeError(
-                f"PromptDT trains a DecisionTransformerActor, got {type(actor_network).__name__}"
-            )
-        super().__init__(actor_network, reduction=reduction)
 
     def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
         keys = self.tensor_keys
@@ -222,19 +185,21 @@ class MTDiff(SequenceLoss):
         reduction (str): ``"none"`` | ``"mean"`` | ``"sum"``, over rows.
 
     Raises:
-        ConfigError: if ``return_dropout`` is not in [0, 1), or 0 though the actor guides.
-        TypeError: if the actor is no such one; and as
-            :class:`~llmdpd_torchrl.baselines.SequenceLoss` does.
+        ConfigError: if ``return_dropout`` is not in [0, 1), or 0 though the actor guides; on an
+            unknown reduction.
+        TypeError: if the actor is another.
+        DataError: if the batch lacks a key.
 
     Randomness comes from torch's global generator.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.modules import (
-        ...     ObservationFeatures, SequenceConfig, make_sequence_actor)
-        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> sizes = SequenceConfig(history=2, horizon=8, width=8)
-        >>> loss = MTDiff(make_sequence_actor("plan_diffusion", features, 2, 4, sizes))
+        >>> from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig, make_networks
+        >>> config = NetworkConfig(
+        ...     prompt="trajectory", conditioning="sequence", actor="plan_diffusion", action_dim=2,
+        ...     observation_fields={"state": (0, 3)}, observation_keep=["state"],
+        ...     trajectory_length=4, sequence=SequenceConfig(history=2, horizon=8, width=16))
+        >>> loss = MTDiff(make_networks(config).actor)
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
@@ -243,27 +208,20 @@ class MTDiff(SequenceLoss):
         ['bc', 'loss_actor']
     """
 
+    actor_class = PlanDiffusionActor
     data_keys = ("plan", "plan_mask")
     actor_network: PlanDiffusionActor
 
     def __init__(
-        self,
-        actor_network: PlanDiffusionActor,
-        *,
-        return_dropout: Dropout = 0.25,
-        reduction: Literal["none", "mean", "sum"] = "mean",
+        self, actor_network: PlanDiffusionActor, *, return_dropout: Dropout = 0.25, **kwargs: Any
     ) -> None:
-        if not isinstance(actor_network, PlanDiffusionActor):
-            raise TypeError(
-                f"MTDiff trains a PlanDiffusionActor, got {type(actor_network).__name__}"
-            )
+        super().__init__(actor_network, **kwargs)
         guides = cast(PlanDenoiser, actor_network.module.score_network).guidance != 1.0
         if not 0.0 <= return_dropout < 1.0 or (guides and not return_dropout):
             raise ConfigError(
                 f"loss.return_dropout is {return_dropout}: it must be below 1, and above 0 where "
                 "network.sequence.guidance is not 1"
             )
-        super().__init__(actor_network, reduction=reduction)
         self.return_dropout = return_dropout
 
     def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:

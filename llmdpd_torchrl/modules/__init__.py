@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from llmdpd_torchrl.modules.actors.decision_transformer import (
-    DecisionTransformerActor,
-    PromptDecisionTransformer,
-)
+from llmdpd_torchrl.modules.actors.decision_transformer import DecisionTransformerActor
 from llmdpd_torchrl.modules.actors.diffusion import SELECTIONS, DiffusionActor, QSelectedActor
-from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
-from llmdpd_torchrl.modules.actors.plan_diffusion import (
-    PlanConditioner,
-    PlanDenoiser,
-    PlanDiffusionActor,
-)
-from llmdpd_torchrl.modules.build import Networks, make_networks, make_sequence_actor
+from llmdpd_torchrl.modules.actors.direct import DeterministicActor, GaussianActor
+from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDiffusionActor
+from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.conditioning import (
     GatedConditioner,
     ObservationConditioner,
@@ -21,14 +14,7 @@ from llmdpd_torchrl.modules.conditioning import (
 )
 from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
-from llmdpd_torchrl.modules.denoiser import (
-    ACTIVATIONS,
-    MLPDenoiser,
-    ResidualDenoiser,
-    SinusoidalTimeEmbedding,
-    make_activation,
-    make_mlp,
-)
+from llmdpd_torchrl.modules.denoiser import ACTIVATIONS, MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
@@ -36,22 +22,14 @@ from llmdpd_torchrl.modules.prompt_encoder import (
     TextHead,
     TrajectoryEncoder,
 )
-from llmdpd_torchrl.modules.samplers import (
-    NOISE_SCHEDULES,
-    SAMPLERS,
-    NoiseSchedule,
-    ReverseStep,
-    Sampler,
-)
+from llmdpd_torchrl.modules.samplers import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 
 __all__ = [
     "ACTIVATIONS", "NOISE_SCHEDULES", "PREDICTIONS", "SAMPLERS", "SELECTIONS",
     "SEQUENCE_ACTORS", "DecisionTransformerActor", "DeterministicActor", "DiffusionActor",
-    "DiffusionModule", "DirectNetwork", "GatedConditioner", "GaussianActor", "MLPDenoiser",
-    "NetworkConfig", "Networks", "NoiseSchedule", "ObservationConditioner",
-    "ObservationFeatures", "PlanConditioner", "PlanDenoiser", "PlanDiffusionActor",
-    "PromptDecisionTransformer", "PromptEncoder", "PromptNetwork", "QSelectedActor",
-    "QValueNetwork", "ResidualDenoiser", "ReverseStep", "Sampler", "SequenceConfig",
-    "SinusoidalTimeEmbedding", "TextHead", "TrajectoryEncoder", "make_activation", "make_mlp",
-    "make_networks", "make_qvalue_networks", "make_sequence_actor",
+    "DiffusionModule", "GatedConditioner", "GaussianActor", "MLPDenoiser", "NetworkConfig",
+    "Networks", "NoiseSchedule", "ObservationConditioner", "ObservationFeatures",
+    "PlanDiffusionActor", "PromptEncoder", "PromptNetwork", "QSelectedActor", "QValueNetwork",
+    "ResidualDenoiser", "SequenceConfig", "TextHead", "TrajectoryEncoder", "make_networks",
+    "make_qvalue_networks",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 
 class ObservationFeatures(nn.Module):
@@ -30,7 +30,7 @@ class ObservationFeatures(nn.Module):
     Shapes: ``[*, O]`` of any number type to ``[*, out_features]`` in the module's.
 
     Raises:
-        ValueError: if a name is not in ``fields`` or a pair has unequal lengths.
+        ConfigError: if a name is not in ``fields`` or a pair has unequal lengths.
         DataError: when called, if the observation has another width than ``fields`` say.
 
     Examples:
@@ -57,15 +57,17 @@ class ObservationFeatures(nn.Module):
     ) -> None:
         super().__init__()
         if any(scale <= 0 for scale in scales):
-            raise ValueError(f"scales must be above 0, found {list(scales)}")
+            raise ConfigError(f"observation_scales is {[*scales]}: each must be above 0")
         names = [*keep, *(name for pair in differences for name in pair)]
         unknown = sorted(set(names) - set(fields))
         if unknown:
-            raise ValueError(f"unknown field {unknown[0]!r}: use some of {', '.join(fields)}")
+            raise ConfigError(
+                f"unknown observation field {unknown[0]!r}: use some of {', '.join(fields)}"
+            )
         entries = {name: list(range(*fields[name])) for name in names}
         for first, second in differences:
             if len(entries[first]) != len(entries[second]):
-                raise ValueError(f"fields {first!r} and {second!r} differ in length")
+                raise ConfigError(f"observation fields {first!r} and {second!r} differ in length")
         self.clip = clip
         self.width = max(end for _, end in fields.values())
         columns = {
@@ -93,17 +95,14 @@ class ObservationFeatures(nn.Module):
         return torch.cat([observation[..., self._selected], differences], dim=-1), differences
 
     @torch.no_grad()
-    def fit(self, observation: torch.Tensor, *, minimum_std: float = 0.01) -> ObservationFeatures:
+    def fit(self, observation: torch.Tensor) -> ObservationFeatures:
         """Set mean and standard deviation from observations ``[N, O]`` of the training tasks.
 
-        Args:
-            observation: training observations.
-            minimum_std: floor of the standard deviation, in the observation's units (1 cm): smaller
-                variation is noise.
+        The deviation is at least 0.01 of the observation's units (1 cm): less is noise.
         """
         features, _ = self._select(observation)
         self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp_min(minimum_std))
+        self.std.copy_(features.std(0).clamp_min(0.01))
         return self
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:

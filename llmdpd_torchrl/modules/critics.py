@@ -27,9 +27,6 @@ class QValueNetwork(nn.Module):
             normaliser.
         conditioner (nn.Module, optional): maps all inputs but the action to one vector, like an
             actor's; instead of ``observation_module``.
-        layer_norm (bool): normalise before each activation. It bounds what the critic makes of
-            actions that the data does not hold, which a bootstrapped target else drives up (Ball et
-            al. 2023, section 4.2).
 
     Examples:
         >>> critic = QValueNetwork(39 + 4 + 16)
@@ -43,7 +40,6 @@ class QValueNetwork(nn.Module):
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
         observation_module: nn.Module | None = None,
-        layer_norm: bool = False,
         conditioner: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -52,7 +48,7 @@ class QValueNetwork(nn.Module):
         self.in_features = in_features
         self.observation_module = observation_module
         self.conditioner = conditioner
-        self.mlp = make_mlp(in_features, hidden, 1, activation, layer_norm=layer_norm)
+        self.mlp = make_mlp(in_features, hidden, 1, activation)
 
     def forward(self, observation: Tensor, action: Tensor, *others: Tensor) -> Tensor:
         """Return the values, [*, 1].
@@ -83,7 +79,6 @@ def make_qvalue_networks(
     hidden: Sequence[int] = (256, 256, 256),
     activation: str = "mish",
     observation_module: nn.Module | None = None,
-    layer_norm: bool = False,
     conditioner: nn.Module | None = None,
     condition_keys: Sequence[NestedKey] = (),
 ) -> list[TensorDictModule]:
@@ -96,15 +91,12 @@ def make_qvalue_networks(
 
     Keyword Args:
         num (int): number of critics.
-        hidden, activation, layer_norm: see :class:`QValueNetwork`.
+        hidden, activation: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
         conditioner (nn.Module, optional): each critic gets its own copy, see
             :class:`QValueNetwork`. ``observation_dim`` is then the width of its output.
         condition_keys (sequence of NestedKey): entries that the conditioner reads besides the
             observation.
-
-    Raises:
-        ConfigError: if ``num`` is below 1.
 
     Returns:
         modules from ``observation``, ``action`` (and ``prompt_embedding``) to
@@ -114,10 +106,7 @@ def make_qvalue_networks(
         >>> [critic.out_keys for critic in make_qvalue_networks(39, 4, 16)]
         [['state_action_value'], ['state_action_value']]
     """
-    if num < 1:
-        raise ConfigError(f"num is {num}: at least one critic is needed")
-    in_keys: list[NestedKey] = ["observation", "action"]
-    in_keys += condition_keys
+    in_keys: list[NestedKey] = ["observation", "action", *condition_keys]
     if prompt_dim:
         in_keys.append("prompt_embedding")
     in_features = observation_dim + action_dim + prompt_dim
@@ -128,8 +117,7 @@ def make_qvalue_networks(
                 hidden,
                 activation,
                 copy.deepcopy(observation_module),
-                layer_norm=layer_norm,
-                conditioner=copy.deepcopy(conditioner),
+                copy.deepcopy(conditioner),
             ),
             in_keys=in_keys,
         )

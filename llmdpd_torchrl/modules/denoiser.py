@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchrl.modules import MLP
 
 from llmdpd_torchrl.modules.samplers import ExactTables, NoiseSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 
 #: Names that configurations may use, and what each builds.
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "mish": nn.Mish,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -24,44 +25,21 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-def make_activation(name: str) -> nn.Module:
-    """Build the activation called ``name``, one of :data:`ACTIVATIONS`.
-
-    Raises:
-        ConfigError: if the name is unknown.
-
-    Examples:
-        >>> make_activation("silu")
-        SiLU()
-    """
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
-
-
 def make_mlp(
-    in_features: int,
-    hidden: Sequence[int],
-    out_features: int,
-    activation: str = "mish",
-    *,
-    layer_norm: bool = False,
-) -> nn.Sequential:
-    """Linear layers, in float32, with an optional normalisation and an activation between them.
-
-    Examples:
-        >>> len(make_mlp(3, (8, 8), 2))
-        5
-    """
-    float32 = torch.float32  # whatever torch's default number type is
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers.append(nn.Linear(in_features, width, dtype=float32))
-        if layer_norm:
-            layers.append(nn.LayerNorm(width, dtype=float32))
-        layers.append(make_activation(activation))
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, out_features, dtype=float32))
+    in_features: int, hidden: Sequence[int], out_features: int, activation: str = "mish"
+) -> MLP:
+    """TorchRL's MLP in float32, whatever torch's default, with one of :data:`ACTIVATIONS`."""
+    if activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}"
+        )
+    return MLP(
+        in_features,
+        out_features,
+        num_cells=list(hidden),
+        activation_class=ACTIVATIONS[activation],
+        layer_kwargs={"dtype": torch.float32},
+    )
 
 
 class SinusoidalTimeEmbedding(ExactTables):
@@ -69,13 +47,6 @@ class SinusoidalTimeEmbedding(ExactTables):
 
     Angles are computed in float32 or wider: in a half precision the steps of a long diffusion would
     fall together.
-
-    Args:
-        dim (int): width of the embedding, even and at least 4.
-
-    Examples:
-        >>> SinusoidalTimeEmbedding(4)(torch.tensor([[0.0], [1.0]])).shape
-        torch.Size([2, 4])
     """
 
     frequencies: Tensor
@@ -100,12 +71,6 @@ class FirstLayer(NamedTuple):
         weight: [H, A], the columns of the noisy action.
         bias: [H] or [*, H], what the step adds.
         hidden: [*, H], what the condition adds, the same at all steps.
-
-    Examples:
-        >>> denoiser = MLPDenoiser(action_dim=4, condition_dim=39, hidden=(8,))
-        >>> (layer,) = denoiser.precondition(torch.randn(2, 39), steps=[0])
-        >>> layer.weight.shape, layer.bias.shape, layer.hidden.shape
-        (torch.Size([8, 4]), torch.Size([8]), torch.Size([2, 8]))
     """
 
     weight: Tensor
@@ -191,11 +156,8 @@ class MLPDenoiser(nn.Module):
             steps (sequence of int): the steps that will be visited.
 
         Returns:
-            one layer per step, to be given to :meth:`forward` with noisy actions of shape [*, A] or
-            with more dimensions in front.
-
-        Raises:
-            ConfigError: if the condition's width is not C.
+            one layer per step, for :meth:`forward` with noisy actions [*, A] or with more
+            dimensions in front.
         """
         self._check_condition(condition.shape[-1])
         first = cast(nn.Linear, self.mlp[0])
@@ -224,16 +186,10 @@ class MLPDenoiser(nn.Module):
 
 
 class _Step(NamedTuple):
-    """What :meth:`ResidualDenoiser.precondition` makes for one step: the inner network's, and ours.
+    """What :meth:`ResidualDenoiser.precondition` makes for one step."""
 
-    Attributes:
-        layer: the inner network's.
-        base: [*, A].
-        signal, noise: levels of the step.
-    """
-
-    layer: Any
-    base: Tensor
+    layer: FirstLayer
+    base: Tensor  # [*, A]
     signal: float
     noise: float
 

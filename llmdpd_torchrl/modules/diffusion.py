@@ -26,12 +26,6 @@ def is_deterministic() -> bool:
 
     A diffusion has neither mean, mode nor median in closed form; all of them ask for the one
     deterministic action.
-
-    Examples:
-        >>> from torchrl.envs.utils import ExplorationType, set_exploration_type
-        >>> with set_exploration_type(ExplorationType.MODE):
-        ...     is_deterministic()
-        True
     """
     return interaction_type() not in (None, InteractionType.RANDOM)
 
@@ -107,8 +101,6 @@ class DiffusionModule(nn.Module):
             raise ConfigError(
                 f"unknown prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}"
             )
-        if action_dim < 1:
-            raise ConfigError(f"action_dim is {action_dim}: an action has at least one entry")
         low, high = action_bounds
         if not -math.inf < low < high < math.inf:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +11,13 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
 
-from llmdpd_torchrl.modules.denoiser import make_activation
+from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.prompts.tables import PromptTables
+
+#: Of a trajectory's steps, in the order in which the encoder reads them.
+_STEP_KEYS = ("observation", "action", "reward", "mask")
+#: Meta-World's rewards lie in [0, 10]; those of other environments are read in the same unit.
+_REWARD_SCALE = 10.0
 
 
 class TextHead(nn.Module):
@@ -24,8 +29,7 @@ class TextHead(nn.Module):
     Args:
         training_embeddings: ``[T, D]`` embeddings of the training tasks' prompts.
         features: width of the output.
-        hidden: width of the hidden layer.
-        activation: its activation.
+        activation: of the hidden layer, 128 wide.
 
     Shapes: ``[*, D]`` to ``[*, features]``.
 
@@ -42,25 +46,16 @@ class TextHead(nn.Module):
         self,
         training_embeddings: torch.Tensor,
         features: int = 32,
-        hidden: int = 128,
         activation: str = "mish",
     ) -> None:
         super().__init__()
-        if training_embeddings.ndim != 2:
-            raise ValueError(
-                f"training_embeddings must be [T, D], found {list(training_embeddings.shape)}"
-            )
         mean = training_embeddings.mean(0)
         rms = (training_embeddings - mean).pow(2).mean().sqrt()
         self.register_buffer("mean", mean)
         # One training task has no spread around its own mean.
         self.register_buffer("rms", rms if rms > 0 else torch.ones_like(rms))
         self.features = features
-        self.network = nn.Sequential(
-            nn.Linear(training_embeddings.shape[-1], hidden),
-            make_activation(activation),
-            nn.Linear(hidden, features),
-        )
+        self.network = make_mlp(training_embeddings.shape[-1], (128,), features, activation)
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         """Features of a text embedding."""
@@ -116,9 +111,7 @@ class TrajectoryEncoder(nn.Module):
         self.transformer = nn.TransformerEncoder(
             layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
-        self.head = nn.Sequential(
-            nn.Linear(width, width), make_activation(activation), nn.Linear(width, features)
-        )
+        self.head = make_mlp(width, (width,), features, activation)
 
     def forward(
         self,
@@ -130,8 +123,8 @@ class TrajectoryEncoder(nn.Module):
         """Features of a trajectory."""
         shape, length = mask.shape[:-1], mask.shape[-1]
         mask = mask.reshape(-1, length)
-        # Meta-World's rewards lie in [0, 10].
-        inputs = torch.cat([self.observation_module(observation), action, reward / 10.0], dim=-1)
+        steps = [self.observation_module(observation), action, reward / _REWARD_SCALE]
+        inputs = torch.cat(steps, dim=-1)
         tokens = self.token(inputs.reshape(-1, length, inputs.shape[-1]))
         tokens = self.transformer(tokens + self.position, src_key_padding_mask=~mask)
         weight = mask.unsqueeze(-1).to(tokens.dtype)
@@ -200,8 +193,7 @@ class PromptEncoder(nn.Module):
     def encode_trajectory(self, trajectory: TensorDictBase) -> torch.Tensor:
         """g_φ of prompts ``[*, L]``."""
         assert self.trajectory is not None
-        names = ("observation", "action", "reward", "mask")
-        return self.trajectory(*(trajectory[name] for name in names))
+        return self.trajectory(*(trajectory[name] for name in _STEP_KEYS))
 
 
 def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.Tensor:
@@ -223,8 +215,8 @@ class PromptNetwork(TensorDictModuleBase):
     Args:
         encoder: the trainable part.
         tables: the prompts that rows point into (mode ``index``).
-        out_key: where z is written, ``"prompt_embedding"`` [*, d_z].
 
+    z is written to ``"prompt_embedding"`` [*, d_z].
     ``in_keys`` are ``("prompt", "text_index")`` and ``("prompt", "trajectory_index")`` [*, 1], or
     ``("prompt", "text")`` [*, D] and the entries of ``("prompt", "trajectory")``, less those of a
     part that the encoder does not have.
@@ -243,50 +235,37 @@ class PromptNetwork(TensorDictModuleBase):
         torch.Size([3, 32])
     """
 
-    def __init__(
-        self,
-        encoder: PromptEncoder,
-        tables: PromptTables | None = None,
-        *,
-        out_key: NestedKey = "prompt_embedding",
-    ) -> None:
+    def __init__(self, encoder: PromptEncoder, tables: PromptTables | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.indexed = tables is not None
-        if tables is not None and encoder.text is not None and tables.text is None:
-            raise ValueError("the encoder has a text head: give PromptTables with texts")
-        if tables is not None and encoder.trajectory is not None and tables.trajectories is None:
-            raise ValueError("the encoder reads trajectories: give PromptTables with trajectories")
+        self.in_keys: list[NestedKey] = []
+        self.out_keys = ["prompt_embedding"]
+        if encoder.text is not None:
+            if tables is not None and tables.text is None:
+                raise ValueError("the encoder has a text head: give PromptTables with texts")
+            self.in_keys.append(("prompt", "text" if tables is None else "text_index"))
+        if encoder.trajectory is not None and tables is None:
+            self.in_keys += [("prompt", "trajectory", name) for name in _STEP_KEYS]
+        elif encoder.trajectory is not None:
+            if tables is not None and tables.trajectories is None:
+                raise ValueError(
+                    "the encoder reads trajectories: give PromptTables with trajectories"
+                )
+            self.in_keys.append(("prompt", "trajectory_index"))
         # In a tuple, so that they are not registered. LossModule makes parameters and buffers of
         # its networks its own state, and keeps the network itself where .to() does not reach it.
-        self._tables: tuple[PromptTables, ...] = ()
-        if tables is not None:
-            self._tables = (tables.shallow_copy(),)
-        self.in_keys = list(self._keys())
-        self.out_keys = [out_key]
-
-    def _keys(self) -> Sequence[NestedKey]:
-        keys: list[NestedKey] = []
-        if self.encoder.text is not None:
-            keys.append(("prompt", "text_index" if self.indexed else "text"))
-        if self.encoder.trajectory is not None and self.indexed:
-            keys.append(("prompt", "trajectory_index"))
-        elif self.encoder.trajectory is not None:
-            names = ("observation", "action", "reward", "mask")
-            keys += [("prompt", "trajectory", name) for name in names]
-        return keys
+        self._tables = () if tables is None else (tables.shallow_copy(),)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write z."""
-        z = self._indexed(tensordict) if self.indexed else self._direct(tensordict)
-        return tensordict.set(self.out_keys[0], z)
+        if self._tables:
+            z = self._encode_indexed(tensordict, *self._tables)
+        else:
+            prompts = (tensordict.get(("prompt", name), None) for name in ("text", "trajectory"))
+            z = self.encoder(*prompts)
+        return tensordict.set("prompt_embedding", z)
 
-    def _direct(self, tensordict: TensorDictBase) -> torch.Tensor:
-        text = tensordict.get(("prompt", "text"), None)
-        return self.encoder(text, tensordict.get(("prompt", "trajectory"), None))
-
-    def _indexed(self, tensordict: TensorDictBase) -> torch.Tensor:
-        (tables,) = self._tables
+    def _encode_indexed(self, tensordict: TensorDictBase, tables: PromptTables) -> torch.Tensor:
         tables.follow(self.encoder.reference)
         # Each table by itself: of the pairs, dropout alone would make several times as many.
         parts = []
@@ -295,9 +274,9 @@ class PromptNetwork(TensorDictModuleBase):
             parts.append(_encode_rows(self.encoder.text, tables.text, row))
         if self.encoder.trajectory is not None:
             row = tensordict.get(("prompt", "trajectory_index"))
-            bank = tables.trajectories
-            assert bank is not None
-            parts.append(_encode_rows(self.encoder.encode_trajectory, bank.prompts, row))
+            assert tables.trajectories is not None
+            prompts = tables.trajectories.prompts
+            parts.append(_encode_rows(self.encoder.encode_trajectory, prompts, row))
         return torch.cat(parts, dim=-1)
 
 

@@ -41,14 +41,6 @@ class ExactTables(nn.Module):
 
     They are given in float64 and held in float32, or in float64 after ``.double()``; a cast to a
     half precision leaves them float32. Being constants, they are not part of the ``state_dict``.
-
-    Args:
-        tables (mapping of str to Tensor): float64 tensors by the buffers' names.
-
-    Examples:
-        >>> tables = ExactTables({"third": torch.tensor([1 / 3], dtype=torch.float64)})
-        >>> tables.half().third.dtype, tables.double().third.item() == 1 / 3
-        (torch.float32, True)
     """
 
     def __init__(self, tables: Mapping[str, Tensor]) -> None:
@@ -149,11 +141,6 @@ class ReverseStep(NamedTuple):
 
     The coefficients are Python floats: they cost no tensor and no device round trip, no cast rounds
     them, and nothing is remembered between calls.
-
-    Examples:
-        >>> step = ReverseStep(noisy=0.5, clean=2.0)
-        >>> step(torch.ones(3), torch.ones(3))
-        tensor([2.5000, 2.5000, 2.5000])
     """
 
     noisy: float
@@ -168,16 +155,7 @@ class ReverseStep(NamedTuple):
         previous: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Take the step.
-
-        Args:
-            noisy (Tensor): x_now, [*, A].
-            clean (Tensor): x0 predicted from it, [*, A].
-            previous (Tensor, optional): x0 predicted one step before; read by multistep samplers.
-            generator (torch.Generator, optional): source of the noise, where the step adds some.
-
-        Returns:
-            x_then, [*, A].
+        """x_then [*, A] of x_now and x0 and, where they are read, x0 one step before and noise.
 
         Raises:
             ValueError: if the step reads ``previous`` and there is none.
@@ -203,10 +181,6 @@ class Sampler(NamedTuple):
             to visit, noisiest first.
         step: from alpha_bar one visited step before (``None`` at the first), now and then to the
             reverse step from now to then.
-
-    Examples:
-        >>> SAMPLERS["ddim"].path([0.9, 0.7, 0.5, 0.3, 0.1], 3)
-        [4, 2, 0]
     """
 
     path: Callable[[Sequence[float], int], list[int]]
@@ -301,14 +275,6 @@ def reverse_process(
         path ends the sample is the clean action itself: to go from there to no noise at all is what
         DDPM and DDIM do, and DPM-Solver++ if its last step is of first order, as its authors advise
         for few steps.
-
-    Raises:
-        ConfigError: if the name is unknown or the number impossible.
-
-    Examples:
-        >>> path, steps = reverse_process("ddim", [0.9, 0.7, 0.5, 0.3, 0.1], num_steps=3)
-        >>> path, [round(step.noisy, 3) for step in steps]
-        ([4, 2, 0], [0.745, 0.447])
     """
     if sampler not in SAMPLERS:
         raise ConfigError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")

@@ -5,13 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from llmdpd_torchrl.baselines import ALGORITHMS, MTDiff, PromptDT
-from llmdpd_torchrl.modules import (
-    NetworkConfig,
-    ObservationFeatures,
-    SequenceConfig,
-    make_networks,
-    make_sequence_actor,
-)
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
@@ -19,11 +13,24 @@ L, H, F, OBS, A = 3, 4, 5, 2, 1
 NAMES = {"prompt_dt": "decision_transformer", "mtdiff": "plan_diffusion"}
 
 
+def make_actor(kind, **options):
+    config = NetworkConfig(
+        prompt="trajectory",
+        conditioning="sequence",
+        actor=kind,
+        observation_fields={"state": (0, OBS)},
+        observation_keep=["state"],
+        action_dim=A,
+        trajectory_length=L,
+        **options,
+    )
+    return make_networks(config).actor
+
+
 def make(name, seed=0, **settings):
     torch.manual_seed(seed)
-    features = ObservationFeatures({"state": (0, OBS)}, keep=["state"])
-    config = SequenceConfig(history=H, horizon=F, width=16, layers=2, return_scale=1.0)
-    actor = make_sequence_actor(NAMES[name], features, A, L, config, prediction="v")
+    sizes = {"history": H, "horizon": F, "width": 16, "layers": 2, "return_scale": 1.0}
+    actor = make_actor(NAMES[name], prediction="v", sequence=sizes)
     return actor, ALGORITHMS[name].loss(actor, **settings)
 
 
@@ -163,9 +170,8 @@ def test_every_step_of_the_history_is_learnt():
 
 def test_dropout_is_on_in_training():
     torch.manual_seed(0)
-    features = ObservationFeatures({"state": (0, OBS)}, keep=["state"])
-    config = SequenceConfig(history=H, width=16, layers=1, dropout=0.2)
-    loss = PromptDT(make_sequence_actor("decision_transformer", features, A, L, config))
+    sizes = {"history": H, "width": 16, "layers": 1, "dropout": 0.2}
+    loss = PromptDT(make_actor("decision_transformer", sequence=sizes))
     data = batch()
     assert not torch.equal(loss(data)["bc"], loss(data)["bc"])
 

@@ -12,11 +12,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from llmdpd_torchrl.modules import (
     DiffusionActor,
     NetworkConfig,
-    ObservationFeatures,
-    PlanDenoiser,
-    SequenceConfig,
     make_networks,
-    make_sequence_actor,
 )
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
@@ -27,9 +23,19 @@ KINDS = ("decision_transformer", "plan_diffusion")
 
 def make(kind, seed=0, **sizes):
     torch.manual_seed(seed)
-    features = ObservationFeatures({"state": (0, OBS)}, keep=["state"])
-    config = SequenceConfig(**{"history": H, "horizon": F, "width": 16, "layers": 2, **sizes})
-    actor = make_sequence_actor(kind, features, A, L, config, num_steps=8, prediction="x0").eval()
+    config = NetworkConfig(
+        prompt="trajectory",
+        conditioning="sequence",
+        actor=kind,
+        observation_fields={"state": (0, OBS)},
+        observation_keep=["state"],
+        action_dim=A,
+        trajectory_length=L,
+        diffusion_steps=8,
+        prediction="x0",
+        sequence={"history": H, "horizon": F, "width": 16, "layers": 2, **sizes},
+    )
+    actor = make_networks(config).actor.eval()
     if kind == "plan_diffusion":  # actions at the range's ends would hide what they depend on
         actor.module.score_network.head[-1].weight.data *= 0.1
     return actor
@@ -179,11 +185,8 @@ def test_plans_are_drawn_with_the_generator():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match="unknown actor 'gpt'"):
+    with pytest.raises(ConfigError, match=r"unknown network\.actor 'gpt'"):
         make("gpt")
-    denoiser = PlanDenoiser(OBS, A, L, H, F, width=8)
-    with pytest.raises(ConfigError, match="the planner reads"):
-        denoiser.precondition(torch.zeros(2, 3), [0])
     actor, data = make("plan_diffusion"), state()
     data["history", "observation"] = torch.zeros(3, H, OBS + 1)
     with pytest.raises(DataError, match="the network reads 3"):

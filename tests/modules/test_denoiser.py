@@ -14,10 +14,9 @@ from llmdpd_torchrl.modules import (
     MLPDenoiser,
     NetworkConfig,
     ResidualDenoiser,
-    SinusoidalTimeEmbedding,
-    make_activation,
     make_networks,
 )
+from llmdpd_torchrl.modules.denoiser import SinusoidalTimeEmbedding
 from llmdpd_torchrl.utils.errors import ConfigError
 
 BASE = slice(1, 3)
@@ -25,12 +24,12 @@ BASE = slice(1, 3)
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_every_name_builds_a_module(name):
-    assert make_activation(name)(torch.zeros(2, 3)).shape == (2, 3)
+    assert MLPDenoiser(2, 3, activation=name)(torch.zeros(5, 6)).shape == (5, 2)
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"'swish'.*mish, relu, silu, gelu, tanh"):
-        make_activation("swish")
+        MLPDenoiser(2, 3, activation="swish")
 
 
 def test_time_embedding_is_the_stated_formula():

@@ -23,11 +23,11 @@ def trajectory_encoder(length=16):
 
 
 def encoder():
-    return PromptEncoder(TextHead(TABLE, 3, 8), trajectory_encoder())
+    return PromptEncoder(TextHead(TABLE, 3), trajectory_encoder())
 
 
 def test_text_is_centred_on_the_training_prompts():
-    head = TextHead(TABLE * 10 + 100, 3, 8)
+    head = TextHead(TABLE * 10 + 100, 3)
     seen = []
     head.network[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     head(TABLE * 10 + 100)
@@ -36,7 +36,7 @@ def test_text_is_centred_on_the_training_prompts():
 
 
 def test_one_training_prompt_is_not_divided_by_zero():
-    assert TextHead(TABLE[:1], 3, 8)(TABLE).isfinite().all()
+    assert TextHead(TABLE[:1], 3)(TABLE).isfinite().all()
 
 
 def test_a_trained_head_tells_opposites_apart():
@@ -96,7 +96,7 @@ def test_each_distinct_prompt_is_encoded_once(bank):
 
 
 def test_a_part_can_be_left_out(bank):
-    text = PromptNetwork(PromptEncoder(TextHead(TABLE, 3, 8), None), PromptTables(TABLE))
+    text = PromptNetwork(PromptEncoder(TextHead(TABLE, 3), None), PromptTables(TABLE))
     assert text.in_keys == [("prompt", "text_index")]
     tables = PromptTables(trajectories=bank)
     trajectory = PromptNetwork(PromptEncoder(None, trajectory_encoder()), tables)

@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.data import TensorSpec
 from torchrl.modules import DecisionTransformer, SafeModule
 
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
@@ -29,26 +28,13 @@ class PromptDecisionTransformer(DecisionTransformer):
 
     Args:
         features: features of observations; used as they are, not trained.
-        action_dim: A.
-        prompt_steps: L.
-        history_steps: H.
+        action_dim, prompt_steps, history_steps: A, L and H.
         width, layers, heads: sizes of GPT-2; its inner layer is four times as wide.
         dropout: dropout of embeddings, attention and residuals in training.
         return_scale: divisor of returns.
 
     Shapes: of the prompt [*, L, O], [*, L, A], [*, L, 1] and the mask [*, L], of the history the
     same with H, to actions [*, H, A] in (-1, 1).
-
-    Raises:
-        ConfigError: if the package ``transformers``, which TorchRL takes GPT-2 from, is missing.
-
-    Examples:
-        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> network = PromptDecisionTransformer(features, 2, 4, 5, width=8, layers=1)
-        >>> prompt, history = ((torch.randn(6, n, 3), torch.rand(6, n, 2), torch.rand(6, n, 1),
-        ...                     torch.ones(6, n, dtype=torch.bool)) for n in (4, 5))
-        >>> network(*prompt, *history).shape
-        torch.Size([6, 5, 2])
     """
 
     def __init__(
@@ -142,13 +128,15 @@ class DecisionTransformerActor(SafeModule):
 
     Args:
         network: maps prompt and history to the actions of the history.
-        spec: spec of the action.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> network = PromptDecisionTransformer(features, 2, 4, 5, width=8, layers=1)
-        >>> actor = DecisionTransformerActor(network)
+        >>> from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig, make_networks
+        >>> config = NetworkConfig(
+        ...     prompt="trajectory", conditioning="sequence", actor="decision_transformer",
+        ...     observation_fields={"state": (0, 3)}, observation_keep=["state"], action_dim=2,
+        ...     trajectory_length=4, sequence=SequenceConfig(history=5, width=8, layers=1))
+        >>> actor = make_networks(config).actor
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
@@ -159,12 +147,10 @@ class DecisionTransformerActor(SafeModule):
 
     module: PromptDecisionTransformer
 
-    def __init__(
-        self, network: PromptDecisionTransformer, *, spec: TensorSpec | None = None
-    ) -> None:
+    def __init__(self, network: PromptDecisionTransformer) -> None:
         keys: list[NestedKey] = [("prompt", "trajectory", name) for name in _HISTORY]
         keys += [("history", name) for name in _HISTORY]
-        super().__init__(network, keys, ["action"], spec=spec)
+        super().__init__(network, keys, ["action"])
 
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None

@@ -17,9 +17,9 @@ from llmdpd_torchrl.modules.denoiser import MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import DiffusionModule, is_deterministic
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-#: How one of the candidates is chosen: there is only one; the most valued; or at random, with odds
-#: that grow exponentially with the value.
-SELECTIONS = ("none", "argmax", "softmax")
+#: How one of the candidates is chosen: the most valued, or at random, with odds that grow
+#: exponentially with the value.
+SELECTIONS = ("argmax", "softmax")
 
 
 class DiffusionActor(SafeModule):
@@ -198,12 +198,11 @@ class QSelectedActor(TensorDictModuleBase):
     Args:
         actor (DiffusionActor): the policy.
         critics (sequence of TensorDictModule): read the actor's ``out_keys[0]`` and anything else,
-            and write ``value_key``. May be empty for ``"none"``.
+            and write ``value_key``.
 
     Keyword Args:
-        selection (str): one of :data:`SELECTIONS`. ``"none"`` acts as ``actor`` does: a single
-            sample, and no value.
-        num_candidates (int): n, at least 1. Not read by ``"none"``.
+        selection (str): one of :data:`SELECTIONS`.
+        num_candidates (int): n, at least 1.
         temperature (float): T > 0, in units of Q. Read by ``"softmax"`` alone.
         value_key (NestedKey): where the critics write; the chosen action's :math:`\min_j Q_j`,
             [*, 1], is written there too.
@@ -217,6 +216,7 @@ class QSelectedActor(TensorDictModuleBase):
 
     Examples:
         >>> from tensordict import TensorDict
+        >>> from llmdpd_torchrl.modules import make_qvalue_networks
         >>> actor = DiffusionActor(action_dim=2, condition_dim=3, in_keys=["observation"])
         >>> policy = QSelectedActor(actor, make_qvalue_networks(3, 2), num_candidates=10)
         >>> data = policy(TensorDict({"observation": torch.randn(5, 3)}, [5]))
@@ -249,20 +249,17 @@ class QSelectedActor(TensorDictModuleBase):
                 'selection="argmax"'
             )
         self.actor = actor
-        if selection == "none":
-            critics = []
         self.critics = nn.ModuleList(critics)
         self.selection = selection
         self.num_candidates = num_candidates
         self.temperature = temperature
         self.action_key = unravel_key(actor.out_keys[0])
         self.value_key = unravel_key(value_key)
-        if selection != "none":
-            self._check_critics(critics)
+        self._check_critics(critics)
         others = [key for critic in critics for key in map(unravel_key, critic.in_keys)]
         self._critic_keys = [key for key in dict.fromkeys(others) if key != self.action_key]
         self.in_keys = list(dict.fromkeys([*map(unravel_key, actor.in_keys), *self._critic_keys]))
-        self.out_keys = [*actor.out_keys, *([self.value_key] if self.critics else [])]
+        self.out_keys = [*actor.out_keys, self.value_key]
         latents = torch.randn(
             num_candidates - 1,
             actor.module.action_dim,
@@ -276,8 +273,7 @@ class QSelectedActor(TensorDictModuleBase):
     def spec(self) -> Composite:
         """The specs of what is written."""
         spec = self.actor.spec.clone()
-        if self.critics:
-            spec[self.value_key] = Unbounded((*spec.shape, 1))
+        spec[self.value_key] = Unbounded((*spec.shape, 1))
         return spec
 
     @dispatch(auto_batch_size=False)
@@ -299,8 +295,6 @@ class QSelectedActor(TensorDictModuleBase):
         missing = [key for key in self.in_keys if tensordict.get(key) is None]
         if missing:
             raise DataError(f"the policy reads {missing[0]!r}, which the data lacks: add it")
-        if self.selection == "none":
-            return self.actor(tensordict, generator=generator)
         candidates = self._candidates(tensordict, generator)
         values = self._values(tensordict, candidates)
         index = self._choose(values, generator).unsqueeze(0)
@@ -355,9 +349,7 @@ class QSelectedActor(TensorDictModuleBase):
 
     def _check_critics(self, critics: Sequence[TensorDictModule]) -> None:
         if not critics:
-            raise ConfigError(
-                f'selection={self.selection!r} needs critics: give some, or use selection="none"'
-            )
+            raise ConfigError("critics is empty: give at least one, to choose by")
         for number, critic in enumerate(critics):
             if self.action_key not in map(unravel_key, critic.in_keys):
                 raise ConfigError(

@@ -22,21 +22,7 @@ _LOG_STD = (-5.0, 2.0)
 
 
 class DirectNetwork(nn.Module):
-    """An MLP on what a conditioner makes of its inputs, the same that a diffusion actor reads.
-
-    Args:
-        conditioner: maps the inputs to ``[*, condition_dim]``.
-        condition_dim: C.
-        out_features: width of the output.
-        hidden: widths of the hidden layers.
-        activation: activation of the MLP.
-
-    Examples:
-        >>> from llmdpd_torchrl.modules import ObservationConditioner
-        >>> network = DirectNetwork(ObservationConditioner(nn.Identity()), 3 + 5, 2, (8,))
-        >>> network(torch.randn(4, 3), torch.randn(4, 5)).shape
-        torch.Size([4, 2])
-    """
+    """An MLP on what a conditioner [*, condition_dim] makes of its inputs, to [*, out_features]."""
 
     def __init__(
         self,
@@ -85,11 +71,11 @@ class DeterministicActor(SafeModule):
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.modules import ObservationConditioner
-        >>> network = DirectNetwork(ObservationConditioner(nn.Identity()), 3, 2, (8,))
-        >>> actor = DeterministicActor(network, ["observation"])
-        >>> actor(TensorDict({"observation": torch.randn(4, 3)}, [4]))["action"].shape
-        torch.Size([4, 2])
+        >>> from llmdpd_torchrl.modules import NetworkConfig, make_networks
+        >>> config = NetworkConfig(prompt="none", actor="deterministic", hidden=[8])
+        >>> actor = make_networks(config).actor
+        >>> actor(TensorDict({"observation": torch.randn(4, 39)}, [4]))["action"].shape
+        torch.Size([4, 4])
     """
 
     module: _Squashed
@@ -147,11 +133,11 @@ class GaussianActor(ProbabilisticActor):
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.modules import ObservationConditioner
-        >>> network = DirectNetwork(ObservationConditioner(nn.Identity()), 3, 4, (8,))
-        >>> actor = GaussianActor(network, ["observation"], 2, squashed=True)
-        >>> actor(TensorDict({"observation": torch.randn(4, 3)}, [4]))["action"].shape
-        torch.Size([4, 2])
+        >>> from llmdpd_torchrl.modules import NetworkConfig, make_networks
+        >>> config = NetworkConfig(prompt="none", actor="tanh_gaussian", hidden=[8])
+        >>> actor = make_networks(config).actor
+        >>> actor(TensorDict({"observation": torch.randn(4, 39)}, [4]))["action"].shape
+        torch.Size([4, 4])
     """
 
     def __init__(

@@ -10,13 +10,11 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchrl.data import TensorSpec
 from torchrl.modules import SafeModule
 
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
-from llmdpd_torchrl.modules.denoiser import SinusoidalTimeEmbedding
+from llmdpd_torchrl.modules.denoiser import SinusoidalTimeEmbedding, make_mlp
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
-from llmdpd_torchrl.utils.errors import ConfigError
 
 #: Keys and values of some tokens, [B, heads, n, width / heads] each.
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
@@ -28,10 +26,6 @@ class PrefixBlock(nn.Module):
     Normalisation before attention and MLP, GELU, an inner layer four times as wide, as in GPT-2
     (Radford et al. 2019), but without its causal mask. The prefix's keys and values
     are computed once per sample, because a diffusion denoises many times under one condition.
-
-    Args:
-        width: width of the tokens.
-        heads: heads of the attention.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -54,10 +48,7 @@ class PrefixBlock(nn.Module):
     ) -> Tensor:
         """Let ``tokens`` ``[B, n, width]`` read one another, and the memory of m others.
 
-        Args:
-            tokens: tokens to be updated.
-            memory: keys and values of a prefix.
-            mask: ``[B, m + n]`` bool, true where a token may be read; ``None``: all may.
+        ``mask`` ``[B, m + n]`` is true where a token may be read; without it, all may.
         """
         normed = self.attention_norm(tokens)
         keys, values = self._keys_values(normed)
@@ -91,13 +82,6 @@ class PlanConditioner(nn.Module):
     Shapes: the prompt's observation [*, L, O], action [*, L, A] and mask [*, L], the history's
     observation [*, H, O], return-to-go [*, H, 1] and mask [*, H], to [*, C]: L times features,
     action and mask, H times features and mask, the present return-to-go, and 1, that it is there.
-
-    Examples:
-        >>> conditioner = PlanConditioner(ObservationFeatures({"s": (0, 3)}, keep=["s"]))
-        >>> prompt = torch.randn(6, 4, 3), torch.rand(6, 4, 2), torch.ones(6, 4).bool()
-        >>> history = torch.randn(6, 2, 3), torch.rand(6, 2, 1), torch.ones(6, 2).bool()
-        >>> conditioner(*prompt, *history).shape == (6, 4 * (3 + 2 + 1) + 2 * (3 + 1) + 2)
-        True
     """
 
     def __init__(self, features: ObservationFeatures, return_scale: float = 1000.0) -> None:
@@ -149,19 +133,11 @@ class PlanDenoiser(nn.Module):
 
     Args:
         observation_features: width of an observation's features.
-        action_dim: A.
-        prompt_steps: L.
-        history_steps: H.
-        horizon: F.
+        action_dim, prompt_steps, history_steps, horizon: A, L, H and F.
         width, layers, heads: sizes of the transformer.
         guidance: w. Only samples are guided, training is not.
 
     Shapes: ``[*, F A + C + 1]`` to ``[*, F A]``, C as in :class:`PlanConditioner`.
-
-    Examples:
-        >>> denoiser = PlanDenoiser(3, 2, 4, 2, 8, width=16)
-        >>> denoiser(torch.randn(6, 8 * 2 + denoiser.condition_dim + 1)).shape
-        torch.Size([6, 16])
     """
 
     def __init__(
@@ -189,9 +165,8 @@ class PlanDenoiser(nn.Module):
         self.embed_return = nn.Linear(1, width)
         self.no_return = nn.Parameter(torch.zeros(width))
         self.embed_time = nn.Sequential(
-            SinusoidalTimeEmbedding(width), nn.Linear(width, width), nn.Mish(),
-            nn.Linear(width, width),
-        )  # fmt: skip
+            SinusoidalTimeEmbedding(width), *make_mlp(width, (width,), width)
+        )
         length = prompt_steps + history_steps + horizon
         self.position = nn.Parameter(torch.randn(length, width) * 0.02)
         self.blocks = nn.ModuleList(PrefixBlock(width, heads) for _ in range(layers))
@@ -210,11 +185,6 @@ class PlanDenoiser(nn.Module):
 
     def precondition(self, condition: Tensor, path: Sequence[int]) -> list[_Prepared]:
         """Read the condition ``[*, C]`` once, for all steps that a sample visits."""
-        if condition.shape[-1] != self.condition_dim:
-            raise ConfigError(
-                f"the condition is {condition.shape[-1]} wide, the planner reads "
-                f"{self.condition_dim}: give it PlanConditioner's"
-            )
         memory, mask, returns = self._read(condition.reshape(-1, self.condition_dim))
         if self.guidance != 1.0:  # with the return, and without: one pass for both
             memory = [(keys.repeat(2, 1, 1, 1), values.repeat(2, 1, 1, 1))
@@ -290,15 +260,15 @@ class PlanDiffusionActor(SafeModule):
     Args:
         plans: a diffusion of F A values, under a :class:`PlanConditioner`.
         action_dim: A.
-        spec: spec of the action.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
-        >>> denoiser = PlanDenoiser(features.out_features, 2, 4, 2, 8, width=16)
-        >>> conditioner = PlanConditioner(features, return_scale=1000.0)
-        >>> plans = DiffusionModule(denoiser, 8 * 2, conditioner=conditioner)
-        >>> actor = PlanDiffusionActor(plans, 2)
+        >>> from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig, make_networks
+        >>> config = NetworkConfig(
+        ...     prompt="trajectory", conditioning="sequence", actor="plan_diffusion", action_dim=2,
+        ...     observation_fields={"state": (0, 3)}, observation_keep=["state"],
+        ...     trajectory_length=4, sequence=SequenceConfig(history=2, horizon=8, width=16))
+        >>> actor = make_networks(config).actor
         >>> def steps(n):
         ...     return {"observation": torch.randn(6, n, 3), "action": torch.rand(6, n, 2),
         ...             "return_to_go": torch.rand(6, n, 1), "mask": torch.ones(6, n).bool()}
@@ -309,14 +279,12 @@ class PlanDiffusionActor(SafeModule):
 
     module: DiffusionModule
 
-    def __init__(
-        self, plans: DiffusionModule, action_dim: int, *, spec: TensorSpec | None = None
-    ) -> None:
+    def __init__(self, plans: DiffusionModule, action_dim: int) -> None:
         keys: list[NestedKey] = [
             ("prompt", "trajectory", name) for name in ("observation", "action", "mask")
         ]
         keys += [("history", name) for name in ("observation", "return_to_go", "mask")]
-        super().__init__(plans, keys, ["action"], spec=spec)
+        super().__init__(plans, keys, ["action"])
         self.action_dim = action_dim
 
     def forward(

@@ -113,16 +113,6 @@ def test_extra_dimensions_behind_the_batch_are_rows_too():
     assert policy(data)["action"].shape == (2, 5, 2)
 
 
-def test_none_is_the_actor_itself():
-    actor, data = make_actor(), make_data(5)
-    policy = QSelectedActor(actor, [], selection="none")
-    one = policy(data.copy(), generator=torch.Generator().manual_seed(1))["action"]
-    other = actor(data.copy(), generator=torch.Generator().manual_seed(1))["action"]
-    assert torch.equal(one, other)
-    assert policy.out_keys == ["action"]
-    assert policy.in_keys == ["observation"]
-
-
 class TestDeterministic:
     @pytest.mark.parametrize("selection", ["argmax", "softmax"])
     @pytest.mark.parametrize(
@@ -253,19 +243,19 @@ def test_it_acts_in_an_environment_and_a_collector(selection):
     finally:
         collector.shutdown()
     assert batch["action"].shape == (6, actions)
-    assert ("state_action_value" in batch) == (selection != "none")
+    assert "state_action_value" in batch
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"selection": "best"}, "'best'.*none, argmax, softmax"),
+        ({"selection": "best"}, "'best'.*argmax, softmax"),
         ({"num_candidates": 0}, "num_candidates is 0: it must be at least 1"),
         ({"temperature": 0.0}, 'temperature is 0.0.*selection="argmax"'),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"value_key": "q"}, r"critic 0 writes \['state_action_value'\], not 'q': set value_key"),
-        ({"critics": []}, "needs critics"),
+        ({"critics": []}, "critics is empty"),
     ],
 )
 def test_mistakes_are_named_when_built(kwargs, message):
