@@ -11,17 +11,15 @@ from llmdpd_torchrl.modules.conditioning import (
     GatedConditioner,
     ObservationConditioner,
     ObservationFeatures,
-)
-from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
-from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
-from llmdpd_torchrl.modules.denoiser import ACTIVATIONS, MLPDenoiser, ResidualDenoiser
-from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
-from llmdpd_torchrl.modules.prompt_encoder import (
     PromptEncoder,
     PromptNetwork,
     TextHead,
     TrajectoryEncoder,
 )
+from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
+from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
+from llmdpd_torchrl.modules.denoiser import ACTIVATIONS, MLPDenoiser, ResidualDenoiser
+from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.samplers import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 
 __all__ = [

@@ -27,11 +27,13 @@ from llmdpd_torchrl.modules.conditioning import (
     GatedConditioner,
     ObservationConditioner,
     ObservationFeatures,
+    PromptEncoder,
+    TextHead,
+    TrajectoryEncoder,
 )
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
-from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, TextHead, TrajectoryEncoder
 from llmdpd_torchrl.utils.errors import ConfigError
 
 Actor: TypeAlias = (

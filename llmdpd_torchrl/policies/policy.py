@@ -17,8 +17,8 @@ from torchrl.envs.utils import ExplorationType, exploration_type, set_exploratio
 
 from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
 from llmdpd_torchrl.modules.build import Networks, make_networks
+from llmdpd_torchrl.modules.conditioning import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.config import NetworkConfig
-from llmdpd_torchrl.modules.prompt_encoder import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.policies import pretrained
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables

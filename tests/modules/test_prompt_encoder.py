@@ -3,8 +3,8 @@ import torch
 from tensordict import TensorDict, TensorDictParams
 from torchrl.objectives import LossModule
 
-from llmdpd_torchrl.modules.conditioning import ObservationFeatures
-from llmdpd_torchrl.modules.prompt_encoder import (
+from llmdpd_torchrl.modules.conditioning import (
+    ObservationFeatures,
     PromptEncoder,
     PromptNetwork,
     TextHead,
