@@ -65,21 +65,18 @@ class MetricsFile:
         row.update((name, float(value)) for name, value in values.items())
         if is_older:
             self.rows = dict(sorted(self.rows.items()))
-        were_pending = bool(self.pending)
-        self.pending.add(step)
         try:
-            if is_older or were_pending or not values.keys() <= set(self._columns):
+            if is_older or self.pending or not values.keys() <= set(self._columns):
                 self._write_all()
             else:
                 self._write_last()
         except OSError as error:
-            if not were_pending:
+            if not self.pending:
                 notice(
                     f"cannot write {self.path} ({error.strerror or error}): its rows stay in "
                     "memory and are written later"
                 )
-        else:
-            self.pending.clear()
+            self.pending.add(step)
 
     def next_step(self, names: Iterable[str]) -> int:
         """The last step, or the one after it if its row has one of these metrics."""
@@ -97,6 +94,7 @@ class MetricsFile:
         write_bytes(self.path, content)
         last = {step: self.rows[step] for step in [*self.rows][-1:]}
         self._last, self._last_start = self.last_step, len(content) - len(self._lines(last))
+        self.pending.clear()
 
     def _write_last(self) -> None:
         """Write the last row over its own line, or append it."""
