@@ -24,6 +24,8 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
+_TIME_DIM = 16  # width of the embedded step
+
 
 def make_mlp(
     in_features: int, hidden: Sequence[int], out_features: int, activation: str = "mish"
@@ -90,10 +92,9 @@ class MLPDenoiser(nn.Module):
         condition_dim (int): C, width of the condition vector (observation, prompt embedding, ...).
         hidden (sequence of int): widths of the hidden layers.
         activation (str): one of :data:`~llmdpd_torchrl.modules.ACTIVATIONS`.
-        time_dim (int): width of the embedded step.
 
     Raises:
-        ConfigError: on an unknown activation or an odd ``time_dim``.
+        ConfigError: on an unknown activation.
 
     Examples:
         >>> denoiser = MLPDenoiser(action_dim=4, condition_dim=39)
@@ -112,17 +113,15 @@ class MLPDenoiser(nn.Module):
         condition_dim: int,
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
-        time_dim: int = 16,
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
         self.condition_dim = condition_dim
-        self.time_dim = time_dim
         self.time_embedding = nn.Sequential(
-            SinusoidalTimeEmbedding(time_dim),
-            *make_mlp(time_dim, (2 * time_dim,), time_dim, activation),
+            SinusoidalTimeEmbedding(_TIME_DIM),
+            *make_mlp(_TIME_DIM, (2 * _TIME_DIM,), _TIME_DIM, activation),
         )
-        self.mlp = make_mlp(action_dim + condition_dim + time_dim, hidden, action_dim, activation)
+        self.mlp = make_mlp(action_dim + condition_dim + _TIME_DIM, hidden, action_dim, activation)
 
     def forward(self, inputs: Tensor, first_layer: FirstLayer | None = None) -> Tensor:
         """Predict noise (or the clean action, or the velocity).
@@ -162,7 +161,7 @@ class MLPDenoiser(nn.Module):
         self._check_condition(condition.shape[-1])
         first = cast(nn.Linear, self.mlp[0])
         on_action, on_condition, on_time = first.weight.split(
-            [self.action_dim, self.condition_dim, self.time_dim], dim=1
+            [self.action_dim, self.condition_dim, _TIME_DIM], dim=1
         )
         hidden = F.linear(condition, on_condition, first.bias)
         # Filled on the device: a list copied to it could not be captured in a CUDA graph.

@@ -133,15 +133,14 @@ class DiffusionModule(nn.Module):
         """
         if self.conditioner is not None:
             return self.conditioner(*inputs)
-        if len(inputs) == 1:
-            (only,) = inputs
-            return only if only.is_floating_point() else only.to(self.deterministic_latent.dtype)
         if any(value.shape[:-1] != inputs[0].shape[:-1] for value in inputs):
             raise DataError(
                 f"conditioning inputs of shapes {', '.join(str(list(v.shape)) for v in inputs)}: "
                 "all but the last dimension must be equal, expand the smaller ones"
             )
-        return torch.cat(inputs, dim=-1)
+        condition = torch.cat(inputs, dim=-1)
+        is_float = condition.is_floating_point()
+        return condition if is_float else condition.to(self.deterministic_latent.dtype)
 
     def add_noise(self, action: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         r"""Sample from q(a_k | a): sqrt(alpha_bar_k) a + sqrt(1 - alpha_bar_k) noise.
@@ -222,7 +221,6 @@ class DiffusionModule(nn.Module):
         deterministic: bool = False,
         latent: Tensor | None = None,
         generator: torch.Generator | None = None,
-        sampler: str | None = None,
         num_steps: int | None = None,
     ) -> Tensor:
         """Sample actions; differentiable through every reverse step.
@@ -237,8 +235,6 @@ class DiffusionModule(nn.Module):
             latent (Tensor, optional): where the reverse process starts, of a shape that expands to
                 [*sample_shape, *, A]. Defaults to noise, or to the fixed latent.
             generator (torch.Generator, optional): source of the noise. Defaults to the global one.
-            sampler (str, optional): one of :data:`~llmdpd_torchrl.modules.SAMPLERS`. Defaults to
-                the module's.
             num_steps (int, optional): reverse steps, at most K. Defaults to ``sampling_steps``.
 
         Returns:
@@ -246,11 +242,11 @@ class DiffusionModule(nn.Module):
             :class:`~llmdpd_torchrl.modules.ResidualDenoiser` within its limit.
 
         Raises:
-            ConfigError: on an unknown sampler, an impossible number of steps, or a condition of
-                another width than the score network's.
+            ConfigError: on an impossible number of steps, or a condition of another width than the
+                score network's.
         """
         path, steps = reverse_process(
-            "ddim" if deterministic else sampler or self.sampler,
+            "ddim" if deterministic else self.sampler,
             self.schedule.alpha_bar,
             self.sampling_steps if num_steps is None else num_steps,
         )

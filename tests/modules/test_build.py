@@ -162,16 +162,6 @@ def test_guidance_is_away_from_no_return():
     )
 
 
-def test_several_plans_of_one_condition():
-    actor = make("plan_diffusion")
-    data = state()
-    condition = actor.module.condition(*(data[key] for key in actor.in_keys))
-    latent = torch.randn(5, 3, F * A)
-    many = actor.module.sample(condition, sample_shape=[5], latent=latent, deterministic=True)
-    one = [actor.module.sample(condition, latent=part, deterministic=True) for part in latent]
-    torch.testing.assert_close(many, torch.stack(one))
-
-
 def test_plans_are_drawn_with_the_generator():
     actor, data = make("plan_diffusion"), state()
 

@@ -54,7 +54,7 @@ def test_layers_are_diffusion_qls():
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
 def test_any_batch_shape(batch):
-    denoiser = MLPDenoiser(2, 3, hidden=(8,), activation="relu", time_dim=4)
+    denoiser = MLPDenoiser(2, 3, hidden=(8,), activation="relu")
     assert denoiser(torch.randn(*batch, 6)).shape == (*batch, 2)
 
 
@@ -75,7 +75,7 @@ def test_a_condition_of_the_wrong_width_is_named():
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 8)])
 @pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
 def test_preconditioning_is_the_same_function(hidden, batch):
-    denoiser = MLPDenoiser(2, 3, hidden=hidden, time_dim=4).double()
+    denoiser = MLPDenoiser(2, 3, hidden=hidden).double()
     noisy, condition = torch.randn(7, *batch, 2).double(), torch.randn(*batch, 3).double()
     steps = [999, 3, 0]
     for step, layer in zip(steps, denoiser.precondition(condition, steps), strict=True):

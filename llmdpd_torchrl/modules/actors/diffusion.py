@@ -35,7 +35,7 @@ class DiffusionActor(SafeModule):
             :class:`MLPDenoiser`.
         conditioner (nn.Module, optional): maps the tensors of ``in_keys`` to [*, C]. Defaults to
             their concatenation.
-        hidden, activation, time_dim: sizes of the default network, see :class:`MLPDenoiser`.
+        hidden, activation: sizes of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
             learns the residual to it, see :class:`ResidualDenoiser`.
         movement, min_base_fraction: how far that action may be cancelled, see there.
@@ -44,7 +44,6 @@ class DiffusionActor(SafeModule):
         out_keys (sequence of NestedKey): defaults to ``["action"]``.
         spec (TensorSpec, optional): the action's spec. A bounded one sets the range that clean
             actions are clipped to; without one it is [-1, 1].
-        safe (bool): project actions onto ``spec``.
 
     Raises:
         ConfigError: if the spec is not bounded, of another width, or bounded differently per
@@ -73,7 +72,6 @@ class DiffusionActor(SafeModule):
         conditioner: nn.Module | None = None,
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
-        time_dim: int = 16,
         base: slice | None = None,
         movement: int = 0,
         min_base_fraction: float = 0.75,
@@ -85,12 +83,11 @@ class DiffusionActor(SafeModule):
         in_keys: Sequence[NestedKey] = ("observation", "prompt_embedding"),
         out_keys: Sequence[NestedKey] = ("action",),
         spec: TensorSpec | None = None,
-        safe: bool = False,
     ) -> None:
         if score_network is None:
             if condition_dim is None:
                 raise ValueError("give condition_dim (for the default network) or a score_network")
-            score_network = MLPDenoiser(action_dim, condition_dim, hidden, activation, time_dim)
+            score_network = MLPDenoiser(action_dim, condition_dim, hidden, activation)
         if base is not None:
             if not isinstance(score_network, MLPDenoiser):
                 raise ConfigError(
@@ -117,7 +114,7 @@ class DiffusionActor(SafeModule):
             sampling_steps=sampling_steps,
             action_bounds=_action_bounds(spec, out_keys[0], action_dim),
         )
-        super().__init__(module, list(in_keys), list(out_keys), spec=spec, safe=safe)
+        super().__init__(module, list(in_keys), list(out_keys), spec=spec)
 
     @classmethod
     def from_torchrl(cls, actor: TorchRLDiffusionActor, *, sampler: str = "ddpm") -> DiffusionActor:

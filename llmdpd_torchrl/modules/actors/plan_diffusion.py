@@ -233,22 +233,11 @@ class PlanDenoiser(nn.Module):
         memory, mask, returns, time = prepared
         rows = noisy.reshape(-1, noisy.shape[-1])
         passes = 1 if self.guidance == 1.0 else 2
-        copies = passes * len(rows) // len(returns)
-        if copies > 1:  # several samples per condition, in front of it
-            memory = [(_repeat(keys, passes, copies), _repeat(values, passes, copies))
-                      for keys, values in memory]  # fmt: skip
-            mask, returns = _repeat(mask, passes, copies), _repeat(returns, passes, copies)
         output = self._denoise(rows.repeat(passes, 1), memory, mask, returns, time)
         if passes == 2:
             conditional, unconditional = output.chunk(2)
             output = unconditional + self.guidance * (conditional - unconditional)
         return output.reshape(noisy.shape)
-
-
-def _repeat(value: Tensor, passes: int, copies: int) -> Tensor:
-    """Each pass's rows ``[passes B, ...]`` so many times: ``[passes copies B, ...]``."""
-    rows = value.unflatten(0, (passes, 1, -1))
-    return rows.expand(passes, copies, *rows.shape[2:]).flatten(0, 2)
 
 
 class PlanDiffusionActor(SafeModule):
