@@ -77,9 +77,9 @@ class OfflineTrainer(Trainer):
 
     On a GPU, the buffer is moved there where it fits (see
     :class:`~llmdpd_torchrl.data.replay.BatchSource`); otherwise batches are
-    pinned and copied asynchronously. Between two log entries no value is read from the device, so
-    that the host samples the next batch while the device computes. Rows are sampled on the host:
-    their order is the same on every device.
+    pinned and copied asynchronously. Between two log entries, or a thousand updates, no value is
+    read from the device, so that the host samples the next batch while the device computes. Rows
+    are sampled on the host: their order is the same on every device.
 
     A loss or gradient that is not finite ends the training with an error that names the update and
     the buffer's rows: on the CPU at once, on another device at the next log entry or checkpoint,
