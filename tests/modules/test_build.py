@@ -175,7 +175,7 @@ def test_plans_are_drawn_with_the_generator():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match=r"unknown network\.actor 'gpt'"):
+    with pytest.raises(ConfigError, match=r"network\.actor is 'gpt'"):
         make("gpt")
     actor, data = make("plan_diffusion"), state()
     data["history", "observation"] = torch.zeros(3, H, OBS + 1)
