@@ -35,8 +35,7 @@ from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.tasks.splits import make_split
-from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, make_split
 from llmdpd_torchrl.utils.processes import available_cores
 
 TASKS = make_split("ml45").held_out

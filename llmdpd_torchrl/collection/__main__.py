@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data.manifest import Manifest
-from llmdpd_torchrl.tasks.splits import SPLITS
-from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, SPLITS
 from llmdpd_torchrl.utils.errors import run_command_line
 
 

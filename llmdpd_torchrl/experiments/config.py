@@ -23,7 +23,7 @@ from llmdpd_torchrl.modules.config import Prompt
 from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.tasks.splits import TaskSplit
+from llmdpd_torchrl.tasks.table import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Count,

@@ -42,8 +42,7 @@ from llmdpd_torchrl.prompts import (
 )
 from llmdpd_torchrl.prompts.relative_frame import FrameSpec
 from llmdpd_torchrl.tasks import TaskTable
-from llmdpd_torchrl.tasks.splits import TaskSplit
-from llmdpd_torchrl.tasks.table import normalized_score
+from llmdpd_torchrl.tasks.table import TaskSplit, normalized_score
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 

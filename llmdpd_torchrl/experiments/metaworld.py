@@ -24,7 +24,7 @@ from llmdpd_torchrl.experiments.config import (
     read,
 )
 from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
-from llmdpd_torchrl.tasks.splits import TaskSplit, make_split
+from llmdpd_torchrl.tasks.table import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Count,

@@ -1,10 +1,12 @@
 """Tasks by name: tables, splits and reference returns. Imports neither torch nor a simulator."""
 
-from llmdpd_torchrl.tasks.splits import SPLITS, TaskSplit, make_split
 from llmdpd_torchrl.tasks.table import (
     METAWORLD_OBSERVATION_LAYOUT,
     METAWORLD_TASKS,
+    SPLITS,
+    TaskSplit,
     TaskTable,
+    make_split,
     normalized_score,
     reference_returns,
 )

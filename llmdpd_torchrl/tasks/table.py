@@ -1,4 +1,4 @@
-"""Task tables: task names, their integer ``task_id``, and the returns that scores refer to.
+"""Tasks: names, their integer ``task_id``, splits, and the returns that scores refer to.
 
 Transitions store ids only (a string in a replay buffer is slow, and in a memory-mapped one silently
 wrong); names are here and in a dataset's manifest.
@@ -7,8 +7,9 @@ wrong); names are here and in a dataset's manifest.
 from __future__ import annotations
 
 import difflib
+import random
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,18 +62,24 @@ class TaskTable:
         return checked
 
 
-_METAWORLD_NAMES = """
-    assembly basketball bin-picking box-close button-press button-press-topdown
-    button-press-topdown-wall button-press-wall coffee-button coffee-pull coffee-push dial-turn
-    disassemble door-close door-lock door-open door-unlock drawer-close drawer-open faucet-close
-    faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side
-    lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall
-    plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall
-    reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close
-    window-open
-"""
+def _metaworld(names: str) -> tuple[str, ...]:
+    return tuple(f"{name}-v3" for name in names.split())
 
-METAWORLD_TASKS = TaskTable(tuple(f"{name}-v3" for name in _METAWORLD_NAMES.split()))
+
+METAWORLD_TASKS = TaskTable(
+    _metaworld(
+        """
+        assembly basketball bin-picking box-close button-press button-press-topdown
+        button-press-topdown-wall button-press-wall coffee-button coffee-pull coffee-push dial-turn
+        disassemble door-close door-lock door-open door-unlock drawer-close drawer-open faucet-close
+        faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side
+        lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall
+        plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall
+        reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close
+        window-open
+        """
+    )
+)
 """All 50 Meta-World tasks, in a fixed order: the id of a task is the same in every dataset."""
 
 METAWORLD_OBSERVATION_LAYOUT: dict[str, Any] = {
@@ -91,6 +98,123 @@ METAWORLD_OBSERVATION_LAYOUT: dict[str, Any] = {
     "units": "metres",
 }
 """Half-open index ranges of Meta-World's state observation (two stacked frames and the goal)."""
+
+
+@dataclass(frozen=True)
+class TaskSplit:
+    """Seen and unseen tasks, checked not to overlap.
+
+    Args:
+        name: what the split is called in results.
+        train: the seen tasks: the only ones whose transitions, statistics and goals may be used in
+            training.
+        held_out: the unseen tasks: evaluated by text and a support trajectory alone.
+        table: the task table that both come from.
+
+    Raises:
+        ConfigError: if a task is unknown, repeated, or both trained on and held out.
+
+    Examples:
+        >>> split = make_split("custom", train=["reach-v3", "push-v3"], held_out=["sweep-v3"])
+        >>> split.tasks
+        ('reach-v3', 'push-v3', 'sweep-v3')
+    """
+
+    name: str
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    table: TaskTable = METAWORLD_TASKS
+
+    def __post_init__(self) -> None:
+        self.table.check(self.train)
+        self.table.check(self.held_out)
+        if not self.train:
+            raise ConfigError(f"split {self.name!r} has no training task: list at least one")
+        both = [name for name in self.train if name in self.held_out]
+        if both:
+            raise ConfigError(
+                f"held-out task {both[0]!r} is in the training data of split {self.name!r}: "
+                "take it out of one of the two lists"
+            )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Seen tasks, then unseen ones."""
+        return self.train + self.held_out
+
+
+_ML45_HELD_OUT = _metaworld("bin-picking box-close hand-insert door-lock door-unlock")
+_ML45_TRAIN = tuple(name for name in METAWORLD_TASKS.names if name not in _ML45_HELD_OUT)
+_VALIDATION = _metaworld(
+    "shelf-place pick-out-of-hole peg-unplug-side lever-pull dial-turn push-back"
+)
+
+SPLITS = {
+    "ml10": TaskSplit(
+        "ml10",
+        _metaworld(
+            "reach push pick-place door-open drawer-close button-press-topdown peg-insert-side "
+            "window-open sweep basketball"
+        ),
+        _metaworld("drawer-open door-close shelf-place sweep-into lever-pull"),
+    ),
+    "ml45": TaskSplit("ml45", _ML45_TRAIN, _ML45_HELD_OUT),
+    "ml45_validation": TaskSplit(
+        "ml45_validation",
+        tuple(name for name in _ML45_TRAIN if name not in _VALIDATION),
+        _VALIDATION,
+    ),
+}
+"""The named splits; ML10's and ML45's task lists are Meta-World's own. The validation split holds
+out training tasks of ML45 while design choices are made, so that the five held-out tasks are used
+for the final result only."""
+
+
+def make_split(
+    name: str,
+    *,
+    train: Sequence[str] | None = None,
+    held_out: Sequence[str] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+) -> TaskSplit:
+    """A named split, with either list replaced when it is given.
+
+    Args:
+        name: a key of :data:`SPLITS`, or any other name when ``train`` is given.
+        train: replaces the seen tasks.
+        held_out: replaces the unseen tasks.
+        count: train on a random sample of this many seen tasks; the sample of a smaller count is a
+            subset of that of a larger one.
+        seed: of this sample.
+
+    Raises:
+        ConfigError: if the name is unknown and no training list is given, the lists are wrong, or
+            there are fewer tasks than ``count``.
+
+    Examples:
+        >>> make_split("ml10", count=2).train
+        ('peg-insert-side-v3', 'basketball-v3')
+    """
+    if name not in SPLITS and train is None:
+        raise ConfigError(
+            f"unknown task split {name!r}: use one of {', '.join(SPLITS)}, or give a training list"
+        )
+    base = SPLITS.get(name)
+    seen = tuple(train) if train is not None else base.train if base else ()
+    if count is not None:
+        if not 1 <= count <= len(seen):
+            raise ConfigError(
+                f"tasks.count is {count}: split {name!r} has 1 to {len(seen)} tasks to train on"
+            )
+        sampled = random.Random(seed).sample(seen, len(seen))[:count]
+        seen = tuple(task for task in seen if task in sampled)
+    return TaskSplit(
+        name,
+        seen,
+        tuple(held_out) if held_out is not None else base.held_out if base else (),
+    )
+
 
 #: Returns of a random policy and of an expert by environment, from D4RL (Fu et al. 2020).
 REFERENCE_RETURNS: Mapping[str, tuple[float, float]] = {
