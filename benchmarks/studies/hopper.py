@@ -113,7 +113,7 @@ def train(
         started = time.perf_counter()
         OfflineTrainer(
             loss,
-            dataset.replay_buffer(256, seed=stretch, device=options.device),
+            dataset.replay_buffer(256, seed=stretch),
             total_updates=min(SAVE_EVERY, options.updates - updater.counter),
             stepper=stepper,
             target_updater=updater,

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torchrl.data import ReplayBuffer
-from torchrl.envs.transforms import RewardScaling, Transform
+from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import EvaluationHook
@@ -32,7 +31,6 @@ from llmdpd_torchrl.trainers import (
     make_logger,
     resume,
 )
-from llmdpd_torchrl.utils.errors import ConfigError, notice
 from llmdpd_torchrl.utils.processes import available_cores
 
 
@@ -176,7 +174,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     )
     return OfflineTrainer(
         loss,
-        _replay_buffer(run, transforms),
+        run.dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
         total_updates=cfg.trainer.total_updates,
         stepper=OfflineOptimizationStepper(
             loss,
@@ -190,23 +188,6 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         progress_bar=cfg.progress,
         failures=run.output,
     )
-
-
-def _replay_buffer(run: Run, transforms: list[Transform]) -> ReplayBuffer:
-    """On the run's device if the data fit there, otherwise in the machine's memory."""
-    options = {"transforms": transforms, "seed": run.cfg.seed}
-    if run.device.type == "cuda":
-        try:
-            buffer = run.dataset.replay_buffer(
-                run.cfg.optim.batch_size, device=run.device, **options
-            )
-        except ConfigError as error:
-            notice(f"{error}: batches are copied to {run.device}")
-        else:
-            for transform in transforms:
-                transform.to(run.device)
-            return buffer
-    return run.dataset.replay_buffer(run.cfg.optim.batch_size, **options)
 
 
 def _evaluate_meanwhile(run: Run, trainer: OfflineTrainer, stack: contextlib.ExitStack) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
+from llmdpd_torchrl.data.replay import place_buffer
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -95,10 +96,11 @@ def test_several_files_that_fit_one_by_one(tmp_path, short_of_memory):
         load_episodes(paths)
 
 
-def test_a_buffer_on_a_device_that_is_too_small(collected, monkeypatch):
+def test_a_buffer_stays_in_memory_if_the_device_is_too_small(collected, monkeypatch, capsys):
     data = TrajectoryDataset.load(collected)
-    free = data.transitions.bytes() - 1
+    free = 2 * data.transitions.bytes() - 1
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**40))
-    with refused("the replay buffer on cuda:0"):
-        data.replay_buffer(3, device="cuda:0")
-    assert len(data.replay_buffer(3, device="cpu")) == len(data.transitions)
+    buffer = data.replay_buffer(3)
+    assert not place_buffer(buffer, torch.device("cuda:0"))
+    assert "cuda:0: batches are copied there" in capsys.readouterr().err
+    assert buffer.sample()["observation"].device.type == "cpu"
