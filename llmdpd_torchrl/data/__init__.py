@@ -1,14 +1,8 @@
 """Datasets in one layout: readers, checks and exports, without a simulator."""
 
-from llmdpd_torchrl.data.d4rl import (
-    export_d4rl,
-    iter_d4rl_file,
-    read_d4rl_arrays,
-    read_d4rl_file,
-)
+from llmdpd_torchrl.data.d4rl import export_d4rl, read_d4rl_file
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
-from llmdpd_torchrl.data.download import fetch_d4rl
-from llmdpd_torchrl.data.load import load_episodes
+from llmdpd_torchrl.data.load import fetch_d4rl, load_episodes
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
 from llmdpd_torchrl.data.minari import read_minari
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
@@ -24,9 +18,7 @@ __all__ = [
     "TrajectoryDataset",
     "export_d4rl",
     "fetch_d4rl",
-    "iter_d4rl_file",
     "load_episodes",
-    "read_d4rl_arrays",
     "read_d4rl_file",
     "read_minari",
 ]

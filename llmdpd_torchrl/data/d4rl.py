@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
-from llmdpd_torchrl.data.hdf5 import find_array, open_hdf5, read_attributes
 from llmdpd_torchrl.data.recording import Recording, as_flags, numbered_tasks
-from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.errors import DataError, first_line
 from llmdpd_torchrl.utils.files import write_atomic
 from llmdpd_torchrl.utils.processes import check_memory
 
@@ -26,8 +25,8 @@ _TASKS = "task_table"  # attributes of files that export_d4rl wrote
 _FIELDS = "observation_fields"
 _SUCCESS = "infos/success"
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
-_OPTIONAL = ("timeouts", "next_observations")
-#: Rows of a compressed chunk; a divisor of the rows that are written at once.
+_OPTIONAL = ("timeouts", "next_observations", _SUCCESS)
+#: Rows of a compressed chunk.
 _CHUNK_ROWS = 1 << 12
 
 
@@ -68,69 +67,72 @@ def read_d4rl_file(path: str | os.PathLike[str], **options: Any) -> Recording:
 
 
 def iter_d4rl_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], *, name: str | None = None, **options: Any
+) -> Iterator[Recording]:
+    """The same in parts, see :func:`iter_d4rl_arrays`."""
+    path = Path(path)
+    with _open_hdf5(path) as file:
+        attributes = {key: _json_value(value) for key, value in file.attrs.items()}
+        yield from iter_d4rl_arrays(
+            file, name=name or path.stem, source=str(path), attributes=attributes, **options
+        )
+
+
+def iter_d4rl_arrays(
+    data: h5py.File | Mapping[str, Any],
     *,
-    name: str | None = None,
+    name: str,
+    source: str,
+    attributes: Mapping[str, Any],
     block_bytes: int | None = None,
     progress: bool = False,
-    **options: Any,
+    max_episode_steps: int | None = None,
+    task_key: str | None = None,
+    infos: Sequence[str] = (),
+    action_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Iterator[Recording]:
-    """Read one HDF5 file in D4RL's layout in parts of complete episodes.
+    """Arrays in D4RL's layout as recordings of complete episodes, ``block_bytes`` at once.
 
-    Args:
-        path: of the file.
-        name: name of its tasks; default: the file's name without suffix.
-        block_bytes: how much of the file to read at once; a part is larger where an episode is.
-            Default: all of it, as one recording.
-        progress: whether to display a progress bar of its rows.
-        options: the others of :func:`read_d4rl_file`.
-
-    Raises:
-        DataError: naming the file, the key and the problem.
+    There is at least one recording, which refuses to be empty. It is larger than a block where an
+    episode is. By default all is one; ``source`` is its name in messages.
     """
-    path = Path(path)
-    with open_hdf5(path) as file:
-        source = _Source(
-            path.stem if name is None else name,
-            str(path),
-            lambda key: find_array(file, key),
-            sorted(file.keys()),
-            read_attributes(file),
+    attributes = dict(attributes)
+    names = tuple(attributes.pop(_TASKS, ()))
+    fields = attributes.pop(_FIELDS, None)
+    if names and task_key is None:
+        task_key = "task_id"
+    task_column = f"infos/{task_key}" if task_key else ""
+    arrays = _find_arrays(data, source, [*(f"infos/{key}" for key in infos), task_column])
+    if task_column and not names:
+        ids = arrays[task_column]
+        if ids.dtype.kind in "iu" and len(ids):  # a recording refuses other types
+            most = max(int(ids[block].max()) for block in row_blocks(len(ids)))
+            names = numbered_tasks(name, most + 1)
+    if block_bytes is None:
+        _check_fits(arrays, source)
+    recorded = 0
+    for block, is_last in _episode_blocks(arrays, source, max_episode_steps, block_bytes, progress):
+        is_used, columns = _find_successors(block)
+        rows = int(is_used.sum())
+        if rows == 0 and not (is_last and recorded == 0):
+            continue  # an episode of one row with an unknown successor
+        columns |= {key: block[key] for key in arrays if key.startswith("infos/")}
+        if rows < len(is_used):
+            columns = {key: column[is_used] for key, column in columns.items()}
+        yield Recording(
+            name=name,
+            source=source,
+            **{key: column for key, column in columns.items() if not key.startswith("infos/")},
+            success=columns.get(_SUCCESS),
+            task_ids=columns.get(task_column),
+            task_names=names,
+            infos={key: columns[f"infos/{key}"] for key in infos},
+            fields=fields,
+            attributes=attributes,
+            action_range=action_range,
+            first_row=recorded,
         )
-        yield from _recordings(source, block_bytes, progress, **options)
-
-
-def read_d4rl_arrays(
-    arrays: Mapping[str, Any],
-    *,
-    name: str = "arrays",
-    attributes: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Recording:
-    """Read arrays in D4RL's layout, as ``env.get_dataset()`` of the package d4rl returns them.
-
-    Args:
-        arrays: by name; those of groups are called ``infos/...``.
-        name: name of the tasks, and of the arrays in messages.
-        attributes: metadata of the source.
-        options: the others of :func:`read_d4rl_file`.
-
-    Raises:
-        DataError: naming the key and the problem.
-
-    Examples:
-        >>> arrays = {"observations": np.zeros((3, 2)), "actions": np.zeros((3, 1))}
-        >>> arrays |= {"rewards": np.ones(3), "terminals": np.array([False, True, True])}
-        >>> read_d4rl_arrays(arrays, max_episode_steps=100).lengths.tolist()
-        [2, 1]
-    """
-
-    def find(key: str) -> NDArray[Any] | None:
-        return np.asarray(arrays[key]) if key in arrays else None
-
-    source = _Source(name, name, find, sorted(map(str, arrays)), dict(attributes or {}))
-    (recording,) = _recordings(source, None, False, **options)
-    return recording
+        recorded += rows
 
 
 def export_d4rl(
@@ -144,7 +146,7 @@ def export_d4rl(
     Args:
         dataset: any dataset of trajectories.
         path: of the file; its folder must exist.
-        progress: whether to display a progress bar of the rows.
+        progress: whether to display a progress bar.
 
     Examples:
         >>> import tempfile
@@ -167,27 +169,18 @@ def export_d4rl(
         "next_observations": following["observation"],
         "infos/task_id": data["task_id"].squeeze(-1),
     }
-    if "success" in following.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
+    if ("next", "success") in data.keys(include_nested=True):
         columns[_SUCCESS] = following["success"].squeeze(-1)
-    info = data.get("info", default=None)
-    if info is not None:
-        columns |= {f"infos/{key}": value for key, value in info.items()}
-    rows = len(data)
+    columns |= {f"infos/{key}": value for key, value in data.get("info", default={}).items()}
+    bar = tqdm(columns.items(), desc=str(path), unit="array", delay=1, disable=not progress)
 
     def write(temporary: Path) -> None:
-        with (
-            h5py.File(temporary, "w") as file,
-            tqdm(total=rows, desc=str(path), unit="row", delay=1, disable=not progress) as bar,
-        ):
-            for key, column in columns.items():
+        with h5py.File(temporary, "w") as file:
+            for key, column in bar:
                 array = column.numpy()
-                chunks = (min(rows, _CHUNK_ROWS), *array.shape[1:])
+                chunks = (min(len(array), _CHUNK_ROWS), *array.shape[1:])
                 options = {"chunks": chunks, "compression": "gzip", "shuffle": True}
-                file.create_dataset(key, array.shape, array.dtype, **options)
-            for block in row_blocks(rows):  # of complete chunks, each of which is compressed once
-                for key, column in columns.items():
-                    file[key][block] = column[block].numpy()
-                bar.update(block.stop - block.start)
+                file.create_dataset(key, data=array, **options)
             file.attrs["env_id"] = dataset.manifest.environment
             file.attrs[_TASKS] = json.dumps(dataset.manifest.task_table)
             file.attrs[_FIELDS] = json.dumps(dataset.manifest.observation_layout["fields"])
@@ -195,95 +188,63 @@ def export_d4rl(
     write_atomic(path, write)
 
 
-@dataclass
-class _Source:
-    """Arrays in D4RL's layout, in a file or in memory."""
-
-    name: str
-    source: str
-    find: Callable[[str], h5py.Dataset | NDArray[Any] | None]
-    known: Sequence[str]
-    attributes: dict[str, Any]
-
-
-def _recordings(
-    source: _Source,
-    block_bytes: int | None,
-    progress: bool,
-    *,
-    max_episode_steps: int | None = None,
-    task_key: str | None = None,
-    infos: Sequence[str] = (),
-    action_range: tuple[float, float] = (-1.0, 1.0),
-) -> Iterator[Recording]:
-    """The arrays as recordings of complete episodes; at least one, which refuses to be empty."""
-    attributes = source.attributes
-    names = tuple(attributes.pop(_TASKS, ()))
-    fields = attributes.pop(_FIELDS, None)
-    if names and task_key is None:
-        task_key = "task_id"
-    task_column = None if task_key is None else f"infos/{task_key}"
-    success_column = _SUCCESS if source.find(_SUCCESS) is not None else None
-    special = [column for column in (task_column, success_column) if column is not None]
-    arrays = _find_arrays(source, [*(f"infos/{key}" for key in infos), *special])
-    if task_column is not None and not names:
-        ids = arrays[task_column]
-        if ids.dtype.kind in "iu" and len(ids):  # a recording refuses other types
-            most = max(int(ids[block].max()) for block in row_blocks(len(ids)))
-            names = numbered_tasks(source.name, most + 1)
-    if block_bytes is None:
-        _check_fits(arrays, source.source)
-    recorded = 0
-    for block, is_last in _episode_blocks(arrays, source, max_episode_steps, block_bytes, progress):
-        is_used, columns = _find_successors(block)
-        rows = int(is_used.sum())
-        if rows == 0 and not (is_last and recorded == 0):
-            continue  # an episode of one row with an unknown successor
-        columns |= {key: block[key] for key in arrays if key.startswith("infos/")}
-        if rows < len(is_used):
-            columns = {key: column[is_used] for key, column in columns.items()}
-        success = None if success_column is None else columns[success_column]
-        ids = None if task_column is None else columns[task_column]
-        further = {key: columns[f"infos/{key}"] for key in infos}
-        yield Recording(
-            name=source.name,
-            source=source.source,
-            **{key: column for key, column in columns.items() if not key.startswith("infos/")},
-            success=success,
-            task_ids=ids,
-            task_names=names,
-            infos=further,
-            fields=fields,
-            attributes=attributes,
-            action_range=action_range,
-            first_row=recorded,
-        )
-        recorded += rows
-
-
-def _find_arrays(source: _Source, columns: Iterable[str]) -> dict[str, h5py.Dataset | NDArray[Any]]:
+def _find_arrays(
+    data: h5py.File | Mapping[str, Any], source: str, columns: Iterable[str]
+) -> dict[str, h5py.Dataset | NDArray[Any]]:
     """The needed arrays, not read yet, after checking their types and lengths."""
     arrays: dict[str, h5py.Dataset | NDArray[Any]] = {}
-    for key in (*_REQUIRED, *_OPTIONAL, *columns):
-        item = source.find(key)
+    for key in (*_REQUIRED, *_OPTIONAL, *filter(None, columns)):
+        item = _find_array(data, key)
         if item is None and key in _OPTIONAL:
             continue
         if item is None:
-            found = ", ".join(source.known) or "nothing"
+            found = ", ".join(sorted(map(str, data))) or "nothing"
             raise DataError(
-                f"{source.source}: has no array {key!r}, which this layout needs; found {found}"
+                f"{source}: has no array {key!r}, which this layout needs; found {found}"
             )
         if item.dtype.kind not in "fiub":
-            raise DataError(f"{source.source}: {key} is of type {item.dtype}, not a number")
+            raise DataError(f"{source}: {key} is of type {item.dtype}, not a number")
         arrays[key] = item
         observations = arrays["observations"]
         is_alike = key != "next_observations" or item.shape == observations.shape
         if item.ndim == 0 or len(item) != len(observations) or not is_alike:
             raise DataError(
-                f"{source.source}: {key} has shape {item.shape}, observations "
+                f"{source}: {key} has shape {item.shape}, observations "
                 f"{observations.shape}: every array needs one row a transition"
             )
     return arrays
+
+
+def _find_array(
+    data: h5py.File | Mapping[str, Any], key: str
+) -> h5py.Dataset | NDArray[Any] | None:
+    """The array ``key``, or ``None`` if there is none.
+
+    Links, virtual arrays and external storage of a file are refused: they can make HDF5 open any
+    other file.
+    """
+    if not isinstance(data, h5py.File):
+        return np.asarray(data[key]) if key in data else None
+    parts = key.split("/")
+    for count in range(1, len(parts) + 1):
+        name = "/".join(parts[:count])
+        link = data.get(name, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise DataError(
+                f"{data.filename}: {name} is a link ({type(link).__name__}), which is not "
+                "followed, for it may lead to other files; store the array itself"
+            )
+    item = data[key]
+    if not isinstance(item, h5py.Dataset):
+        return None
+    if item.is_virtual or item.external is not None:
+        raise DataError(
+            f"{data.filename}: {key} is stored in other files, which are not opened; store the "
+            "array itself"
+        )
+    return item
 
 
 def _check_fits(arrays: Mapping[str, h5py.Dataset | NDArray[Any]], source: str) -> None:
@@ -302,7 +263,7 @@ def _check_fits(arrays: Mapping[str, h5py.Dataset | NDArray[Any]], source: str) 
 
 def _episode_blocks(
     arrays: Mapping[str, h5py.Dataset | NDArray[Any]],
-    source: _Source,
+    source: str,
     limit: int | None,
     block_bytes: int | None,
     progress: bool,
@@ -317,13 +278,13 @@ def _episode_blocks(
         width = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays.values())
         size = min(rows, block_bytes // width)
     rest: dict[str, NDArray[Any]] = {}
-    with tqdm(total=rows, desc=source.name, unit="row", delay=1, disable=not progress) as bar:
+    with tqdm(total=rows, desc=source, unit="row", delay=1, disable=not progress) as bar:
         for start in range(0, max(rows, 1), max(size, 1)):
             stop = min(start + max(size, 1), rows)
             block = {key: array[start:stop] for key, array in arrays.items()}
             if rest:
                 block = {key: np.concatenate([rest[key], block[key]]) for key in arrays}
-            block |= _find_ends(block, source.source, limit)
+            block |= _find_ends(block, source, limit)
             ends = np.flatnonzero(block["terminated"] | block["truncated"])
             is_last = stop == rows
             cut = len(block["terminated"]) if is_last else int(ends.max(initial=-1)) + 1
@@ -386,3 +347,41 @@ def _find_successors(
         "truncated": truncated,
     }
     return is_used, columns
+
+
+def check_file(path: Path) -> None:
+    """Raise a :class:`DataError` if ``path`` is not a file."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give the .hdf5 file in it")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; correct the path")
+
+
+@contextlib.contextmanager
+def _open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; errors of HDF5 in the block become a :class:`DataError`."""
+    check_file(path)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:  # as h5py raises them for damaged files
+        raise DataError(
+            f"{path}: cannot be read as HDF5 ({first_line(error)}); it is damaged, cut short or "
+            "of another kind: get it again"
+        ) from None
+
+
+def _json_value(value: Any) -> Any:
+    """An attribute as JSON has it: JSON in text is parsed, other types become text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, list):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):  # text that begins with a bracket is text
+            return json.loads(value, parse_constant=str)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float) else str(value)

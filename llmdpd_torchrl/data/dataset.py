@@ -65,7 +65,16 @@ class TrajectoryDataset:
 
     @property
     def trajectory_success(self) -> torch.Tensor:
-        """Whether each episode reaches success at any step: ``[E]`` bool."""
+        """Whether each episode reaches success at any step: ``[E]`` bool.
+
+        Raises:
+            DataError: if nothing says what success is.
+        """
+        if ("next", "success") not in self.transitions.keys(include_nested=True):
+            raise DataError(
+                f"{self.manifest.environment}: the episodes carry no success flag; say which ones "
+                "count with with_success(), e.g. those above some return"
+            )
         return episode_sums(self.transitions["next", "success"], self.lengths) > 0
 
     @classmethod
@@ -101,11 +110,13 @@ class TrajectoryDataset:
                 f"{', '.join(manifest.tasks)}); collect it into the same folder"
             )
         names.sort(key=manifest.task_table.index)
-        _check_fits(folder, [folder / manifest.tasks[name].file for name in names])
+        files = [folder / manifest.tasks[name].file for name in names]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        check_memory(2 * size, f"{folder} ({len(files)} tasks)")  # read, then concatenated
         parts = []
         episodes = 0
-        for name in names:
-            part = _load_task(folder / manifest.tasks[name].file, manifest, name, verify)
+        for name, file in zip(names, files, strict=True):
+            part = _load_task(file, manifest, name, verify)
             part["trajectory_id"] += episodes
             episodes += len(manifest.tasks[name].episodes)
             parts.append(part)
@@ -155,44 +166,23 @@ class TrajectoryDataset:
         *,
         transforms: Sequence[Transform] = (),
         seed: int | None = None,
-        device: torch.device | str | None = None,
     ) -> EpisodeExperienceReplay:
         """A TorchRL dataset buffer of the loaded transitions, sampled uniformly with replacement.
 
-        It is read-only and, on the data's device, does not copy them.
+        It is read-only and does not copy them. A trainer on a GPU moves it there if there is room.
 
         Args:
             batch_size: rows a sample.
             transforms: appended in order; they see what is sampled.
             seed: of the sampler; ``None`` uses torch's global generator.
-            device: of the buffer; default: the data's.
-
-        Raises:
-            ConfigError: if they do not fit into the memory of another device.
         """
-        if device is not None and torch.device(device).type == "cuda":
-            check_memory(
-                self.transitions.bytes(),
-                f"the replay buffer on {device}",
-                available=torch.cuda.mem_get_info(device)[0],
-                remedy="leave device out to keep it in the machine's memory, or load fewer tasks",
-            )
         return EpisodeExperienceReplay(
-            self.transitions if device is None else self.transitions.to(device),
-            batch_size,
-            folder=self.folder,
-            transforms=transforms,
-            seed=seed,
+            self.transitions, batch_size, folder=self.folder, transforms=transforms, seed=seed
         )
 
 
 def row_blocks(rows: int) -> Iterator[slice]:
-    """All rows in blocks of limited size, for columns larger than the memory.
-
-    Examples:
-        >>> [(block.start, block.stop) for block in row_blocks(200_000)]
-        [(0, 131072), (131072, 200000)]
-    """
+    """All rows in blocks of limited size, for columns larger than the memory."""
     size = 1 << 17
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
@@ -209,16 +199,7 @@ def episode_lengths(transitions: TensorDictBase) -> torch.Tensor:
 
 
 def episode_sums(column: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Sum of a column ``[N, 1]`` over each episode: ``[E]`` float64.
-
-    Args:
-        column: of numbers or flags.
-        lengths: rows of each episode, ``[E]``.
-
-    Examples:
-        >>> episode_sums(torch.ones(5, 1), torch.tensor([2, 3])).tolist()
-        [2.0, 3.0]
-    """
+    """Sum of a column ``[N, 1]`` over the rows of each episode, ``lengths`` [E]: [E] float64."""
     sums = torch.zeros(len(lengths), dtype=torch.float64)
     ends = lengths.cumsum(0)
     for block in row_blocks(len(column)):
@@ -228,22 +209,10 @@ def episode_sums(column: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def _check_fits(folder: Path, files: Sequence[Path]) -> None:
-    """Check that two copies of the tasks' files fit into memory: read, then concatenated."""
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    check_memory(2 * size, f"{folder} ({len(files)} tasks)")
-
-
 def returns_to_go(reward: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The rewards from each step to the end of its episode, undiscounted: ``[N, 1]`` float32.
+    """The rewards [N, 1] from each step to the end of its episode, undiscounted: [N, 1] float32.
 
-    Args:
-        reward: ``[N, 1]``, episode after episode.
-        lengths: rows of each episode, ``[E]``.
-
-    Examples:
-        >>> returns_to_go(torch.ones(5, 1), torch.tensor([2, 3])).squeeze(-1).tolist()
-        [2.0, 1.0, 3.0, 2.0, 1.0]
+    ``lengths`` [E] are the rows of each episode.
     """
     # In float64, because a sum over a million rows in float32 would lose the rewards.
     total = reward.squeeze(-1).to(torch.float64).cumsum(0)
@@ -265,41 +234,24 @@ def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> Tenso
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it and collect again") from None
     rows = manifest.tasks[name].transitions
-    expected = {
-        "observation": (rows, manifest.observation_layout["size"]),
-        "next_observation": (rows, manifest.observation_layout["size"]),
-        "action": (rows, manifest.action_size),
-    }
-    for key, shape in expected.items():
-        if tuple(arrays[key].shape) != shape:
+    widths = dict.fromkeys(("observation", "next_observation"), manifest.observation_layout["size"])
+    for key, width in (widths | {"action": manifest.action_size}).items():
+        if tuple(arrays[key].shape) != (rows, width):
             raise DataError(
-                f"{path}: {key} has shape {tuple(arrays[key].shape)}, the manifest says {shape}; "
-                "collect again"
+                f"{path}: {key} has shape {tuple(arrays[key].shape)}, the manifest says "
+                f"{(rows, width)}; collect again"
             )
-    for key in ("success", "terminated", "truncated"):
-        if arrays[key].dtype != torch.bool:
-            kind = str(arrays[key].dtype).removeprefix("torch.")
-            raise DataError(f"{path}: {key} is of type {kind}, not bool; collect again")
     for key in ("observation", "next_observation", "action", "reward"):
         if not arrays[key].isfinite().all():
             raise DataError(f"{path}: {key} has values that are not finite; collect again")
     if arrays["action"].abs().max() > 1:
         raise DataError(f"{path}: action has values outside of [-1, 1]; collect again")
-    return TensorDict(
-        {
-            "observation": arrays["observation"],
-            "action": arrays["action"],
-            "task_id": arrays["task_id"],
-            "trajectory_id": arrays["episode"],
-            "step_count": arrays["step_count"],
-            "next": {
-                "observation": arrays["next_observation"],
-                "reward": arrays["reward"],
-                "success": arrays["success"],
-                "terminated": arrays["terminated"],
-                "truncated": arrays["truncated"],
-                "done": arrays["terminated"] | arrays["truncated"],
-            },
-        },
-        batch_size=[rows],
-    )
+    following = {key: arrays[key] for key in ("reward", "success", "terminated", "truncated")}
+    following["observation"] = arrays["next_observation"]
+    following["done"] = arrays["terminated"] | arrays["truncated"]
+    transitions = {
+        **{key: arrays[key] for key in ("observation", "action", "task_id", "step_count")},
+        "trajectory_id": arrays["episode"],
+        "next": following,
+    }
+    return TensorDict(transitions, batch_size=[rows])

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+import reprlib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from llmdpd_torchrl.utils.errors import DataError
@@ -35,6 +37,9 @@ TRANSITION_FIELDS = {
 }
 """Arrays of a task file, ``[N, ...]`` with one row a transition, and their safetensors dtypes."""
 
+#: JSON has no NaN: it is null in the file.
+_OrNaN = BeforeValidator(lambda value: math.nan if value is None else value)
+
 
 @dataclass(frozen=True)
 class TaskRecord:
@@ -51,9 +56,22 @@ class TaskRecord:
     file: str
     sha256: str
     transitions: int
-    success_rate: float
+    success_rate: Annotated[float, _OrNaN]
     mean_return: float
-    episodes: list[dict[str, Any]]
+    episodes: list[dict[str, Annotated[Any, _OrNaN]]]
+
+    @classmethod
+    def from_episodes(cls, file: str, sha256: str, episodes: list[dict[str, Any]]) -> TaskRecord:
+        """A record with the sum and the means of the ``episodes``."""
+        count = max(len(episodes), 1)
+        return cls(
+            file,
+            sha256,
+            transitions=sum(episode["length"] for episode in episodes),
+            success_rate=sum(episode["success"] for episode in episodes) / count,
+            mean_return=sum(episode["return"] for episode in episodes) / count,
+            episodes=episodes,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,18 +125,12 @@ class Manifest:
             "episode_success": self.episode_success,
             **asdict(self),
         }
-        # JSON has no NaN.
-        write_json(
-            folder / MANIFEST_NAME, json.loads(json.dumps(document), parse_constant=lambda _: None)
-        )
+        without_nan = json.loads(json.dumps(document), parse_constant=lambda _: None)
+        write_json(folder / MANIFEST_NAME, without_nan)
 
     @classmethod
-    def read(cls, folder: str | Path, *, remedy: str = "collect the dataset again") -> Manifest:
+    def read(cls, folder: str | Path) -> Manifest:
         """Read and validate the manifest of the dataset in ``folder``.
-
-        Args:
-            folder: of the dataset.
-            remedy: what to do about a damaged manifest, for messages.
 
         Raises:
             DataError: naming the file, the problem and the remedy.
@@ -130,36 +142,23 @@ class Manifest:
                 "(`python -m llmdpd_torchrl.collection collect --help`) or correct the path"
             )
         raw = read_document(path, _FORMAT, FORMAT_VERSION)
-        kinds: dict[str, type] = {"environment": str, "task_table": list, "action_size": int}
-        kinds |= dict.fromkeys(("settings", "packages", "observation_layout", "tasks"), dict)
-        for key, kind in kinds.items():
-            if not isinstance(raw.get(key), kind):
-                raise DataError(
-                    f"{path}: {key!r} must be a {kind.__name__}, found "
-                    f"{type(raw.get(key)).__name__}; {remedy}"
-                )
-        tasks = {}
-        for name, record in raw["tasks"].items():
-            if name not in raw["task_table"]:
+        try:
+            manifest = TypeAdapter(cls).validate_python(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            found = reprlib.repr(first["input"])
+            raise DataError(
+                f"{path}: {key} in {found}: {first['msg']}; collect the dataset again"
+            ) from None
+        for name in manifest.tasks:
+            if name not in manifest.task_table:
                 raise DataError(f"{path}: task {name!r} is not in the task table")
-            try:
-                tasks[name] = _with_nan(TaskRecord(**record))
-            except (TypeError, KeyError) as error:
-                raise DataError(
-                    f"{path}: record of task {name!r} is wrong ({error}); {remedy}"
-                ) from None
-        manifest = cls(**{key: raw[key] for key in kinds if key != "tasks"}, tasks=tasks)
         if raw.get("data_hash") != manifest.data_hash:
-            raise DataError(f"{path}: data_hash does not fit the task records; {remedy}")
+            raise DataError(
+                f"{path}: data_hash does not fit the task records; collect the dataset again"
+            )
         return manifest
-
-
-def _with_nan(record: TaskRecord) -> TaskRecord:
-    """A record with NaN for the nulls of JSON."""
-    if record.success_rate is not None:
-        return record
-    episodes = [episode | {"success": math.nan} for episode in record.episodes]
-    return replace(record, success_rate=math.nan, episodes=episodes)
 
 
 def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
@@ -175,8 +174,9 @@ def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["collection"])
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            arrays = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            rows = {array.get_shape()[0] for array in arrays.values()}
+            dtypes = {key: array.get_dtype() for key, array in arrays.items()}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise DataError(
             f"{path}: damaged or cut short ({error}); delete it and collect again"
@@ -196,14 +196,6 @@ def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
         raise DataError(f"{path}: array {wrong[0]!r} is missing, unknown or not {wrong[1]}")
     episodes = header["episodes"]
     transitions = sum(episode["length"] for episode in episodes)
-    if any(shape[0] != transitions for shape in shapes.values()):
+    if rows != {transitions}:
         raise DataError(f"{path}: arrays do not have {transitions} rows; collect again")
-    count = max(len(episodes), 1)
-    return TaskRecord(
-        file=path.name,
-        sha256=file_sha256(path),
-        transitions=transitions,
-        success_rate=sum(episode["success"] for episode in episodes) / count,
-        mean_return=sum(episode["return"] for episode in episodes) / count,
-        episodes=episodes,
-    )
+    return TaskRecord.from_episodes(path.name, file_sha256(path), episodes)

@@ -20,8 +20,6 @@ from llmdpd_torchrl.utils.processes import check_memory
 def read_minari(
     dataset_id: str,
     *,
-    name: str | None = None,
-    download: bool = True,
     task_key: str | None = None,
     infos: Sequence[str] = (),
     action_range: tuple[float, float] | None = None,
@@ -36,8 +34,6 @@ def read_minari(
 
     Args:
         dataset_id: such as ``"mujoco/hopper/medium-v0"``.
-        name: name of its tasks; default: the id.
-        download: whether a dataset that is not local is downloaded.
         task_key: the entry of the episodes' ``infos`` with the task id of each step; default: the
             dataset is one task.
         infos: further ``infos`` to load; the first entry of those with one entry more than steps
@@ -51,8 +47,13 @@ def read_minari(
     """
     source = f"Minari dataset {dataset_id}"
     with _minari_errors(source):
-        dataset = _import_minari().load_dataset(dataset_id, download=download)
-        _check_memory(dataset, source)
+        dataset = _import_minari().load_dataset(dataset_id, download=True)
+        row = sum(
+            spaces.flatdim(space) * np.dtype(space.dtype or np.float64).itemsize
+            for space in (dataset.observation_space, dataset.action_space)
+            if space.is_np_flattenable
+        )
+        check_memory(2 * int(dataset.total_steps) * row, source)  # the episodes and a copy
         episodes = list(dataset.iterate_episodes())
     if not episodes:
         raise DataError(f"{source}: has no episode; use one with data")
@@ -61,26 +62,26 @@ def read_minari(
     if action_range is None:
         action_range = _bounds(dataset.action_space, source)
     observations = [_flatten(e.observations, dataset.observation_space, source) for e in episodes]
-    for episode, observation in zip(episodes, observations, strict=True):
-        if len(observation) != len(episode.rewards) + 1:
+    lengths = [len(episode.rewards) for episode in episodes]
+    for episode, observation, length in zip(episodes, observations, lengths, strict=True):
+        if len(observation) != length + 1:
             raise DataError(
                 f"{source}: episode {episode.id} has {len(observation)} observations and "
-                f"{len(episode.rewards)} steps; there must be one more observation than steps"
+                f"{length} steps; there must be one more observation than steps"
             )
-    steps = sum(len(episode.rewards) for episode in episodes)
-    if steps != dataset.total_steps:
+    if sum(lengths) != dataset.total_steps:
         raise DataError(
-            f"{source}: its metadata say {dataset.total_steps} steps, its episodes have {steps}; "
-            "download it again"
+            f"{source}: its metadata say {dataset.total_steps} steps, its episodes have "
+            f"{sum(lengths)}; download it again"
         )
     has_success = all("success" in (episode.infos or {}) for episode in episodes)
     terminated = np.concatenate([episode.terminations for episode in episodes]).astype(np.bool_)
-    last = np.cumsum([len(episode.rewards) for episode in episodes]) - 1
     truncated = np.concatenate([episode.truncations for episode in episodes]).astype(np.bool_)
+    last = np.cumsum(lengths) - 1
     truncated[last] |= ~terminated[last]
     environment = getattr(dataset.env_spec, "id", None)
     return Recording(
-        name=dataset_id if name is None else name,
+        name=dataset_id,
         source=source,
         observation=np.concatenate([observation[:-1] for observation in observations]),
         next_observation=np.concatenate([observation[1:] for observation in observations]),
@@ -98,28 +99,10 @@ def read_minari(
 
 
 def minari_metadata_file(dataset_id: str) -> Path:
-    """The metadata file of a dataset, which Minari writes last; downloaded if necessary.
-
-    Args:
-        dataset_id: such as ``"mujoco/hopper/medium-v0"``.
-
-    Raises:
-        ConfigError: if Minari is not installed.
-        DataError: if there is no such dataset.
-    """
+    """The metadata file of a dataset, which Minari writes last; downloaded if necessary."""
     with _minari_errors(f"Minari dataset {dataset_id}"):
         dataset = _import_minari().load_dataset(dataset_id, download=True)
         return Path(dataset.storage.data_path) / "metadata.json"
-
-
-def _check_memory(dataset: Any, source: str) -> None:
-    """Check that the episodes according to the metadata, and a copy of them, fit into memory."""
-    row = sum(
-        spaces.flatdim(space) * np.dtype(space.dtype or np.float64).itemsize
-        for space in (dataset.observation_space, dataset.action_space)
-        if space.is_np_flattenable
-    )
-    check_memory(2 * int(dataset.total_steps) * row, source)
 
 
 @contextlib.contextmanager

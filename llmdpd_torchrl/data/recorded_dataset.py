@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
+from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.dataset import (
@@ -23,9 +22,9 @@ from llmdpd_torchrl.data.dataset import (
     row_blocks,
 )
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
-from llmdpd_torchrl.data.memmap import ColumnWriter, map_columns, raw_bytes
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.files import verify_checksums, write_checksums
 from llmdpd_torchrl.utils.processes import check_memory
 
 
@@ -80,36 +79,25 @@ class OfflineDataset(TrajectoryDataset):
             ConfigError: if they do not fit into memory.
             DataError: if there is no recording, or widths or further columns differ.
         """
-        with contextlib.ExitStack() as stack:
-            writer = None if folder is None else stack.enter_context(ColumnWriter(folder))
-            parts: list[TensorDictBase] = []
-            names: dict[str, int] = {}
-            settings: dict[str, Any] = {}
-            first, episodes = None, 0
+        names: dict[str, int] = {}
+        settings: dict[str, Any] = {}
+        first: Recording | None = None
+
+        def parts() -> Iterator[TensorDictBase]:
+            nonlocal first
+            episodes = 0
             for recording in recordings:
                 first = first or recording
-                _check_fit(first, recording)
+                _check_alike(first, recording)
                 settings[recording.source] = dict(recording.attributes)
                 for name in recording.task_names:
                     names.setdefault(name, len(names))
-                part = _transitions(recording, names, episodes)
+                yield _transitions(recording, names, episodes)
                 episodes += len(recording.ends)
-                if writer is None:
-                    parts.append(part)
-                else:
-                    writer.append(part)
-            if first is None:
-                raise DataError("a dataset needs at least one file or recording: give one")
-            if writer is not None:
-                transitions: TensorDictBase = writer.finish()
-            elif len(parts) == 1:
-                transitions = parts[0]
-            else:
-                check_memory(
-                    sum(part.bytes() for part in parts),
-                    f"putting {len(parts)} recordings together",
-                )
-                transitions = TensorDict.cat(parts)
+
+        transitions = _concatenate(parts()) if folder is None else _write_mapped(parts(), folder)
+        if first is None or transitions is None:
+            raise DataError("a dataset needs at least one file or recording: give one")
         size = first.observation.shape[1]
         fields = first.fields or {"state": (0, size)}
         manifest = Manifest(
@@ -129,6 +117,7 @@ class OfflineDataset(TrajectoryDataset):
         dataset = cls(manifest, transitions)
         if folder is not None:
             manifest.write(folder)
+            write_checksums(folder)
             dataset.folder = folder
         return dataset
 
@@ -140,30 +129,25 @@ class OfflineDataset(TrajectoryDataset):
 
         Args:
             folder: of the dataset.
-            verify: read every column once and compare its hash; without it, only its size.
+            verify: read every file once and compare its hash; without it, only their total size.
             progress: whether that shows a bar.
 
         Raises:
             DataError: if a file is missing, cut short or changed.
         """
-        manifest = Manifest.read(folder, remedy=f"delete {folder} to convert the data anew")
-        dataset = cls(manifest, map_columns(folder, verify=verify, progress=progress))
+        try:
+            if verify:
+                verify_checksums(folder, (".json", ".memmap"), progress=progress)
+            manifest = Manifest.read(folder)
+            files = folder.rglob("*.memmap")
+            size = TensorDict.load_memmap(folder, device=torch.device("meta")).bytes()
+            if sum(path.stat().st_size for path in files) != size:  # mapping would lengthen them
+                raise DataError(f"{folder}: damaged or cut short (its files have another size)")
+        except (DataError, OSError, ValueError) as error:
+            raise DataError(f"{error}; delete {folder} to convert the data again") from None
+        dataset = cls(manifest, TensorDict.load_memmap(folder))
         dataset.folder = folder
         return dataset
-
-    @property
-    def trajectory_success(self) -> torch.Tensor:
-        """Whether each episode reaches success at any step: ``[E]`` bool.
-
-        Raises:
-            DataError: if nothing says what success is.
-        """
-        if ("next", "success") not in self.transitions.keys(include_nested=True):
-            raise DataError(
-                f"{self.manifest.environment}: the episodes carry no success flag; say which ones "
-                "count with with_success(), e.g. those above some return"
-            )
-        return super().trajectory_success
 
     @property
     def trajectory_return(self) -> torch.Tensor:
@@ -188,31 +172,57 @@ class OfflineDataset(TrajectoryDataset):
         return type(self)(dataclasses.replace(self.manifest, tasks=records), transitions)
 
 
-def _check_fit(first: Recording, other: Recording) -> None:
-    for key in ("observation", "action"):
-        ours, theirs = getattr(first, key).shape[1], getattr(other, key).shape[1]
-        if ours != theirs:
-            raise DataError(
-                f"{other.source}: {key} is {theirs} wide, that of {first.source} {ours}; "
-                "load data of different environments one by one"
-            )
-    if set(other.infos) != set(first.infos):
-        raise DataError(
-            f"{other.source}: has infos {sorted(other.infos)}, {first.source} "
-            f"{sorted(first.infos)}; ask for columns that all have"
+def _concatenate(parts: Iterable[TensorDictBase]) -> TensorDictBase | None:
+    """All rows in memory, without a copy if there is one part; ``None`` if there is none."""
+    given = list(parts)
+    if len(given) < 2:
+        return given[0] if given else None
+    check_memory(sum(part.bytes() for part in given), f"putting {len(given)} recordings together")
+    return TensorDict.cat(given)
+
+
+def _write_mapped(parts: Iterable[TensorDictBase], folder: Path) -> TensorDictBase | None:
+    """The same, mapped from the files of ``TensorDict.memmap``, with one part at a time in memory.
+
+    The first part makes the files; rows of the others are written behind its own.
+    """
+    first, rows = None, 0
+    for part in parts:
+        if first is None:
+            first = part.memmap(folder)
+        else:
+            for key, column in part.items(include_nested=True, leaves_only=True):
+                with open(first[key].filename, "ab") as file:
+                    file.write(np.ascontiguousarray(column.numpy()).data)
+        rows += len(part)
+    if first is None:
+        return None
+    columns = {
+        key: MemoryMappedTensor.from_filename(
+            column.filename, column.dtype, torch.Size([rows, *column.shape[1:]])
         )
-    for key, column in first.infos.items():
-        ours, theirs = ((c.dtype.name, *c.shape[1:]) for c in (column, other.infos[key]))
-        if ours != theirs:
+        for key, column in first.items(include_nested=True, leaves_only=True)
+    }
+    return TensorDict(columns, batch_size=[rows]).memmap_(folder)  # writes what describes them
+
+
+def _check_alike(first: Recording, other: Recording) -> None:
+    ours, theirs = _layout(first), _layout(other)
+    for key in ours | theirs:
+        if ours.get(key) != theirs.get(key):
             raise DataError(
-                f"{other.source}: infos/{key} is of {theirs}, that of {first.source} of {ours}; "
-                "they must be equal"
+                f"{other.source}: {key} is {theirs.get(key, 'absent')}, that of {first.source} "
+                f"{ours.get(key, 'absent')}; load data of different kinds one by one"
             )
-    if (other.success is None) != (first.success is None):
-        which = (first, other) if other.success is None else (other, first)
-        raise DataError(
-            f"{which[1].source}: has no success flags, {which[0].source} has; load them one by one"
-        )
+
+
+def _layout(recording: Recording) -> dict[str, str]:
+    """Types and shapes of a row of the columns that may differ from recording to recording."""
+    columns = {"observation": recording.observation, "action": recording.action}
+    columns |= {f"infos/{key}": column for key, column in recording.infos.items()}
+    if recording.success is not None:
+        columns["success"] = recording.success
+    return {key: f"{column.dtype}{[*column.shape[1:]]}" for key, column in columns.items()}
 
 
 def _transitions(recording: Recording, names: Mapping[str, int], episodes: int) -> TensorDictBase:
@@ -259,29 +269,19 @@ def _task_records(
     returns = episode_sums(transitions["next", "reward"], lengths)
     knows = ("next", "success") in transitions.keys(include_nested=True)
     success = episode_sums(transitions["next", "success"], lengths) > 0 if knows else None
-    present = task.unique().tolist()
+    reached = [math.nan] * len(lengths) if success is None else success.tolist()
+    episodes: dict[int, list[dict[str, Any]]] = {task_id: [] for task_id in task.unique().tolist()}
+    for owner, length, value, reaches in zip(
+        task.tolist(), lengths.tolist(), returns.tolist(), reached, strict=True
+    ):
+        episode = {"length": length, "return": round(value, 4), "success": reaches}
+        episodes[owner].append(episode)
     records = {}
-    total = len(transitions) * len(present)
+    total = len(transitions) * len(episodes)
     with tqdm(total=total, desc="hashing", unit="row", delay=1, disable=not progress) as bar:
-        for task_id in present:
-            chosen = task == task_id
-            reached = (
-                [math.nan] * int(chosen.sum()) if success is None else success[chosen].tolist()
-            )
-            episodes = [
-                {"length": length, "return": round(value, 4), "success": reaches}
-                for length, value, reaches in zip(
-                    lengths[chosen].tolist(), returns[chosen].tolist(), reached, strict=True
-                )
-            ]
-            records[names[task_id]] = TaskRecord(
-                file="",
-                sha256=_digest(transitions, task_id if len(present) > 1 else None, bar),
-                transitions=int(lengths[chosen].sum()),
-                success_rate=sum(episode["success"] for episode in episodes) / len(episodes),
-                mean_return=sum(episode["return"] for episode in episodes) / len(episodes),
-                episodes=episodes,
-            )
+        for task_id, found in episodes.items():
+            digest = _digest(transitions, task_id if len(episodes) > 1 else None, bar)
+            records[names[task_id]] = TaskRecord.from_episodes("", digest, found)
     return records
 
 
@@ -295,7 +295,7 @@ def _digest(transitions: TensorDictBase, task_id: int | None, bar: tqdm[Any]) ->
     for key, column in columns.items():
         for block in row_blocks(len(column)):
             part = column[block] if task_id is None else column[block][owner[block] == task_id]
-            digest.update(raw_bytes(part))
+            digest.update(np.ascontiguousarray(part).data)
             if key == keys[-1]:
                 bar.update(block.stop - block.start)
     return digest.hexdigest()

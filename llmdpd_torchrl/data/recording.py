@@ -82,35 +82,34 @@ class Recording:
     first_row: int = 0
 
     def __post_init__(self) -> None:
-        for key, rank in (("observation", 2), ("next_observation", 2), ("action", 2)):
+        for key in ("observation", "next_observation", "action", "reward"):
+            rank = 1 if key == "reward" else 2
             column = as_numbers(getattr(self, key), self.source, key, rank, self.first_row)
             setattr(self, key, column)
-        self.reward = as_numbers(self.reward, self.source, "reward", 1, self.first_row)
-        self.terminated = as_flags(self.terminated, self.source, "terminated")
-        self.truncated = as_flags(self.truncated, self.source, "truncated")
+        for key in ("terminated", "truncated", "success"):
+            if (flags := getattr(self, key)) is not None:
+                setattr(self, key, as_flags(flags, self.source, key))
         rows = len(self.observation)
         if rows == 0:
             raise DataError(f"{self.source}: has no transition; use a file with data")
+        if self.task_ids is None:
+            self.task_names = self.task_names or (self.name,)
+            self.task_ids = np.zeros(rows, dtype=np.int64)
+        self.task_ids = np.asarray(self.task_ids)
+        self.infos = {key: _native(np.asarray(column)) for key, column in self.infos.items()}
+        keys = ("action", "reward", "terminated", "truncated", "success", "task_ids")
+        columns = {key: getattr(self, key) for key in keys}
+        for key, column in (columns | {f"infos/{k}": v for k, v in self.infos.items()}).items():
+            if column is not None and column.shape[:1] != (rows,):
+                raise DataError(
+                    f"{self.source}: {key} has shape {column.shape}, observation has {rows} rows; "
+                    "every array needs one row a transition"
+                )
         if self.next_observation.shape != self.observation.shape:
             raise DataError(
                 f"{self.source}: next_observation has shape {self.next_observation.shape}, "
                 f"observation {self.observation.shape}; they must be equal"
             )
-        for key in ("action", "reward", "terminated", "truncated", "success", "task_ids"):
-            column = getattr(self, key)
-            if column is not None and len(column) != rows:
-                raise DataError(
-                    f"{self.source}: {key} has {len(column)} rows, observation {rows}; every array "
-                    "needs one row a transition"
-                )
-        self.infos = {key: _native(np.asarray(column)) for key, column in self.infos.items()}
-        for key, column in self.infos.items():
-            if column.shape[:1] != (rows,):
-                raise DataError(
-                    f"{self.source}: infos/{key} has shape {column.shape}, not {rows} rows"
-                )
-        if self.success is not None:
-            self.success = as_flags(self.success, self.source, "success")
         self._scale_actions()
         if not (self.terminated[-1] or self.truncated[-1]):
             self.truncated = self.truncated.copy()
@@ -128,11 +127,9 @@ class Recording:
         return np.diff(self.ends, prepend=-1)
 
     def _name_tasks(self) -> None:
-        """Set the defaults of task ids and names, and check them."""
-        if self.task_ids is None:
-            self.task_names = self.task_names or (self.name,)
-            self.task_ids = np.zeros(len(self.observation), dtype=np.int64)
-        ids = np.asarray(self.task_ids).reshape(len(self.observation), -1)
+        """Check the task ids, and set the default of their names."""
+        assert self.task_ids is not None
+        ids = self.task_ids.reshape(len(self.observation), -1)
         if ids.dtype.kind not in "iu" or ids.shape[1] != 1 or ids.min() < 0:
             raise DataError(
                 f"{self.source}: task ids must be integers from 0, [rows], found {ids.dtype}"
@@ -166,26 +163,16 @@ class Recording:
 
 
 def numbered_tasks(name: str, count: int) -> tuple[str, ...]:
-    """Default names of the tasks of a recording.
-
-    Examples:
-        >>> numbered_tasks("line", 2)
-        ('line/0', 'line/1')
-    """
+    """Default names of tasks: ``name/0``, ``name/1``, ..."""
     return tuple(f"{name}/{index}" for index in range(count))
 
 
 def as_numbers(
     array: Any, source: str, key: str, rank: int, first_row: int = 0
 ) -> NDArray[np.float32]:
-    """Check a column of numbers and cast it to float32; float32 is not copied.
+    """Check a column, [N] (rank 1) or [N, size] (rank 2), and cast it to float32 without a copy.
 
-    Args:
-        array: ``[N]`` or ``[N, 1]`` for rank 1, ``[N, size]`` for rank 2.
-        source: origin of the data, for messages.
-        key: its name, for messages.
-        rank: 1 or 2.
-        first_row: number of the first row, for messages.
+    A last axis of 1 may be added to either. ``first_row`` is the number of its first row.
 
     Raises:
         DataError: if it is not numeric, has another shape, or a value is not finite in float32.
@@ -210,11 +197,7 @@ def as_numbers(
 
 
 def as_flags(array: Any, source: str, key: str) -> NDArray[np.bool_]:
-    """Check a column of flags, ``[N]`` or ``[N, 1]`` of any numeric type, and cast it to bool.
-
-    Raises:
-        DataError: if it has another shape or a value is neither 0 nor 1.
-    """
+    """Check a column of flags, [N] or [N, 1] of any numeric type, and cast it to bool."""
     array = np.asarray(array)
     if array.ndim == 2 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from tqdm.auto import tqdm
 
 from llmdpd_torchrl.utils.errors import DISK_ERRORS, ConfigError, DamagedError, DataError
 
@@ -190,7 +191,7 @@ def write_checksums(folder: Path) -> None:
         sync(path)
 
 
-def verify_checksums(folder: Path, suffixes: Collection[str]) -> None:
+def verify_checksums(folder: Path, suffixes: Collection[str], *, progress: bool = False) -> None:
     """Check every byte of a folder against its manifest, and before that the files' suffixes.
 
     Raises:
@@ -209,7 +210,8 @@ def verify_checksums(folder: Path, suffixes: Collection[str]) -> None:
     for name in sorted(found ^ set(listed)):
         problem = "is not listed" if name in found else "is missing, though it is listed"
         raise DamagedError(f"{folder / name}: {problem} in {CHECKSUMS}")
-    for name, digest in listed.items():
+    bar = tqdm(listed.items(), desc="verifying", unit="file", delay=1, disable=not progress)
+    for name, digest in bar:
         if file_sha256(folder / name) != digest:
             raise DamagedError(f"{folder / name}: damaged (its SHA-256 is not that in {CHECKSUMS})")
 

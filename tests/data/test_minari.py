@@ -153,8 +153,10 @@ def test_an_empty_dataset_is_refused():
 
 
 def test_a_missing_dataset_is_one_line(monkeypatch):
+    load_dataset = minari.load_dataset
+    monkeypatch.setattr(minari, "load_dataset", lambda name, download: load_dataset(name))
     with pytest.raises(DataError, match=r"none-v0: cannot be loaded \(FileNotFoundError"):
-        read_minari("test/none-v0", download=False)
+        read_minari("test/none-v0")
 
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route\nat all")

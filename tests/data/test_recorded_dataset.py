@@ -113,5 +113,5 @@ def test_what_does_not_fit_together_is_refused():
     with pytest.raises(DataError, match="at least one file"):
         OfflineDataset.from_recordings([])
     with_info = recording("b", infos={"x": np.zeros(12)})
-    with pytest.raises(DataError, match=r"b.hdf5: has infos \['x'\], a.hdf5 \[\]"):
+    with pytest.raises(DataError, match=r"b.hdf5: infos/x is float64\[\], that of a.hdf5 absent"):
         OfflineDataset.from_recordings([recording("a"), with_info])

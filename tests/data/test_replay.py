@@ -90,7 +90,7 @@ def test_only_mapped_columns_are_read_without_their_neighbours(data):
             name = line.split()[-1]
         elif line.startswith("VmFlags:"):
             flags[name] = line.split()
-    columns = {name: flag for name, flag in flags.items() if name.endswith(".raw")}
+    columns = {name: flag for name, flag in flags.items() if name.endswith(".memmap")}
     ours = {name: flag for name, flag in columns.items() if str(data.folder) in name}
     assert len(ours) == (0 if data.folder is None else 10)
     assert all("rr" in flag for flag in ours.values())
