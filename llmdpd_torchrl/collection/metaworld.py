@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, TaskRecord, task_record
+from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
 from llmdpd_torchrl.envs.metaworld import (
     EpisodeSteps,
     goal_seed,
@@ -27,7 +27,7 @@ from llmdpd_torchrl.envs.metaworld import (
     reset_simulator,
 )
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
-from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_atomic
+from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_bytes
 from llmdpd_torchrl.utils.processes import run_jobs
 from llmdpd_torchrl.utils.settings import (
     Count,
@@ -138,10 +138,10 @@ def _collect_locked(
     for path in folder.glob(".*.tmp*"):  # left by a killed process, never by a finished one
         path.unlink(missing_ok=True)
     paths = {name: folder / f"{name}.safetensors" for name in METAWORLD_TASKS.names}
-    existing = {
+    records = {
         name: task_record(path, settings.to_dict()) for name, path in paths.items() if path.exists()
     }
-    missing = [name for name in names if name not in existing]
+    missing = [name for name in names if name not in records]
     if missing:
         run_jobs(
             collect_task,
@@ -152,11 +152,7 @@ def _collect_locked(
             progress=progress,
         )
     # Read back what was written: the manifest describes files, not intentions.
-    records: dict[str, TaskRecord] = {
-        name: existing.get(name) or task_record(paths[name], settings.to_dict())
-        for name in METAWORLD_TASKS.names
-        if name in existing or name in missing
-    }
+    records |= {name: task_record(paths[name], settings.to_dict()) for name in missing}
     manifest = Manifest(
         environment="metaworld",
         settings=settings.to_dict(),
@@ -164,7 +160,7 @@ def _collect_locked(
         task_table=list(METAWORLD_TASKS.names),
         observation_layout=METAWORLD_OBSERVATION_LAYOUT,
         action_size=4,
-        tasks=records,
+        tasks={name: records[name] for name in METAWORLD_TASKS.names if name in records},
     )
     manifest.write(folder)
     return manifest
@@ -176,29 +172,22 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterato
     Yields:
         the number of steps of each episode as it ends.
     """
-    simulator = make_simulator(task)
-    expert = make_expert(task)
+    from metaworld.policies import ENV_POLICY_MAP
+
+    policies: dict[str, Any] = ENV_POLICY_MAP
+    simulator, expert = make_simulator(task), policies[task]()
     episodes: list[dict[str, Any]] = []
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: list[dict[str, NDArray[Any]]] = []
     for index in range(settings.episodes_per_task):
         seed = goal_seed(settings.seed, task, index, "collection")
         noise = settings.noise_levels[index % len(settings.noise_levels)]
-        episode = run_expert_episode(
-            simulator,
-            expert,
-            seed=seed,
-            noise=noise,
-            max_steps=settings.max_steps,
-            steps_after_success=settings.steps_after_success,
-            gain=settings.expert_gain,
-        )
+        episode = _expert_episode(simulator, expert, settings, seed, noise)
         length = len(episode["action"])
         rows = np.ones((length, 1), dtype=np.int64)
         episode["task_id"] = rows * METAWORLD_TASKS.index(task)
         episode["episode"] = rows * index
         episode["step_count"] = np.arange(length, dtype=np.int64)[:, None]
-        for key, value in episode.items():
-            columns.setdefault(key, []).append(value)
+        columns.append(episode)
         episodes.append(
             {
                 "seed": seed,
@@ -210,87 +199,52 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterato
         )
         yield length
     simulator.close()
-    arrays = {key: np.concatenate(values) for key, values in columns.items()}
+    arrays = {key: np.concatenate([episode[key] for episode in columns]) for key in columns[0]}
     # One header entry, because safetensors does not fix the order of several, and equal data must
     # have equal bytes.
     header = json.dumps({"settings": settings.to_dict(), "episodes": episodes}, sort_keys=True)
-    content = save(arrays, {"collection": header})  # save_file does not report a full disk
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_atomic(path, write)
+    write_bytes(path, save(arrays, {"collection": header}))  # save_file misses a full disk
 
 
-def make_expert(task: str) -> Any:
-    """The scripted policy of ``task``: ``get_action(observation [39]) -> action [4]``."""
-    from metaworld.policies import ENV_POLICY_MAP
-
-    policies: dict[str, Any] = ENV_POLICY_MAP
-    return policies[task]()
-
-
-def run_expert_episode(
-    simulator: Any,
-    expert: Any,
-    *,
-    seed: int,
-    noise: float,
-    max_steps: int,
-    steps_after_success: int,
-    gain: float = 1.0,
+def _expert_episode(
+    simulator: Any, expert: Any, settings: CollectionSettings, seed: int, noise: float
 ) -> dict[str, NDArray[Any]]:
-    """Run one episode: action = clip(gain · clip(expert) + noise · N(0, 1)), clipped to [-1, 1].
+    """One episode of action = clip(gain * clip(expert) + noise * N(0, 1)), clipped to [-1, 1].
 
-    Args:
-        simulator: from :func:`~llmdpd_torchrl.envs.make_simulator`.
-        expert: from :func:`make_expert`.
-        seed: of the placement of object and goal, and of the noise.
-        noise: standard deviation of the action noise, in units of the action range's half width.
-        max_steps: the episode is truncated here.
-        steps_after_success: number of steps recorded after the first success before the episode is
-            truncated: enough to record that the goal is held, without much waiting in the data.
-        gain: factor on the movement, at most 1; the gripper's action is not scaled.
+    The gain is not that of the gripper. Meta-World never terminates: the last step is truncated.
 
     Returns:
         arrays over the T steps of the episode: ``observation`` and ``next_observation`` [T, 39],
         ``action`` [T, 4], ``reward`` [T, 1] (float32), ``success``, ``terminated`` and
-        ``truncated`` [T, 1] (bool). Meta-World never terminates: the last step is truncated.
+        ``truncated`` [T, 1] (bool).
     """
     generator = np.random.default_rng(seed)
-    observations = np.empty((max_steps + 1, 39), dtype=np.float32)
-    actions = np.empty((max_steps, 4), dtype=np.float32)
-    rewards = np.empty((max_steps, 1), dtype=np.float32)
-    successes = np.zeros((max_steps, 1), dtype=np.bool_)
-    disturbance = generator.standard_normal((max_steps, 4)) * noise
-
+    disturbance = generator.standard_normal((settings.max_steps, 4)) * noise
     observation = reset_simulator(simulator, seed=seed)
-    observations[0] = observation
-    last = max_steps
-    steps = 0
+    rows: list[tuple[Any, ...]] = []
+    last = settings.max_steps
     with warnings.catch_warnings():
         # The experts warn that their actions exceed the range; they are clipped below.
         warnings.simplefilter("ignore", UserWarning)
-        while steps < last:
-            action = expert.get_action(observation)
-            if gain != 1.0:
-                action = np.append(gain * np.clip(action[:3], -1.0, 1.0), action[3])
-            actions[steps] = np.clip(action + disturbance[steps], -1.0, 1.0)
-            observation, reward, _, _, info = simulator.step(actions[steps])
-            rewards[steps] = reward
-            successes[steps] = bool(info["success"])
-            if successes[steps] and last == max_steps:
-                last = min(max_steps, steps + 1 + steps_after_success)
-            steps += 1
-            observations[steps] = observation
-    truncated = np.zeros((steps, 1), dtype=np.bool_)
-    truncated[-1] = True
+        while len(rows) < last:
+            before = observation.astype(np.float32)
+            action = expert.get_action(observation)  # some experts change what they are given
+            if settings.expert_gain != 1.0:
+                moved = settings.expert_gain * np.clip(action[:3], -1.0, 1.0)
+                action = np.append(moved, action[3])
+            action = np.clip(action + disturbance[len(rows)], -1.0, 1.0).astype(np.float32)
+            observation, reward, _, _, info = simulator.step(action)
+            success = bool(info["success"])
+            rows.append((before, observation.astype(np.float32), action, [reward], [success]))
+            if success and last == settings.max_steps:
+                last = min(last, len(rows) + settings.steps_after_success)
+    observations, successors, actions, rewards, successes = zip(*rows, strict=True)
     return {
-        "observation": observations[:steps].copy(),
-        "next_observation": observations[1 : steps + 1].copy(),
-        "action": actions[:steps].copy(),
-        "reward": rewards[:steps].copy(),
-        "success": successes[:steps].copy(),
-        "terminated": np.zeros((steps, 1), dtype=np.bool_),
-        "truncated": truncated,
+        "observation": np.array(observations),
+        "next_observation": np.array(successors),
+        "action": np.array(actions),
+        "reward": np.array(rewards, dtype=np.float32),
+        "success": np.array(successes),
+        "terminated": np.zeros((len(rows), 1), dtype=np.bool_),
+        "truncated": np.arange(len(rows))[:, None] == len(rows) - 1,
     }

@@ -89,7 +89,7 @@ def iter_d4rl_arrays(
     max_episode_steps: int | None = None,
     task_key: str | None = None,
     infos: Sequence[str] = (),
-    action_range: tuple[float, float] = (-1.0, 1.0),
+    action_range: tuple[float, float] | None = None,
 ) -> Iterator[Recording]:
     """Arrays in D4RL's layout as recordings of complete episodes, ``block_bytes`` at once.
 
@@ -129,7 +129,7 @@ def iter_d4rl_arrays(
             infos={key: columns[f"infos/{key}"] for key in infos},
             fields=fields,
             attributes=attributes,
-            action_range=action_range,
+            action_range=action_range or (-1.0, 1.0),
             first_row=recorded,
         )
         recorded += rows

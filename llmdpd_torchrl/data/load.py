@@ -100,7 +100,7 @@ def load_episodes(
         "max_episode_steps": max_episode_steps,
         "task_key": task_key,
         "infos": list(infos),
-        "action_range": None if action_range is None else list(action_range),
+        "action_range": action_range and tuple(action_range),
     }
     found = [_find(source, options, cache, progress) for source in sources]
     if root is None:
@@ -151,7 +151,7 @@ def _find(
     if kind == "d4rl":
         path, called = fetch_d4rl(name, cache, progress=progress), name
         limit = limit or _TIME_LIMITS.get(name.partition("-")[0])
-    given = _d4rl_options(options, limit)
+    given = {**options, "max_episode_steps": limit}
     return _Source(
         called or path.stem,
         lambda: [kind, called, limit, *_stamp(path)],
@@ -176,15 +176,10 @@ def _arrays(source: Any, options: Mapping[str, Any]) -> _Source:
 
     def read(_: int | None) -> Iterator[Recording]:
         arrays = source if isinstance(source, Mapping) else source.get_dataset()
-        given = _d4rl_options(options, limit)
+        given = {**options, "max_episode_steps": limit}
         yield from iter_d4rl_arrays(arrays, name=name, source=name, attributes=attributes, **given)
 
     return _Source(name, identity, read)
-
-
-def _d4rl_options(options: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
-    action_range = options["action_range"] or (-1.0, 1.0)
-    return dict(options) | {"max_episode_steps": limit, "action_range": tuple(action_range)}
 
 
 def _kind(source: str | os.PathLike[str]) -> tuple[str, str]:

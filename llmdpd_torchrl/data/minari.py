@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -155,12 +156,9 @@ def _fields(space: spaces.Space[Any]) -> dict[str, tuple[int, int]] | None:
     """Index ranges of the vectors in a dictionary observation."""
     if not isinstance(space, spaces.Dict):
         return None
-    fields, start = {}, 0
-    for key, part in space.items():
-        end = start + spaces.flatdim(part)
-        fields[str(key)] = (start, end)
-        start = end
-    return fields
+    sizes = {str(key): spaces.flatdim(part) for key, part in space.items()}
+    ends = itertools.accumulate(sizes.values())
+    return {key: (end - size, end) for (key, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def _info_column(episodes: Sequence[Any], key: str, source: str) -> NDArray[Any]:

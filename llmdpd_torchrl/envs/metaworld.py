@@ -49,12 +49,8 @@ def make_simulator(task: str, *, render: tuple[int, int] | None = None) -> Any:
     METAWORLD_TASKS.index(task)
     options: dict[str, Any] = {}
     if render is not None:
-        options = {
-            "render_mode": "rgb_array",
-            "camera_name": "corner2",
-            "width": render[0],
-            "height": render[1],
-        }
+        options = {"render_mode": "rgb_array", "camera_name": "corner2"}
+        options |= {"width": render[0], "height": render[1]}
     simulator = _simulator_class(task)(**options)
     simulator._partially_observable = False
     del simulator.sawyer_observation_space  # a cached property, computed with the goal hidden
@@ -97,13 +93,9 @@ def _compiled_model(path: str) -> mujoco.MjModel:
 
 
 def goal_seed(seed: int, task: str, index: int, purpose: str) -> int:
-    """The seed of goal number ``index``; the seeds of different purposes are independent.
+    """The seed of goal number ``index`` for ``"collection"`` or ``"evaluation"``.
 
-    Args:
-        seed: the user's seed.
-        task: task name.
-        index: episode number.
-        purpose: ``"collection"`` or ``"evaluation"``.
+    The seeds of different purposes are independent.
     """
     entropy = (seed, METAWORLD_TASKS.index(task), index, _PURPOSES[purpose])
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])

@@ -6,12 +6,11 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Composite, TensorSpec
 from torchrl.envs import EnvBase
 
 from llmdpd_torchrl.envs.base import SimulatorEnv
@@ -23,13 +22,6 @@ SimulatorPool: TypeAlias = "defaultdict[str, list[SimulatorEnv]]"
 
 class SimulatorError(RuntimeError):
     """No simulator of an environment could be made."""
-
-
-class _SubEnv(NamedTuple):
-    """The task of a sub-environment and its simulator, ``None`` if it could not be made."""
-
-    task: str
-    simulator: SimulatorEnv | None
 
 
 class MultiTaskEnv(EnvBase):
@@ -58,6 +50,8 @@ class MultiTaskEnv(EnvBase):
     reward of 0.
 
     Attributes:
+        task_names: the task of each sub-environment.
+        simulators: the simulator of each sub-environment, ``None`` if it could not be made.
         errors: by sub-environment, why its episode crashed, or ``None``.
         simulator_seconds: time spent inside of simulators so far.
 
@@ -93,23 +87,19 @@ class MultiTaskEnv(EnvBase):
         self._idle: SimulatorPool = defaultdict(list) if pool is None else pool
         self.simulator_seconds = 0.0
         self.errors: list[str | None] = [None] * size
-        self._sub_envs = [_SubEnv(task, None) for task in tasks]
+        self.task_names = list(tasks)
+        self.simulators: list[SimulatorEnv | None] = [None] * size
         for index, task in enumerate(tasks):
             self._replace(index, task)
         made = [simulator for simulator in self.simulators if simulator is not None]
         if not made:
             raise SimulatorError(self.errors[0])
         first = made[0]
-        # ``goal_index`` is left out: its number of values differs from task to task.
-        present = list(first.observation_spec.keys())
-        keys = [key for key in ("observation", "task_id", "success") if key in present]
-        self.observation_spec = Composite(
-            {key: _expand(first.observation_spec[key], size) for key in keys},
-            shape=(size,),
-            device=self.device,
-        )
-        self.action_spec = _expand(first.action_spec, size).to(self.device)
-        self.reward_spec = _expand(first.reward_spec, size).to(self.device)
+        observation_spec = first.observation_spec.clone()
+        observation_spec.pop("goal_index", None)  # its number of values differs from task to task
+        self.observation_spec = observation_spec.expand(size).to(self.device)
+        self.full_action_spec = first.full_action_spec.expand(size).to(self.device)
+        self.full_reward_spec = first.full_reward_spec.expand(size).to(self.device)
         self.full_done_spec = first.full_done_spec.expand(size).to(self.device)
         self._observations = np.zeros(self.observation_spec["observation"].shape, np.float32)
         self._task_ids = np.full((size, 1), first.task_id, np.int64)
@@ -117,21 +107,11 @@ class MultiTaskEnv(EnvBase):
             key: np.zeros((size, 1), bool) for key in ("success", "terminated", "truncated")
         }
 
-    @property
-    def task_names(self) -> list[str]:
-        """The task of each sub-environment."""
-        return [sub_env.task for sub_env in self._sub_envs]
-
-    @property
-    def simulators(self) -> list[SimulatorEnv | None]:
-        """The simulator of each sub-environment, ``None`` if it could not be made."""
-        return [sub_env.simulator for sub_env in self._sub_envs]
-
     def assign(self, index: int, task: str, episode: int) -> None:
         """Let the next reset of a sub-environment begin episode number ``episode`` of ``task``."""
-        if self._sub_envs[index].task != task or self.errors[index] is not None:
+        if self.task_names[index] != task or self.errors[index] is not None:
             self._replace(index, task)
-        simulator = self._sub_envs[index].simulator
+        simulator = self.simulators[index]
         if simulator is None:
             return
         try:
@@ -143,28 +123,25 @@ class MultiTaskEnv(EnvBase):
     def _replace(self, index: int, task: str) -> None:
         """Give a sub-environment a simulator of ``task``."""
         self._release(index)
-        self.errors[index] = None
+        self.task_names[index], self.errors[index] = task, None
         try:
-            simulator = self._idle[task].pop() if self._idle[task] else self._make(task)
+            idle = self._idle[task]
+            self.simulators[index] = idle.pop() if idle else self._make(task)
         except Exception as error:  # simulators raise anything; the episode reports it
-            self._sub_envs[index] = _SubEnv(task, None)
             self.errors[index] = f"the simulator could not be made: {_line(error)}"
-        else:
-            self._sub_envs[index] = _SubEnv(task, simulator)
 
     def _release(self, index: int) -> None:
         """Take the simulator from a sub-environment: idle from now on, or closed if it crashed."""
-        task, simulator = self._sub_envs[index]
-        self._sub_envs[index] = _SubEnv(task, None)
+        simulator, self.simulators[index] = self.simulators[index], None
         if simulator is not None and self.errors[index] is None:
-            self._idle[task].append(simulator)
+            self._idle[self.task_names[index]].append(simulator)
         elif simulator is not None:  # its state is unknown
             simulator.close(raise_if_closed=False)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        for index in _indices(mask, len(self._sub_envs)):
-            simulator = self._sub_envs[index].simulator
+        for index in _indices(mask, len(self.task_names)):
+            simulator = self.simulators[index]
             for flags in self._flags.values():
                 flags[index] = False
             if simulator is None:  # reported at the first step: a reset must not be done already
@@ -184,15 +161,15 @@ class MultiTaskEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = tensordict["action"].numpy(force=True)
         finite = np.isfinite(actions).all(-1)
-        rewards = np.zeros((len(self._sub_envs), 1), np.float32)
-        for index in _indices(tensordict.get("_step", None), len(self._sub_envs)):
+        rewards = np.zeros((len(self.task_names), 1), np.float32)
+        for index in _indices(tensordict.get("_step", None), len(self.task_names)):
             if self.errors[index] is not None:
                 self._flags["truncated"][index] = True
                 continue
             if not finite[index]:
                 self._truncate(index, f"the policy's action is {actions[index].tolist()}")
                 continue
-            simulator = self._sub_envs[index].simulator
+            simulator = self.simulators[index]
             assert simulator is not None
             started = time.perf_counter()
             try:
@@ -221,7 +198,7 @@ class MultiTaskEnv(EnvBase):
 
     def _state(self) -> TensorDict:
         flags = {key: torch.tensor(value) for key, value in self._flags.items()}
-        if "success" not in list(self.observation_spec.keys()):
+        if "success" not in self.observation_spec.keys():  # noqa: SIM118
             del flags["success"]
         flags["done"] = flags["terminated"] | flags["truncated"]
         return TensorDict(
@@ -242,16 +219,12 @@ class MultiTaskEnv(EnvBase):
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close all simulators, or return them to the pool."""
         if not self.is_closed:
-            for index in range(len(self._sub_envs)):
+            for index in range(len(self.task_names)):
                 self._release(index)
             if not self._returns_to_pool:
                 for simulator in itertools.chain.from_iterable(self._idle.values()):
                     simulator.close(raise_if_closed=False)
         super().close(raise_if_closed=raise_if_closed)
-
-
-def _expand(spec: TensorSpec, size: int) -> TensorSpec:
-    return spec.expand(size, *spec.shape)
 
 
 def _indices(mask: torch.Tensor | None, size: int) -> range | list[int]:

@@ -5,13 +5,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from llmdpd_torchrl.collection.__main__ import main
-from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld, collect_task
 from llmdpd_torchrl.data import Manifest
+from llmdpd_torchrl.envs.metaworld import goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
@@ -46,6 +48,21 @@ def test_manifest_and_files(collected):
         inner = slice(0, lengths[0] - 1)
         assert (arrays["next_observation"][inner] == arrays["observation"][1 : lengths[0]]).all()
     assert not list(folder.glob(".*tmp*"))
+
+
+def test_observations_are_the_simulators_whatever_the_expert_does_with_them(tmp_path):
+    """The expert of this task moves the object in the observation that it is given."""
+    settings = CollectionSettings(episodes_per_task=1, max_steps=3)
+    path = tmp_path / "door-close-v3.safetensors"
+    list(collect_task("door-close-v3", path, settings))
+    simulator = make_simulator("door-close-v3")
+    seed = goal_seed(settings.seed, "door-close-v3", 0, "collection")
+    expected = [reset_simulator(simulator, seed=seed)]
+    arrays = load_file(path)
+    expected += [simulator.step(action)[0] for action in arrays["action"]]
+    simulator.close()
+    assert np.array_equal(arrays["observation"], np.array(expected[:-1], np.float32))
+    assert np.array_equal(arrays["next_observation"], np.array(expected[1:], np.float32))
 
 
 @pytest.mark.integration
