@@ -125,45 +125,34 @@ def collect_metaworld(
             return manifest
     make_writable_folder(folder, "data", "data.folder")
     with folder_lock(folder):
-        return _collect_locked(folder, names, settings, workers, progress)
-
-
-def _collect_locked(
-    folder: Path,
-    names: Sequence[str],
-    settings: CollectionSettings,
-    workers: int | None,
-    progress: bool,
-) -> Manifest:
-    for path in folder.glob(".*.tmp*"):  # left by a killed process, never by a finished one
-        path.unlink(missing_ok=True)
-    paths = {name: folder / f"{name}.safetensors" for name in METAWORLD_TASKS.names}
-    records = {
-        name: task_record(path, settings.to_dict()) for name, path in paths.items() if path.exists()
-    }
-    missing = [name for name in names if name not in records]
-    if missing:
-        run_jobs(
-            collect_task,
-            [(name, paths[name], settings) for name in missing],
-            workers=workers,
-            episodes=len(missing) * settings.episodes_per_task,
-            description="collect",
-            progress=progress,
+        for path in folder.glob(".*.tmp*"):  # left by a killed process, never by a finished one
+            path.unlink(missing_ok=True)
+        paths = {name: folder / f"{name}.safetensors" for name in METAWORLD_TASKS.names}
+        there = {name: path for name, path in paths.items() if path.exists()}
+        records = {name: task_record(path, settings.to_dict()) for name, path in there.items()}
+        missing = [name for name in names if name not in records]
+        if missing:
+            run_jobs(
+                collect_task,
+                [(name, paths[name], settings) for name in missing],
+                workers=workers,
+                episodes=len(missing) * settings.episodes_per_task,
+                description="collect",
+                progress=progress,
+            )
+        # Read back what was written: the manifest describes files, not intentions.
+        records |= {name: task_record(paths[name], settings.to_dict()) for name in missing}
+        manifest = Manifest(
+            environment="metaworld",
+            settings=settings.to_dict(),
+            packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+            task_table=list(METAWORLD_TASKS.names),
+            observation_layout=METAWORLD_OBSERVATION_LAYOUT,
+            action_size=4,
+            tasks={name: records[name] for name in METAWORLD_TASKS.names if name in records},
         )
-    # Read back what was written: the manifest describes files, not intentions.
-    records |= {name: task_record(paths[name], settings.to_dict()) for name in missing}
-    manifest = Manifest(
-        environment="metaworld",
-        settings=settings.to_dict(),
-        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
-        task_table=list(METAWORLD_TASKS.names),
-        observation_layout=METAWORLD_OBSERVATION_LAYOUT,
-        action_size=4,
-        tasks={name: records[name] for name in METAWORLD_TASKS.names if name in records},
-    )
-    manifest.write(folder)
-    return manifest
+        manifest.write(folder)
+        return manifest
 
 
 def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterator[int]:

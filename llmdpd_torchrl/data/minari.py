@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,7 @@ def read_minari(
             vectors.
     """
     source = f"Minari dataset {dataset_id}"
-    with _minari_errors(source):
-        dataset = _import_minari().load_dataset(dataset_id, download=True)
+    with _opened(dataset_id) as dataset:
         row = sum(
             spaces.flatdim(space) * np.dtype(space.dtype or np.float64).itemsize
             for space in (dataset.observation_space, dataset.action_space)
@@ -101,25 +99,13 @@ def read_minari(
 
 def minari_metadata_file(dataset_id: str) -> Path:
     """The metadata file of a dataset, which Minari writes last; downloaded if necessary."""
-    with _minari_errors(f"Minari dataset {dataset_id}"):
-        dataset = _import_minari().load_dataset(dataset_id, download=True)
+    with _opened(dataset_id) as dataset:
         return Path(dataset.storage.data_path) / "metadata.json"
 
 
 @contextlib.contextmanager
-def _minari_errors(source: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:  # of Minari, its backends or the network
-        raise DataError(
-            f"{source}: cannot be loaded ({type(error).__name__}: {first_line(error)}); compare "
-            "`minari list local` and `minari list remote`, or download it by hand"
-        ) from None
-
-
-def _import_minari() -> ModuleType:
+def _opened(dataset_id: str) -> Iterator[Any]:
+    """The dataset, downloaded if it is not local; errors of Minari in the block become one line."""
     try:
         import minari
     except ImportError as error:
@@ -127,7 +113,16 @@ def _import_minari() -> ModuleType:
             f"Minari datasets need the package minari ({error}): "
             "pip install 'llmdpd_torchrl[minari]'"
         ) from None
-    return minari
+    try:
+        yield minari.load_dataset(dataset_id, download=True)
+    except ConfigError:
+        raise
+    except Exception as error:  # of Minari, its backends or the network
+        raise DataError(
+            f"Minari dataset {dataset_id}: cannot be loaded ({type(error).__name__}: "
+            f"{first_line(error)}); compare `minari list local` and `minari list remote`, or "
+            "download it by hand"
+        ) from None
 
 
 def _bounds(space: spaces.Box, source: str) -> tuple[float, float]:

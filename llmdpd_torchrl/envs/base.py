@@ -96,14 +96,10 @@ class SimulatorEnv(EnvBase):
         self._simulator = simulator
         self.task_id = task_id
         self.has_success = has_success
-        task: TensorSpec = Unbounded((1,), dtype=torch.int64)
-        if num_tasks is not None:
-            task = Categorical(num_tasks, (1,), dtype=torch.int64)
+        task = Categorical(num_tasks, (1,)) if num_tasks else Unbounded((1,), dtype=torch.int64)
         # Unbounded, because some of Meta-World's resets violate its own bounds.
-        observations: dict[str, TensorSpec] = {
-            "observation": Unbounded((observation_dim,), dtype=torch.float32),
-            "task_id": task,
-        }
+        state = Unbounded((observation_dim,), dtype=torch.float32)
+        observations: dict[str, TensorSpec] = {"observation": state, "task_id": task}
         if has_success:
             observations["success"] = Binary(1, (1,), dtype=torch.bool)
         observations |= more or {}

@@ -42,9 +42,6 @@ class TaskTable:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
     def index(self, name: str) -> int:
         """The id of ``name``; an unknown name raises :class:`ConfigError` with the nearest ones."""
         try:
@@ -259,24 +256,18 @@ def reference_returns(name: str) -> tuple[float, float]:
     key = name.lower().replace("_", "-").partition("-")[0]
     if key in REFERENCE_RETURNS:
         return REFERENCE_RETURNS[key]
-    infos = _d4rl_infos()
-    if infos is not None and name in infos.REF_MIN_SCORE:
-        return float(infos.REF_MIN_SCORE[name]), float(infos.REF_MAX_SCORE[name])
-    raise ConfigError(
-        f"no reference returns for {name!r}: built in are those of {', '.join(REFERENCE_RETURNS)}, "
-        "and the optional package d4rl knows those of all its datasets"
-    )
-
-
-def _d4rl_infos() -> Any:
-    """Dataset information of the optional package d4rl, or ``None`` with a warning."""
     try:
-        import d4rl.infos
+        from d4rl.infos import REF_MAX_SCORE, REF_MIN_SCORE
     except Exception as error:  # it imports mujoco-py, which raises bare exceptions
         warnings.warn(
             f"the optional package d4rl is not usable ({type(error).__name__}: "
             f"{first_line(error)})",
-            stacklevel=3,
+            stacklevel=2,
         )
-        return None
-    return d4rl.infos
+    else:
+        if name in REF_MIN_SCORE:
+            return float(REF_MIN_SCORE[name]), float(REF_MAX_SCORE[name])
+    raise ConfigError(
+        f"no reference returns for {name!r}: built in are those of {', '.join(REFERENCE_RETURNS)}, "
+        "and the optional package d4rl knows those of all its datasets"
+    )
