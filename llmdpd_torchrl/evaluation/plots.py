@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from llmdpd_torchrl.evaluation.results import VariantResults
 from llmdpd_torchrl.evaluation.statistics import GroupSummary, ResultsSummary, TaskSummary
-from llmdpd_torchrl.trainers.loggers import read_metrics
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import write_atomic
 

@@ -9,7 +9,7 @@ from llmdpd_torchrl.evaluation.results import write_results_json
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
-from llmdpd_torchrl.trainers.loggers import MetricsFile
+from llmdpd_torchrl.trainers.metrics_file import MetricsFile
 from llmdpd_torchrl.utils.files import write_json
 
 SEEN, UNSEEN = ["reach-v3", "push-v3"], ["door-lock-v3"]

@@ -10,7 +10,8 @@ from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.trainers import OfflineTrainer
-from llmdpd_torchrl.trainers.loggers import MetricsCSVLogger, read_metrics
+from llmdpd_torchrl.trainers.loggers import MetricsCSVLogger
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import ConfigError
 
 TASKS = ("reach-v3", "push-v3")

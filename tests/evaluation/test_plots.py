@@ -10,7 +10,7 @@ from PIL import Image
 
 from llmdpd_torchrl.evaluation import plots
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, summarise
-from llmdpd_torchrl.trainers.loggers import MetricsFile
+from llmdpd_torchrl.trainers.metrics_file import MetricsFile
 from llmdpd_torchrl.utils.errors import DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd_torchrl.trainers.loggers import read_metrics
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from tests.reliability import short_training
 
 __all__ = ["Endurance", "endure"]

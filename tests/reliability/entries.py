@@ -37,7 +37,7 @@ from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import __main__ as prompts_main
 from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.trainers import find_checkpoint, make_logger
-from llmdpd_torchrl.trainers.loggers import read_metrics
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import UserError
 from tests.reliability import short_training
 

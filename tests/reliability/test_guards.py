@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torchrl.record.loggers import Logger
 
 from llmdpd_torchrl.trainers import Checkpointing, SavedTraining, find_checkpoint
-from llmdpd_torchrl.trainers.loggers import MetricsFile, read_metrics
+from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 from llmdpd_torchrl.utils.errors import DataError, DivergenceError
 from tests.reliability.harness import small_files
 from tests.reliability.short_training import build, train

@@ -13,13 +13,8 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torchrl.record.loggers.common import Logger
 
-from llmdpd_torchrl.trainers.loggers import (
-    LoggerGroup,
-    MetricsCSVLogger,
-    MetricsFile,
-    make_logger,
-    read_metrics,
-)
+from llmdpd_torchrl.trainers.loggers import LoggerGroup, MetricsCSVLogger, make_logger
+from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 has_wandb = pytest.mark.skipif(

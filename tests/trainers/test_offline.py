@@ -20,7 +20,7 @@ from llmdpd_torchrl.trainers import (
     make_logger,
     resume,
 )
-from llmdpd_torchrl.trainers.loggers import read_metrics
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import write_checksums
 
