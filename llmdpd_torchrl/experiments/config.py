@@ -20,10 +20,14 @@ from pydantic import Field
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.modules.config import Prompt
-from llmdpd_torchrl.prompts import TextPrompt, make_text_encoder, text_embedding_table
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.tasks.table import TaskSplit
+from llmdpd_torchrl.prompts import (
+    PromptTables,
+    TextPrompt,
+    TrajectoryPromptBank,
+    make_text_encoder,
+    text_embedding_table,
+)
+from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Count,

@@ -34,15 +34,14 @@ from llmdpd_torchrl.experiments.config import (
     read,
 )
 from llmdpd_torchrl.prompts import (
+    FrameSpec,
     TextPrompt,
     load_text_prompts,
     make_text_encoder,
     velocity_prompt,
     velocity_task,
 )
-from llmdpd_torchrl.prompts.relative_frame import FrameSpec
-from llmdpd_torchrl.tasks import TaskTable
-from llmdpd_torchrl.tasks.table import TaskSplit, normalized_score
+from llmdpd_torchrl.tasks import TaskSplit, TaskTable, normalized_score
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 
@@ -83,21 +82,13 @@ class LocomotionSchema(Schema):
 
 @dataclass(frozen=True)
 class Protocol:
-    """The tasks of an experiment, with their prompts and environments.
-
-    Attributes:
-        split: names of the trained and the held-out tasks; their place in the table is their id.
-        prompts: the text prompts by task.
-        variants: the tasks' environments, see :class:`~llmdpd_torchrl.evaluation.GymMujocoSuite`.
-        references: returns that score 0 and 100; where a task has none, D4RL's are used.
-        codes: by task, the target speed.
-    """
+    """The tasks of an experiment, with their prompts and environments, all by task."""
 
     split: TaskSplit
     prompts: Mapping[str, TextPrompt]
-    variants: Mapping[str, Mapping[str, Any]]
-    references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    codes: Mapping[str, float] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]]  # as GymMujocoSuite reads them
+    references: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # default: D4RL's
+    codes: Mapping[str, float] = field(default_factory=dict)  # target speeds
 
     def suite(self, seed: int, max_steps: int | None, dynamics: Dynamics) -> GymMujocoSuite:
         """The environments, with a shorter time limit than their own, if any."""
@@ -108,11 +99,7 @@ class Protocol:
         return GymMujocoSuite(variants, self.references, seed=seed)
 
     def name_tasks(self, dataset: OfflineDataset) -> OfflineDataset:
-        """The data under the names of the protocol's table.
-
-        Raises:
-            DataError: if they hold another number of tasks.
-        """
+        """The data under the names of the protocol's table."""
         manifest, names = dataset.manifest, list(self.split.table.names)
         if len(manifest.task_table) != len(names):
             raise DataError(
@@ -227,9 +214,6 @@ def read_speeds(source: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
     """The attributes ``tasks`` and ``horizon`` of a file of speeds; ``None`` for any other source.
 
     :func:`~llmdpd_torchrl.collection.halfcheetah.collect_gait` writes them.
-
-    Raises:
-        DataError: if the attribute is damaged.
     """
     path = Path(source)
     if not path.is_file():
@@ -244,7 +228,8 @@ def read_speeds(source: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
     try:
         tasks = json.loads(text)
         for task in tasks:
-            float(task["target_velocity"]), float(task["ref_min"]), float(task["ref_max"])
+            for key in ("target_velocity", "ref_min", "ref_max"):
+                task[key] = float(task[key])
             if task["split"] not in ("train", "test"):
                 raise ValueError(f"split is {task['split']!r}")
     except (KeyError, TypeError, ValueError) as error:
@@ -262,45 +247,38 @@ def speed_protocol(
 
     With ``validation``, every fifth of the training's speeds is held out instead, and the held-out
     ones are left alone, for choices of design.
-
-    Raises:
-        ConfigError: if nothing is left to train on.
     """
-    speeds = [float(task["target_velocity"]) for task in tasks]
-    names = [velocity_task(speed) for speed in speeds]
-    train = [name for name, task in zip(names, tasks, strict=True) if task["split"] == "train"]
-    held_out = [name for name in names if name not in train]
+    table = TaskTable(tuple(velocity_task(task["target_velocity"]) for task in tasks))
+    known = dict(zip(table.names, tasks, strict=True))
+    train = [name for name, task in known.items() if task["split"] == "train"]
+    held_out = [name for name in known if name not in train]
     if validation:
         held_out = train[2::5]
         train = [name for name in train if name not in held_out]
     label = "speeds_validation" if validation else "speeds"
     return Protocol(
-        TaskSplit(label, tuple(train), tuple(held_out), TaskTable(tuple(names))),
-        prompts={velocity_task(speed): velocity_prompt(speed) for speed in speeds},
+        TaskSplit(label, tuple(train), tuple(held_out), table),
+        prompts={name: velocity_prompt(task["target_velocity"]) for name, task in known.items()},
         variants={
-            name: {"target_velocity": speed, "task_id": number, "max_steps": horizon}
-            for number, (name, speed) in enumerate(zip(names, speeds, strict=True))
+            name: {
+                "target_velocity": task["target_velocity"],
+                "task_id": table.index(name),
+                "max_steps": horizon,
+            }
+            for name, task in known.items()
         },
-        references={
-            name: (float(task["ref_min"]), float(task["ref_max"]))
-            for name, task in zip(names, tasks, strict=True)
-        },
-        codes=dict(zip(names, speeds, strict=True)),
+        references={name: (task["ref_min"], task["ref_max"]) for name, task in known.items()},
+        codes={name: task["target_velocity"] for name, task in known.items()},
     )
 
 
 def level_protocol(
     sources: Sequence[str], held_out: Sequence[str], *, environment: str | None = None
 ) -> Protocol:
-    """Train on some levels of one environment and hold out others.
+    """Train on some levels of one environment and hold out others, whose episodes are only prompts.
 
-    Args:
-        sources: of :func:`~llmdpd_torchrl.data.load_episodes`; each is a level, named as there.
-        held_out: those whose episodes are only prompts.
-        environment: default: the one that the first source is named after.
-
-    Raises:
-        ConfigError: if no name contains the environment, or a name occurs twice.
+    A level is a source of :func:`~llmdpd_torchrl.data.load_episodes`, named as there. The default
+    environment is the one that the first source is named after.
     """
     names = [_level_name(source) for source in (*sources, *held_out)]
     if environment is None:
@@ -310,13 +288,11 @@ def level_protocol(
             f"data.environment is {environment!r}: use one of {', '.join(GYM_MUJOCO_TASKS)}"
         )
     known = load_text_prompts("gym_mujoco")
-    train, others = tuple(names[: len(sources)]), tuple(names[len(sources) :])
+    table, count = TaskTable(tuple(names)), len(sources)
     return Protocol(
-        TaskSplit("levels", train, others, TaskTable(tuple(names))),
+        TaskSplit("levels", table.names[:count], table.names[count:], table),
         prompts={name: _level_prompt(name, environment, known) for name in names},
-        variants={
-            name: {"task": environment, "task_id": number} for number, name in enumerate(names)
-        },
+        variants={name: {"task": environment, "task_id": table.index(name)} for name in names},
     )
 
 

@@ -24,7 +24,7 @@ from llmdpd_torchrl.experiments.config import (
     read,
 )
 from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
-from llmdpd_torchrl.tasks.table import TaskSplit, make_split
+from llmdpd_torchrl.tasks import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Count,
@@ -183,11 +183,7 @@ def _collected(
 
 
 def _used(dataset: TrajectoryDataset, cfg: DictConfig) -> TrajectoryDataset:
-    """The episodes that are trained on.
-
-    Raises:
-        ConfigError: if there are none.
-    """
+    """The episodes that are trained on."""
     records = dataset.manifest.tasks
     episodes = [episode for task in dataset.tasks for episode in records[task].episodes]
     used = torch.ones(len(episodes), dtype=torch.bool)

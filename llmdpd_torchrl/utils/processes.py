@@ -54,13 +54,6 @@ class WorkerDied(Exception):
 class Backend(abc.ABC):
     """Runs jobs in workers: idle ones get a job, busy ones are read, each over its connection.
 
-    Args:
-        workers: number of workers; default: one per core.
-        cores: that there are.
-
-    Raises:
-        ConfigError: if ``workers`` is below 1.
-
     Examples:
         >>> backend: Backend = LocalBackend(workers=1)
         >>> list(backend.run(range, [(2,), (1,)]))
@@ -99,11 +92,9 @@ class Backend(abc.ABC):
     ) -> Iterator[tuple[int, Any]]:
         """Call ``function(*job)``, a generator function, for every job.
 
+        Yields the number of a job and an event that it yielded, :class:`JobFailed` if it failed.
         Function, jobs and events are sent with cloudpickle: functions and classes may be defined in
         a notebook or in the main script.
-
-        Yields:
-            the number of a job and an event that it yielded, :class:`JobFailed` if it failed.
 
         Raises:
             ConfigError: if the main script starts workers outside of
