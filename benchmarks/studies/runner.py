@@ -33,10 +33,9 @@ from llmdpd_torchrl.experiments.locomotion import Locomotion
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
-from llmdpd_torchrl.utils.backends import make_backend
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError
 from llmdpd_torchrl.utils.files import write_json
-from llmdpd_torchrl.utils.processes import Backend
+from llmdpd_torchrl.utils.processes import Backend, make_backend
 
 ROOT = Path(__file__).parents[2]
 #: By family: the name of the configuration, its class, and settings that name the data.

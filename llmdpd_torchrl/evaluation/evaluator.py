@@ -34,7 +34,7 @@ class Evaluator:
         tasks: seen or unseen Meta-World tasks, or those of ``suite``.
         settings: see :class:`EvaluationSettings`.
         suite: other environments than Meta-World's.
-        backend: see :func:`~llmdpd_torchrl.utils.backends.make_backend`; default: processes.
+        backend: see :func:`~llmdpd_torchrl.utils.processes.make_backend`; default: processes.
         workers: processes of the default backend; default: one per available core.
         progress: whether to show a bar.
 

@@ -20,9 +20,8 @@ from llmdpd_torchrl.experiments.config import Run, plain
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers.loggers import write_mp4
-from llmdpd_torchrl.utils.backends import make_backend
 from llmdpd_torchrl.utils.files import write_json
-from llmdpd_torchrl.utils.processes import Backend
+from llmdpd_torchrl.utils.processes import Backend, make_backend
 
 
 def make_evaluator(

@@ -26,10 +26,9 @@ from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.trainers import check_logger
-from llmdpd_torchrl.utils.backends import check_backend
 from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
-from llmdpd_torchrl.utils.processes import available_cores
+from llmdpd_torchrl.utils.processes import available_cores, check_backend
 
 #: The settings that a training depends on, beside the data and the family's own settings.
 _IDENTITY = (

@@ -83,7 +83,7 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
-def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+def write_atomic(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
     An interruption leaves the old file, or none, never a partial one. The temporary name keeps the
@@ -171,11 +171,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` with :func:`write_atomic`."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_atomic(path, write)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_checksums(folder: Path) -> None:

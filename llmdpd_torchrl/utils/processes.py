@@ -1,12 +1,15 @@
-"""Worker processes of collection and evaluation, and what this machine offers."""
+"""Workers of collection and evaluation: processes or Ray actors, and what this machine offers."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import importlib.util
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -26,7 +29,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, UserError, first_line
 Job = tuple[Any, ...]
 
 #: Environment of a process that computes in one thread: more would compete for the cores.
-SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 #: Exit code of a worker that would start workers itself while it imports the main script.
 _WITHOUT_GUARD = 90
 #: What a worker sends first, when it has imported the main script.
@@ -47,7 +50,7 @@ class JobFailed:
         raise error from RuntimeError(f"in a worker process:\n{self.trace}")
 
 
-class WorkerDied(Exception):
+class _WorkerDied(Exception):
     """A worker died; the message is the reason."""
 
 
@@ -77,7 +80,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def _receive(self, connection: Any, worker: Any) -> bytes:
-        """The next message; raises :class:`WorkerDied`."""
+        """The next message; raises :class:`_WorkerDied`."""
 
     @abc.abstractmethod
     def _kill(self, worker: Any) -> None:
@@ -112,7 +115,7 @@ class Backend(abc.ABC):
                     number, worker = busy[connection]
                     try:
                         message = self._receive(connection, worker)
-                    except WorkerDied as death:
+                    except _WorkerDied as death:
                         del busy[connection]
                         yield number, JobFailed(str(death))
                         continue
@@ -161,7 +164,7 @@ class LocalBackend(Backend):
         with contextlib.suppress(EOFError, OSError):  # the latter if it died within a message
             message = connection.recv_bytes()
         if not message:
-            raise WorkerDied(worker.end())
+            raise _WorkerDied(worker.end())
         worker.is_ready = True
         return message
 
@@ -187,8 +190,8 @@ class _Worker:
         self.is_ready = False
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        before = {name: os.environ.get(name) for name in SINGLE_THREAD}
-        os.environ.update(SINGLE_THREAD)
+        before = {name: os.environ.get(name) for name in _SINGLE_THREAD}
+        os.environ.update(_SINGLE_THREAD)
         try:
             self.process.start()
         finally:
@@ -236,11 +239,11 @@ def _serve(connection: Connection) -> None:
             payload = connection.recv_bytes()
         except EOFError:
             return
-        for message in job_messages(payload):
+        for message in _job_messages(payload):
             connection.send_bytes(message)
 
 
-def job_messages(payload: bytes) -> Iterator[bytes]:
+def _job_messages(payload: bytes) -> Iterator[bytes]:
     """The pickled events of a job, :class:`JobFailed` if it raises, and ``None`` at the end."""
     try:
         function, job = cloudpickle.loads(payload)
@@ -257,6 +260,97 @@ def job_messages(payload: bytes) -> Iterator[bytes]:
             message = cloudpickle.dumps(JobFailed(failed.reason, RuntimeError(failed.reason)))
         yield message
     yield cloudpickle.dumps(None)
+
+
+class RayBackend(Backend):
+    """Ray actors of one core each, on this machine or a cluster: extra ``ray``.
+
+    The cluster's machines need the package, and the same versions of its dependencies. Its
+    ``address`` is such as ``"auto"`` or ``"10.0.0.1:6379"``; the default is a Ray of its own on
+    this machine, if none runs.
+    """
+
+    def __init__(self, workers: int | None = None, *, address: str | None = None) -> None:
+        check_backend("ray")
+        import ray
+
+        self._ray: Any = ray
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
+            options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+            if address:
+                _check_reachable(address)
+                options = {"address": address}
+            try:
+                ray.init(**options, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"no Ray cluster at {address!r}: {first_line(error)}") from None
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        super().__init__(workers, cores)
+        self.workers = min(self.workers, cores)  # an actor too many would never start
+        # No retries: a job that killed its actor would run again, and its events come twice.
+        self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_RayWorker)
+
+    def _send(self, payload: bytes) -> tuple[Any, Any]:
+        actor = self._idle.pop() if self._idle else self._actor.remote()
+        return actor.run.options(num_returns="streaming").remote(payload), actor
+
+    def _ready(self, connections: Sequence[Any]) -> Sequence[Any]:
+        return self._ray.wait(connections, num_returns=1)[0]
+
+    def _receive(self, connection: Any, worker: Any) -> bytes:
+        try:
+            return self._ray.get(next(connection))
+        except self._ray.exceptions.RayError as error:
+            raise _WorkerDied(f"the Ray actor died ({type(error).__name__})") from None
+
+    def _kill(self, worker: Any) -> None:
+        self._ray.kill(worker)
+
+    def close(self) -> None:
+        """Stop the actors, and Ray if it was started here."""
+        for actor in self._idle:
+            self._ray.kill(actor)
+        self._idle = []
+        if self._started_here:
+            self._ray.shutdown()
+
+
+class _RayWorker:
+    def __init__(self) -> None:
+        os.environ.update(_SINGLE_THREAD)
+
+    def run(self, payload: bytes) -> Iterator[bytes]:
+        yield from _job_messages(payload)
+
+
+def _check_reachable(address: str) -> None:
+    """Find out within seconds what Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from None
+
+
+def make_backend(name: str = "local", workers: int | None = None) -> Backend:
+    """A backend by its name: ``"local"``, ``"ray"``, or ``"ray:ADDRESS"`` of a cluster."""
+    check_backend(name)
+    kind, _, address = name.partition(":")
+    if kind == "local":
+        return LocalBackend(workers)
+    return RayBackend(workers, address=address or None)
+
+
+def check_backend(name: str) -> None:
+    """Refuse an unknown backend, or one that is not installed, before any work; starts nothing."""
+    kind, _, address = name.partition(":")
+    if kind not in ("local", "ray") or (kind == "local" and address):
+        raise ConfigError(f"unknown backend {name!r}: use local, ray, or ray:ADDRESS of a cluster")
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("the backend ray needs the package: pip install 'llmdpd_torchrl[ray]'")
 
 
 def run_jobs(

@@ -77,11 +77,12 @@ def checked_dataclass(
     return decorate
 
 
-def _line(error: ValidationError, kind: type, group: str) -> str:
+def _line(error: ValidationError, kind: Any, group: str) -> str:
     """The key and value of the first mistake, and what it must be."""
-    first = error.errors()[0]
-    key = group
-    for part in first["loc"]:
+    first: Any = error.errors()[0]
+    key, (start, *rest) = group, first["loc"]
+    by_place = dict(enumerate(item.name for item in dataclasses.fields(kind)))
+    for part in (by_place.get(start, start), *rest):
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
     key = key.removeprefix(".")
     if first["type"] == "missing":
@@ -89,7 +90,7 @@ def _line(error: ValidationError, kind: type, group: str) -> str:
     if first["type"] == "unexpected_keyword_argument":
         where, _, name = key.rpartition(".")
         for part in first["loc"][:-1]:
-            hint = get_type_hints(kind)[str(part)]
+            hint = get_type_hints(kind)[part]
             kind = next(k for k in (hint, *get_args(hint)) if hasattr(k, "__dataclass_fields__"))
         known = [field.name for field in dataclasses.fields(kind)]
         near = difflib.get_close_matches(name, known, n=1) or sorted(known)

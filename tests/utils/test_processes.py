@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -7,12 +8,17 @@ import time
 import psutil
 import pytest
 
+from llmdpd_torchrl.evaluation import EvaluationSettings, MetaWorldSuite, evaluate
+from llmdpd_torchrl.modules import NetworkConfig, make_networks
+from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.processes import (
     JobFailed,
     LocalBackend,
+    RayBackend,
     available_memory,
     check_memory,
+    make_backend,
     run_jobs,
 )
 
@@ -201,6 +207,67 @@ def test_a_script_without_guard_is_told_to_have_one(tmp_path, guarded):
     assert done.stderr.count("Traceback") == 1
     assert "leaked" not in done.stderr
     assert 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
+# --- backends by name -------------------------------------------------------------------------
+
+
+def test_names():
+    backend = make_backend("local", 3)
+    assert isinstance(backend, LocalBackend)
+    assert backend.workers == 3
+    for name in ("dask", "local:here", ""):
+        with pytest.raises(ConfigError, match="use local, ray"):
+            make_backend(name)
+    with pytest.raises(ConfigError, match="workers is 0"):
+        make_backend("local", 0)
+
+
+def test_without_ray_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'llmdpd_torchrl\[ray\]'"):
+        make_backend("ray")
+
+
+@pytest.fixture(scope="module")
+def ray_backend():
+    pytest.importorskip("ray")
+    backend = RayBackend(workers=2)
+    yield backend
+    backend.close()
+
+
+@pytest.mark.ray
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_ray_gives_the_same_as_processes(ray_backend):
+    assert collect(ray_backend, JOBS) == EXPECTED
+    found = collect(ray_backend, [(4, "killed"), (3,)])
+    assert found[0][:-1] == [0, 1]
+    assert "the Ray actor died" in found[0][-1].reason
+    assert found[1] == [0, 1, 2]
+    config = NetworkConfig(hidden=[8], prompt="none")
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config))
+    settings = EvaluationSettings(episodes_per_task=3, max_steps=15, num_envs=2)
+
+    @dataclasses.dataclass(frozen=True)
+    class Suite(MetaWorldSuite):
+        """A class that no worker can import, as those of scripts and notebooks."""
+
+    tasks = ["reach-v3", "push-v3"]
+    suite = Suite(settings.suite(tasks).goals, max_steps=15)
+    options = {"settings": settings, "suite": suite, "progress": False}
+    ray = evaluate(policy, tasks, backend=ray_backend, **options)
+    assert ray == evaluate(policy, tasks, workers=2, **options)
+    assert all(episode.error is None for episode in ray)
+
+
+@pytest.mark.ray
+@pytest.mark.integration
+def test_no_cluster():
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
+        RayBackend(address="127.0.0.1:1")
 
 
 # --- jobs with a bar -------------------------------------------------------------------------
