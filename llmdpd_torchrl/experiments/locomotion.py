@@ -282,10 +282,12 @@ def level_protocol(
     """
     names = [_level_name(source) for source in (*sources, *held_out)]
     if environment is None:
-        environment = _environment_of(names[0])
+        named = (task for task in GYM_MUJOCO_TASKS if _key(names[0]).startswith(_body(task)))
+        environment = next(named, None)
     if environment not in GYM_MUJOCO_TASKS:
         raise ConfigError(
-            f"data.environment is {environment!r}: use one of {', '.join(GYM_MUJOCO_TASKS)}"
+            f"data.environment is {environment!r}, and {names[0]!r} is not named after one: use "
+            f"one of {', '.join(GYM_MUJOCO_TASKS)}"
         )
     known = load_text_prompts("gym_mujoco")
     table, count = TaskTable(tuple(names)), len(sources)
@@ -316,26 +318,18 @@ def _key(name: str) -> str:
     return "-".join(word for word in words if word not in ("v0", "v1", "v2", "simple"))
 
 
-def _environment_of(name: str) -> str:
-    for environment in GYM_MUJOCO_TASKS:
-        if _key(name).startswith(environment.partition("-")[0].lower()):
-            return environment
-    raise ConfigError(
-        f"nothing says which environment {name!r} is of: set data.environment to one of "
-        f"{', '.join(GYM_MUJOCO_TASKS)}"
-    )
+def _body(environment: str) -> str:
+    return environment.partition("-")[0].lower()
 
 
 def _level_prompt(name: str, environment: str, known: Mapping[str, TextPrompt]) -> TextPrompt:
     """The text of D4RL's level of this name; for other data, one made of its name."""
     if _key(name) in known:
         return replace(known[_key(name)], name=name)
-    body = known[f"{environment.partition('-')[0].lower()}-medium"]
     words = _key(name).replace("-", " ")
-    return replace(
-        body, name=name, task=f"Move as in the recordings {words}.", objective=f"{words}.",
-        paraphrases=(),
-    )  # fmt: skip
+    task, objective = f"Move as in the recordings {words}.", f"{words}."
+    other = known[f"{_body(environment)}-medium"]
+    return replace(other, name=name, task=task, objective=objective, paraphrases=())
 
 
 def _best(dataset: OfflineDataset, share: float) -> torch.Tensor:

@@ -95,19 +95,13 @@ class MetaWorld(Family):
         """Name the tasks of the split."""
         if cfg.prompt in ("both", "text"):
             make_text_encoder(plain(cfg.text_encoder))
-        noise, tasks = cfg.data.use_noise, cfg.tasks
+        noise, tasks = cfg.data.use_noise, plain(cfg.tasks)
         if noise is not None and noise not in cfg.data.noise_levels:
             raise ConfigError(
                 f"data.use_noise is {noise}: no episode is collected with it; data.noise_levels "
                 f"has {', '.join(f'{level:g}' for level in cfg.data.noise_levels)}"
             )
-        return make_split(
-            tasks.split,
-            train=tasks.train,
-            held_out=tasks.held_out,
-            count=tasks.count,
-            seed=tasks.count_seed,
-        )
+        return make_split(tasks.pop("split"), seed=tasks.pop("count_seed"), **tasks)
 
     def collect(self, run: Run) -> None:
         """Collect training data and support demonstrations, and cut the trajectory prompts."""

@@ -157,7 +157,7 @@ def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
     [
         (["data.sources=[no/such/hopper.hdf5]"], "there is no such file"),
         (["data.sources=hopper.hdf5"], "data.sources is 'hopper.hdf5': it must be a list"),
-        (["data.sources=[mine.hdf5]"], "nothing says which environment 'mine'"),
+        (["data.sources=[mine.hdf5]"], "data.environment is None, and 'mine' is not named"),
         (["data.sources=[hopper-mediun-v2]"], "D4RL has no dataset 'hopper-mediun-v2'"),
         (["data.held_out=[hopper.hdf5]"], "data.held_out is given without data.sources"),
         (["data.environment=Ant-v4", "data.sources=[a.hdf5]"], "data.environment is 'Ant-v4'"),

@@ -62,7 +62,7 @@ def test_levels_have_d4rls_texts_and_scores():
 def test_other_recordings_are_told_by_their_name():
     protocol = level_protocol(["walker_limping.h5"], [], environment="Walker2d-v4")
     assert "walker limping" in protocol.prompts["walker_limping"].task
-    with pytest.raises(ConfigError, match="nothing says which environment 'mine'"):
+    with pytest.raises(ConfigError, match="environment is None, and 'mine' is not named"):
         level_protocol(["mine.hdf5"], [])
     with pytest.raises(ConfigError, match=r"data\.environment is 'Ant-v4'"):
         level_protocol(["mine.hdf5"], [], environment="Ant-v4")
