@@ -155,15 +155,10 @@ class ReverseStep(NamedTuple):
         previous: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """x_then [*, A] of x_now and x0 and, where they are read, x0 one step before and noise.
-
-        Raises:
-            ValueError: if the step reads ``previous`` and there is none.
-        """
+        """x_then [*, A] of x_now and x0 and, where they are read, x0 one step before and noise."""
         moved = torch.add(self.noisy * noisy, clean, alpha=self.clean)
         if self.previous != 0.0:
-            if previous is None:
-                raise ValueError("a multistep sampler needs the clean action of the step before")
+            assert previous is not None  # a first step does not read it
             moved = torch.add(moved, previous, alpha=self.previous)
         if self.std > 0.0:
             noise = torch.randn(

@@ -30,6 +30,9 @@ from llmdpd_torchrl.trainers.optimization import (
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
 from llmdpd_torchrl.utils.files import check_tensors, write_json, write_tensors
 
+#: Updates whose numbers are remembered before the device is asked for them.
+MOST_REMEMBERED = 1000
+
 
 class ReplaySource:
     """Placeholder for an online trainer's collector: an endless source of "frames".
@@ -65,9 +68,6 @@ class _Seen(NamedTuple):
     values: dict[str, Tensor]
     rows: Any
     is_broken: Tensor
-
-
-_MOST_SEEN = 1000  # updates that are remembered at most
 
 
 class OfflineTrainer(Trainer):
@@ -247,7 +247,7 @@ class OfflineTrainer(Trainer):
             if is_broken:
                 raise self._divergence(seen, batch)
             return None
-        if len(self._seen) >= _MOST_SEEN:
+        if len(self._seen) >= MOST_REMEMBERED:
             self.check_finite()
         self._seen.append(seen)
         self._is_broken = self._is_broken | is_broken

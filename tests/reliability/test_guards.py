@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torchrl.record.loggers import Logger
 
-from llmdpd_torchrl.trainers import Checkpointing, SavedTraining, find_checkpoint
+from llmdpd_torchrl.trainers import Checkpointing, SavedTraining, find_checkpoint, offline
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile, read_metrics
 from llmdpd_torchrl.utils.errors import DataError, DivergenceError
 from tests.reliability.harness import small_files
@@ -133,6 +133,14 @@ def test_batches_of_other_sizes_are_looked_at_apart(tmp_path):
         trainer.train()
     about = json.loads((tmp_path / "divergence-7" / "about.json").read_text())
     assert about["rows"] == seen["rows"]
+
+
+def test_long_intervals_are_looked_at_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(offline, "MOST_REMEMBERED", 5)
+    trainer, _ = poisoned(tmp_path, at=7, check_finite="log")
+    with pytest.raises(DivergenceError, match="update 7,"):
+        trainer.train()
+    assert trainer.updates_made == 11  # five are looked at after the fifth, and after the tenth
 
 
 def test_a_mistake_of_the_settings_keeps_its_words(tmp_path):
