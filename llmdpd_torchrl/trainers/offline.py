@@ -349,23 +349,16 @@ def handle_signals(trainer: OfflineTrainer) -> Iterator[None]:
         ...     trainer.train()
     """
     received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
+    with contextlib.ExitStack() as before:
 
-    def restore() -> None:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        def stop(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            before.close()
+            trainer.request_stop(f"received {signal.Signals(number).name}")
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-        trainer.request_stop(f"received {signal.Signals(number).name}")
-
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        before[kind] = signal.signal(kind, stop)
-    try:
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            before.callback(signal.signal, kind, signal.signal(kind, stop))
         yield
-    finally:
-        restore()
     if received:
         path = trainer.last_checkpoint
         rest = "nothing saved" if path is None else f"saved as {path}; re-run to resume"
