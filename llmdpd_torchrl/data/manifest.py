@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import reprlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field
 from safetensors import SafetensorError, safe_open
 
-from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json
+from llmdpd_torchrl.utils.settings import checked_dataclass
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ TRANSITION_FIELDS = {
 _OrNaN = BeforeValidator(lambda value: math.nan if value is None else value)
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class TaskRecord:
     """The record of one task in the manifest.
 
@@ -56,7 +56,7 @@ class TaskRecord:
     file: str
     sha256: str
     transitions: int
-    success_rate: Annotated[float, _OrNaN]
+    success_rate: Annotated[float, Field(allow_inf_nan=True), _OrNaN]
     mean_return: float
     episodes: list[dict[str, Annotated[Any, _OrNaN]]]
 
@@ -74,7 +74,7 @@ class TaskRecord:
         )
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Manifest:
     """A dataset's description, written as JSON and validated when it is read.
 
@@ -143,14 +143,9 @@ class Manifest:
             )
         raw = read_document(path, _FORMAT, FORMAT_VERSION)
         try:
-            manifest = TypeAdapter(cls).validate_python(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            found = reprlib.repr(first["input"])
-            raise DataError(
-                f"{path}: {key} in {found}: {first['msg']}; collect the dataset again"
-            ) from None
+            manifest = cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})
+        except ConfigError as error:
+            raise DataError(f"{path}: {error}; collect the dataset again") from None
         for name in manifest.tasks:
             if name not in manifest.task_table:
                 raise DataError(f"{path}: task {name!r} is not in the task table")

@@ -33,7 +33,7 @@ class OfflineDataset(TrajectoryDataset):
 
     Made by :func:`~llmdpd_torchrl.data.load_episodes` or :meth:`from_recordings`. Other than
     collected data, they have ``("next", "success")`` only where the source says what success is, or
-    :meth:`with_success` does; further columns that were asked for lie under ``"info"``.
+    :meth:`with_success` does; requested columns lie under ``"info"``.
 
     Examples:
         >>> recording = Recording(
@@ -69,7 +69,7 @@ class OfflineDataset(TrajectoryDataset):
         ``task_names``. Tasks of one name are one task.
 
         Args:
-            recordings: one after another, none of which is asked for before it is its turn.
+            recordings: one after another, each read when it is its turn.
             folder: an empty one, to write the transitions to and map them from, recording by
                 recording, so that they need not fit into memory; :meth:`load_mapped` maps them
                 again. Default: they are put together in memory.
@@ -158,7 +158,7 @@ class OfflineDataset(TrajectoryDataset):
         """The same dataset, with ``("next", "success")`` at the last step of ``episodes``.
 
         Args:
-            episodes: ``[E]`` bool: which episodes may be shown as demonstrations.
+            episodes: ``[E]`` bool: which episodes may be demonstrations.
         """
         success = torch.zeros(len(self.transitions), 1, dtype=torch.bool)
         success[self.starts + self.lengths - 1, 0] = episodes

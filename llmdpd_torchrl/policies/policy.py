@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +361,6 @@ class LLMDPDPolicy(TensorDictModuleBase):
         device: torch.device | str = "cpu",
         *,
         dtype: torch.dtype | None = None,
-        observation_layout: Mapping[str, Any] | None = None,
         revision: str | None = None,
     ) -> LLMDPDPolicy:
         """Read what :meth:`save_pretrained` wrote. Nothing is unpickled.
@@ -370,29 +369,20 @@ class LLMDPDPolicy(TensorDictModuleBase):
             folder: of the policy; or, if there is no such folder, ``"owner/name"`` on the Hub.
             device: where all of it is put.
             dtype: of its floating-point numbers; default: float32.
-            observation_layout: of the environment that it is for, as in a dataset's manifest; see
-                :meth:`check_layout`.
             revision: of the repository on the Hub.
 
         Raises:
             DamagedError: if the weights are not what was saved, or the folder holds a file of a
                 kind that does not belong there, a pickle for example; then nothing is read.
-            DataError: if a file is missing, malformed, or does not fit the other, or the layout is
-                another.
+            DataError: if a file is missing, malformed, or does not fit the other.
         """
         saved = pretrained.open_policy(folder, revision)
         with saved.explained():
             config = NetworkConfig(**saved.network)
             policy = cls.from_networks(config, make_networks(config), saved.info)
-        if observation_layout is not None:
-            policy.check_layout(observation_layout)
         policy.load_state_dict(saved.read_weights(policy._weights()))
         return policy.to(device=device, dtype=dtype or torch.float32).eval()
 
     def _weights(self) -> dict[str, Tensor]:
         """The tensors of actor and encoder under fixed names."""
         return {k: v for k, v in self.state_dict().items() if k.startswith(("actor.", "encoder."))}
-
-    def check_layout(self, layout: Mapping[str, Any]) -> None:
-        """Raise a ``DataError`` if a manifest's ``observation_layout`` is not the training's."""
-        pretrained.check_layout(self.config, layout)

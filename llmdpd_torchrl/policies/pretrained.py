@@ -181,31 +181,6 @@ def _explained_description(path: Path) -> Iterator[None]:
         ) from None
 
 
-def check_layout(config: NetworkConfig, layout: Mapping[str, Any]) -> None:
-    """Refuse observations that are laid out otherwise than those that ``config`` was made for.
-
-    Args:
-        config: of a trained policy.
-        layout: with ``size`` and ``fields``, half-open index ranges by name.
-
-    Raises:
-        DataError: naming what differs.
-    """
-    size, fields = config.observation_dim, config.observation_fields
-    if layout["size"] != size:
-        raise DataError(
-            f"the policy was trained on observations of {size} entries, these have "
-            f"{layout['size']}: use the environment that it was trained for"
-        )
-    for name in sorted({*fields, *layout["fields"]}):
-        ours, theirs = (list(ends.get(name, ())) for ends in (fields, layout["fields"]))
-        if ours != theirs:
-            raise DataError(
-                f"the policy was trained on observations with {name} at {ours}, these have it "
-                f"at {theirs}: use the environment that it was trained for"
-            )
-
-
 def embed_text(text: str | Tensor, info: Mapping[str, Any], text_dim: int) -> Tensor:
     """A text, or its embedding ``[D]``, as a table of one row, ``[1, D]``.
 

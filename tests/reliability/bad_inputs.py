@@ -33,7 +33,6 @@ _FIELDS = "".join(
 _TASK = f"  reach-v3:\n{_FIELDS}"
 _NAN = float("nan")
 _STATE = "components/0002-trainer/state"
-_MOVED = {"size": 39, "fields": {"goal_position": [0, 3]}}
 
 
 def _cases() -> dict[str, list[tuple[Any, str]]]:
@@ -207,8 +206,6 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
             (("model.safetensors", b"\x80\x04."), "damaged"),
             (("other.pickle", b"\x80\x04."), "other.pickle"),
             (("pytorch_model.bin", b"\x80\x04."), "pytorch_model.bin"),
-            ({"observation_layout": {"size": 7, "fields": {}}}, "39 entries"),
-            ({"observation_layout": _MOVED}, "goal_position"),
         ],
         "checkpoint": [
             (("checksums.sha256", None), "none of the 1 checkpoints is complete"),
