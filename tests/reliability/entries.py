@@ -228,11 +228,8 @@ def _dataset(folder: Path, given: Any) -> None:
 
 def _policy(folder: Path, given: Any) -> None:
     where = _copy("policy", _make_policy, folder)
-    if isinstance(given, dict):
-        LLMDPDPolicy.from_pretrained(where, **given)
-    else:
-        damage(where, *given)
-        LLMDPDPolicy.from_pretrained(where)
+    damage(where, *given)
+    LLMDPDPolicy.from_pretrained(where)
 
 
 def _checkpoint(folder: Path, given: Any) -> None:
