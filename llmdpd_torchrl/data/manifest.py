@@ -176,12 +176,9 @@ def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
         raise DataError(
             f"{path}: damaged or cut short ({error}); delete it and collect again"
         ) from None
-    if header["settings"] != settings:
-        changed = sorted(
-            key
-            for key in {*settings, *header["settings"]}
-            if settings.get(key) != header["settings"].get(key)
-        )
+    before = header["settings"]
+    changed = sorted(k for k in {*settings, *before} if settings.get(k) != before.get(k))
+    if changed:
         raise DataError(
             f"{path}: collected with another {', '.join(changed)}; choose another folder, or "
             "delete this one"

@@ -93,7 +93,7 @@ class SimulatorEnv(EnvBase):
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size([]))
         self.is_closed = False  # TorchRL's own environments of this kind have nothing to close
-        self._simulator = simulator
+        self.simulator = simulator
         self.task_id = task_id
         self.has_success = has_success
         task = Categorical(num_tasks, (1,)) if num_tasks else Unbounded((1,), dtype=torch.int64)
@@ -150,13 +150,8 @@ class SimulatorEnv(EnvBase):
             state["success"] = torch.tensor([success])
         return TensorDict(state, batch_size=[], device=self.device)
 
-    @property
-    def simulator(self) -> Any:
-        """The wrapped simulator."""
-        return self._simulator
-
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the simulator."""
         if not self.is_closed:
-            self._simulator.close()
+            self.simulator.close()
         super().close(raise_if_closed=raise_if_closed)

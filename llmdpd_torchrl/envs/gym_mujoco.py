@@ -126,13 +126,13 @@ class GymMujocoEnv(SimulatorEnv):
 
     def begin(self) -> NDArray[np.float32]:
         """Start in the next initial state and return the first observation [O]."""
-        observation, _ = self._simulator.reset(seed=self._seed_of_next_reset)
+        observation, _ = self.simulator.reset(seed=self._seed_of_next_reset)
         self._seed_of_next_reset = None
         return observation.astype(np.float32)
 
     def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
         """Act once, [A]."""
-        observation, reward, terminated, truncated, info = self._simulator.step(action)
+        observation, reward, terminated, truncated, info = self.simulator.step(action)
         return SimulatorStep(
             observation.astype(np.float32),
             self._reward(action, float(reward), info),

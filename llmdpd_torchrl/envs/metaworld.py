@@ -225,13 +225,11 @@ class MetaWorldEnv(SimulatorEnv):
         self._goal_index = self._next_goal
         self._next_goal = (self._next_goal + 1) % len(self.goals)
         self._steps = 0
-        return self._observation(
-            reset_simulator(self._simulator, goal=self.goals[self._goal_index])
-        )
+        return self._observation(reset_simulator(self.simulator, goal=self.goals[self._goal_index]))
 
     def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
         """Act once, [4]."""
-        observation, reward, _, _, info = self._simulator.step(action)
+        observation, reward, _, _, info = self.simulator.step(action)
         self._steps += 1
         success = bool(info["success"])
         truncated = self._steps >= self.max_steps or (success and self.stop_on_success)
