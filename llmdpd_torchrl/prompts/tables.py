@@ -1,14 +1,15 @@
-"""The prompts of a set of tasks: one table of texts and one bank of trajectories."""
+"""The prompts of a set of tasks: a table of texts and a bank of trajectories of one length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import nn
 
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
-from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 
 class PromptTables(nn.Module):
@@ -100,3 +101,329 @@ class PromptTables(nn.Module):
     ) -> PromptTables:
         bank = self.trajectories
         return PromptTables(self.text, None if bank is None else change(bank))
+
+
+class TrajectoryPromptBank(nn.Module):
+    """All trajectories that a policy may be prompted with, cut to one length.
+
+    A transition never carries a prompt, only the prompt's row in this bank. The tensors are
+    non-persistent buffers: they follow ``.to()`` and stay out of a ``state_dict``.
+
+    Args:
+        prompts: TensorDict ``[P, L]``, rows as :func:`cut_trajectory` makes them.
+        task_id: ``[P]`` int64, the task of each prompt.
+        trajectory_id: ``[P]`` int64, the training trajectory that the prompt was cut from, or -1
+            where it is not in the training data.
+
+    Examples:
+        >>> prompts = TensorDict({"mask": torch.ones(3, 4, dtype=torch.bool)}, batch_size=[3, 4])
+        >>> bank = TrajectoryPromptBank(
+        ...     prompts, task_id=torch.tensor([7, 7, 9]), trajectory_id=torch.tensor([0, 1, 2])
+        ... )
+        >>> bank.rows_of(7).tolist(), len(bank)
+        ([0, 1], 3)
+    """
+
+    task_id: torch.Tensor
+    trajectory_id: torch.Tensor
+
+    def __init__(
+        self, prompts: TensorDictBase, task_id: torch.Tensor, trajectory_id: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.entries = tuple(prompts.keys())
+        for name in self.entries:
+            self.register_buffer(f"prompt_{name}", prompts.get(name), persistent=False)
+        self.register_buffer("task_id", task_id, persistent=False)
+        self.register_buffer("trajectory_id", trajectory_id, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.task_id)
+
+    @property
+    def prompts(self) -> TensorDictBase:
+        """TensorDict ``[P, L]`` of the buffers, which it shares."""
+        columns = {name: self.get_buffer(f"prompt_{name}") for name in self.entries}
+        return TensorDict(columns, [len(self), self.length])
+
+    @property
+    def length(self) -> int:
+        """L, the number of steps of a prompt."""
+        return self.get_buffer(f"prompt_{self.entries[0]}").shape[1]
+
+    @property
+    def is_concatenated(self) -> bool:
+        """Whether a prompt holds several demonstrations, see :meth:`concatenated`."""
+        return "start" in self.entries
+
+    def rows_of(self, task_id: int) -> torch.Tensor:
+        """Rows of the prompts of one task, ``[n]`` int64."""
+        return (self.task_id == task_id).nonzero().squeeze(-1)
+
+    @classmethod
+    def empty(cls, length: int, observation_dim: int, action_dim: int) -> TrajectoryPromptBank:
+        """A bank of one prompt that says nothing and belongs to no task.
+
+        A placeholder for policies that are used without any trajectory.
+
+        Examples:
+            >>> TrajectoryPromptBank.empty(4, 39, 4).task_id.tolist()
+            [-1]
+        """
+        mask = torch.zeros(1, length, dtype=torch.bool)
+        mask[:, 0] = True  # an average over no step at all would not be finite
+        entries = {
+            "observation": torch.zeros(1, length, observation_dim),
+            "action": torch.zeros(1, length, action_dim),
+            "reward": torch.zeros(1, length, 1),
+            "return_to_go": torch.zeros(1, length, 1),
+            "mask": mask,
+        }
+        nobody = torch.tensor([-1])
+        return cls(TensorDict(entries, [1, length]), nobody, nobody.clone())
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: TrajectoryDataset,
+        length: int,
+        *,
+        max_per_task: int | None = None,
+        trained_on: bool = True,
+    ) -> TrajectoryPromptBank:
+        """Cut the successful trajectories of ``dataset`` into prompts.
+
+        Args:
+            dataset: training data, or a support set.
+            length: L.
+            max_per_task: keep the first so many of each task; ``None`` keeps all.
+            trained_on: whether the trajectories are in the training data, so that a transition must
+                not be prompted with its own trajectory.
+
+        Raises:
+            PromptError: if ``length`` is below 2 or a task has no successful trajectory.
+        """
+        if length < 2:
+            raise PromptError(f"prompt length is {length}: a trajectory prompt needs at least 2")
+        rows: list[int] = []
+        success = dataset.trajectory_success
+        for task_id in dataset.trajectory_task.unique():
+            of_task = ((dataset.trajectory_task == task_id) & success).nonzero().squeeze(-1)
+            if not len(of_task):
+                name = dataset.manifest.task_table[int(task_id)]
+                raise PromptError(
+                    f"{name}: no successful trajectory to show as prompt; collect more episodes"
+                )
+            rows += of_task[:max_per_task].tolist()
+        prompts = torch.stack([cut_trajectory(dataset.trajectory(row), length) for row in rows])
+        identity = torch.tensor(rows) if trained_on else torch.full((len(rows),), -1)
+        return cls(prompts, dataset.trajectory_task[rows], identity)
+
+    @classmethod
+    def from_rollouts(
+        cls,
+        rollouts: Mapping[int, Sequence[TensorDictBase]],
+        length: int,
+        observation_dim: int | None = None,
+        action_dim: int | None = None,
+    ) -> TrajectoryPromptBank:
+        """Cut demonstrations into prompts.
+
+        Args:
+            rollouts: by task id, demonstrations ``[T]`` of one episode each, with ``observation``,
+                ``action`` and ``("next", "reward")``.
+            length: L.
+            observation_dim: O, default: that of the first.
+            action_dim: A, default: that of the first.
+
+        Raises:
+            PromptError: if one lacks an entry, has another width, holds a number that is not
+                finite, or spans several episodes.
+
+        Examples:
+            >>> steps = {"observation": torch.rand(9, 3), "action": torch.rand(9, 2),
+            ...          "next": {"reward": torch.ones(9, 1)}}
+            >>> TrajectoryPromptBank.from_rollouts({7: [TensorDict(steps, [9])]}, 4).length
+            4
+        """
+        pairs = [(task, rollout) for task, several in rollouts.items() for rollout in several]
+        prompts = []
+        for number, (_, rollout) in enumerate(pairs):
+            steps = _check_demonstration(rollout, number, observation_dim, action_dim)
+            observation_dim, action_dim = (steps[k].shape[-1] for k in ("observation", "action"))
+            prompts.append(cut_trajectory(steps, length))
+        task_id = torch.tensor([task for task, _ in pairs], dtype=torch.int64)
+        return cls(torch.stack(prompts), task_id, torch.full_like(task_id, -1))
+
+    @classmethod
+    def concatenate(cls, banks: Sequence[TrajectoryPromptBank]) -> TrajectoryPromptBank:
+        """One bank of several with equal prompt lengths, rows in the order given."""
+        return cls(
+            torch.cat([bank.prompts for bank in banks]),
+            torch.cat([bank.task_id for bank in banks]),
+            torch.cat([bank.trajectory_id for bank in banks]),
+        )
+
+    def first(self, count: int) -> TrajectoryPromptBank:
+        """The first ``count`` prompts of each task, or all that there are."""
+        if not len(self):
+            raise PromptError("there is no trajectory prompt to choose from: the bank is empty")
+        return self.only(
+            torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
+        )
+
+    def shallow_copy(self) -> TrajectoryPromptBank:
+        """A bank of its own over the same tensors: moving one does not move the other."""
+        return TrajectoryPromptBank(self.prompts, self.task_id, self.trajectory_id)
+
+    def check_length(self, length: int, *, retrieves: bool) -> None:
+        """Check that a policy of prompts of ``length`` steps can read these.
+
+        Raises:
+            ConfigError: if they are longer or shorter, or concatenated for one that pools.
+        """
+        if self.is_concatenated and not retrieves:
+            raise ConfigError(
+                "this policy pools its trajectory prompt and cannot read concatenated "
+                "demonstrations: give one per task (evaluation.demonstrations=1)"
+            )
+        if self.length % length or (self.length > length and not self.is_concatenated):
+            raise ConfigError(
+                f"the prompts have {self.length} steps, this policy was trained with {length}: cut "
+                "them to that length"
+            )
+
+    def only(self, rows: torch.Tensor) -> TrajectoryPromptBank:
+        """The prompts in these rows, ``[n]`` int64."""
+        return TrajectoryPromptBank(
+            self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
+        )
+
+    def truncate(self, fraction: float) -> TrajectoryPromptBank:
+        """The same prompts with only the first steps of each, the others padded.
+
+        Args:
+            fraction: of the steps of each prompt, above 0 and at most 1; two steps always remain.
+
+        Raises:
+            PromptError: if the prompts hold several demonstrations: truncate before.
+
+        Examples:
+            >>> mask = torch.tensor([[True, True, True, True, False]])
+            >>> bank = TrajectoryPromptBank(
+            ...     TensorDict({"mask": mask}, [1, 5]), torch.tensor([7]), torch.tensor([0])
+            ... )
+            >>> bank.truncate(0.5).prompts["mask"].tolist()
+            [[True, True, False, False, False]]
+        """
+        if self.is_concatenated:
+            raise PromptError(
+                "concatenated demonstrations cannot be truncated: truncate, then concatenate"
+            )
+        prompts = self.prompts.clone()
+        steps = prompts["mask"].sum(-1, keepdim=True)
+        remaining = (fraction * steps).ceil().long().clamp(min=2).minimum(steps)
+        is_padding = torch.arange(self.length, device=steps.device) >= remaining
+        for value in prompts.values():
+            value[is_padding] = 0  # as the padding of shorter trajectories; in the mask: False
+        return TrajectoryPromptBank(prompts, self.task_id, self.trajectory_id)
+
+    def concatenated(self) -> TrajectoryPromptBank:
+        """One prompt per task with all its demonstrations one after the other, for retrieval.
+
+        The entries ``start`` and ``end`` [L'] give, for every step, the first and the last step of
+        its own demonstration.
+
+        Returns:
+            a bank of ``[T, n · L]``, n being the largest number of demonstrations of a task.
+
+        Examples:
+            >>> mask = torch.tensor([[True, True, False], [True, True, True]])
+            >>> prompts = TensorDict({"mask": mask}, batch_size=[2, 3])
+            >>> bank = TrajectoryPromptBank(prompts, torch.tensor([7, 7]), torch.tensor([0, 1]))
+            >>> bank.concatenated().prompts["end"].tolist()
+            [[1, 1, 1, 5, 5, 5]]
+        """
+        if not len(self):
+            raise PromptError("there is no trajectory prompt to concatenate: the bank is empty")
+        tasks = self.task_id.unique()
+        rows = [self.rows_of(int(task)) for task in tasks]
+        count = max(len(of_task) for of_task in rows)
+        offsets = self.length * torch.arange(count)
+        joined = []
+        for of_task in rows:
+            prompts = self.prompts[of_task]
+            last = prompts["mask"].sum(-1) - 1
+            start = offsets[: len(of_task)].unsqueeze(-1).expand(-1, self.length)
+            prompts = prompts.clone(recurse=False).update(
+                {"start": start, "end": start + last.unsqueeze(-1)}
+            )
+            long = prompts.reshape(-1)
+            padding = long[:1].expand(count * self.length - len(long)).clone().zero_()
+            joined.append(torch.cat([long, padding]))
+        return TrajectoryPromptBank(torch.stack(joined), tasks, torch.full_like(tasks, -1))
+
+
+def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
+    """Choose ``length`` evenly spaced steps of a trajectory, the first and the last among them.
+
+    Args:
+        trajectory: transitions ``[T]`` in time order.
+        length: L. A shorter trajectory is padded with zeros, and ``mask`` says where.
+
+    Returns:
+        TensorDict ``[L]`` with ``observation`` [L, O], ``action`` [L, A], ``reward`` [L, 1],
+        ``return_to_go`` [L, 1] (all rewards of the trajectory from that step on) and ``mask``
+        [L] (bool, true where there is a step).
+    """
+    steps = len(trajectory)
+    reward = trajectory["next", "reward"]
+    to_go = returns_to_go(reward, torch.tensor([steps], device=reward.device))
+    chosen = torch.linspace(0, steps - 1, min(length, steps)).round().long()
+    cut = TensorDict(
+        {
+            "observation": trajectory["observation"][chosen],
+            "action": trajectory["action"][chosen],
+            "reward": reward[chosen],
+            "return_to_go": to_go[chosen],
+            "mask": torch.ones(len(chosen), dtype=torch.bool),
+        },
+        batch_size=[len(chosen)],
+    )
+    if len(chosen) == length:
+        return cut
+    padding = cut[:1].expand(length - len(chosen)).clone().zero_()
+    return torch.cat([cut, padding])
+
+
+def _check_demonstration(
+    rollout: TensorDictBase, number: int, observation_dim: int | None, action_dim: int | None
+) -> TensorDictBase:
+    """The entries of a demonstration that a prompt is made of, in float32."""
+    if not isinstance(rollout, TensorDictBase) or rollout.ndim != 1 or not len(rollout):
+        found = getattr(rollout, "batch_size", None)
+        found = f"a {type(rollout).__name__}" if found is None else f"batch size {list(found)}"
+        raise PromptError(
+            f"demonstration {number} has {found}: give a TensorDict [T] of at least one step"
+        )
+    done = rollout.get(("next", "done"), None)
+    if done is not None and done[:-1].any():
+        raise PromptError(
+            f"demonstration {number} spans several episodes, ('next', 'done') is true before its "
+            "last step: give each episode as a demonstration of its own"
+        )
+    widths = {"observation": observation_dim, "action": action_dim, "next reward": 1}
+    entries = TensorDict({}, batch_size=rollout.batch_size)
+    for name, width in widths.items():
+        key = tuple(name.split())
+        value = rollout.get(key, None)
+        if value is None or value.ndim != 2 or width not in (None, value.shape[1]):
+            found = "nothing" if value is None else f"shape {list(value.shape)}"
+            raise PromptError(
+                f"demonstration {number} has {found} as {name}: the policy was trained with "
+                f"[T, {width or 'width'}]"
+            )
+        if not value.isfinite().all():
+            raise PromptError(f"demonstration {number} has numbers that are not finite in {name}")
+        entries[key] = value.to(torch.float32)
+    return entries
