@@ -29,8 +29,7 @@ from llmdpd_torchrl.modules import (
     make_qvalue_networks,
 )
 from llmdpd_torchrl.prompts import text_embedding_table
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.trainers import TargetUpdater
 from llmdpd_torchrl.transforms import (
     PromptEmbeddingTransform,
@@ -53,10 +52,7 @@ def make_prompts(dataset: TrajectoryDataset) -> tuple[PromptTables, list[Transfo
     """The prompts of all tasks, and what writes their rows into a transition or an episode."""
     text = text_embedding_table(dataset.manifest.task_table)  # [T, D], by task id
     demonstrations = TrajectoryPromptBank.from_dataset(dataset, LENGTH)
-    transforms = [
-        TextPromptTransform(text, mode="index"),
-        TrajectoryPromptTransform(demonstrations, mode="index"),
-    ]
+    transforms = [TextPromptTransform(text), TrajectoryPromptTransform(demonstrations)]
     return PromptTables(text, demonstrations), transforms
 
 

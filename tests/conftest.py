@@ -7,7 +7,7 @@ import torch
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.utils.processes import LocalBackend
 
 # One thread a process, also of those that the tests start: several test processes run at once, and

@@ -11,7 +11,7 @@ from llmdpd_torchrl.data import export_d4rl
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts, text_embedding_table
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -33,8 +33,7 @@ from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import text_embedding_table
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, make_split
 from llmdpd_torchrl.utils.processes import available_cores
 

@@ -58,8 +58,7 @@ from llmdpd_torchrl.modules import (
     make_qvalue_networks,
 )
 from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.trainers import TargetUpdater
 
 OBSERVATION_DIM, ACTION_DIM = 39, 4

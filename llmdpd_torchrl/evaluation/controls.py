@@ -19,8 +19,7 @@ from llmdpd_torchrl.prompts import (
     load_text_prompts,
     text_embedding_table,
 )
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
 from llmdpd_torchrl.utils.errors import ConfigError
 

@@ -306,10 +306,9 @@ def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.T
 class PromptNetwork(TensorDictModuleBase):
     """Encode the prompts of a batch, each distinct prompt once.
 
-    The transforms write row numbers (mode ``index``) into the batch, which point into the tables
-    held here: B transitions of T tasks cost a few encodings per task instead of B. Row -1
-    means no prompt: its part of z is 0. Without tables the prompts themselves are read (mode
-    ``tensor``).
+    The transforms write row numbers into the batch, which point into the tables held here: B
+    transitions of T tasks cost a few encodings per task instead of B. Row -1 means no prompt: its
+    part of z is 0.
 
     The tables are data: they are neither parameters nor buffers of this module, so that they enter
     no ``state_dict`` and no copy of the parameters. They follow the encoder to its device and
@@ -317,12 +316,10 @@ class PromptNetwork(TensorDictModuleBase):
 
     Args:
         encoder: the trainable part.
-        tables: the prompts that rows point into (mode ``index``).
+        tables: the prompts that rows point into.
 
-    z is written to ``"prompt_embedding"`` [*, d_z].
-    ``in_keys`` are ``("prompt", "text_index")`` and ``("prompt", "trajectory_index")`` [*, 1], or
-    ``("prompt", "text")`` [*, D] and the entries of ``("prompt", "trajectory")``, less those of a
-    part that the encoder does not have.
+    z is written to ``"prompt_embedding"`` [*, d_z]. ``in_keys`` are ``("prompt", "text_index")``
+    and ``("prompt", "trajectory_index")`` [*, 1], less that of a part that the encoder lacks.
 
     Raises:
         ValueError: if a table is missing for a part that the encoder has.
@@ -338,37 +335,28 @@ class PromptNetwork(TensorDictModuleBase):
         torch.Size([3, 32])
     """
 
-    def __init__(self, encoder: PromptEncoder, tables: PromptTables | None = None) -> None:
+    def __init__(self, encoder: PromptEncoder, tables: PromptTables) -> None:
         super().__init__()
         self.encoder = encoder
         self.in_keys: list[NestedKey] = []
         self.out_keys = ["prompt_embedding"]
         if encoder.text is not None:
-            if tables is not None and tables.text is None:
+            if tables.text is None:
                 raise ValueError("the encoder has a text head: give PromptTables with texts")
-            self.in_keys.append(("prompt", "text" if tables is None else "text_index"))
-        if encoder.trajectory is not None and tables is None:
-            self.in_keys += [("prompt", "trajectory", name) for name in _STEP_KEYS]
-        elif encoder.trajectory is not None:
-            if tables is not None and tables.trajectories is None:
+            self.in_keys.append(("prompt", "text_index"))
+        if encoder.trajectory is not None:
+            if tables.trajectories is None:
                 raise ValueError(
                     "the encoder reads trajectories: give PromptTables with trajectories"
                 )
             self.in_keys.append(("prompt", "trajectory_index"))
         # In a tuple, so that they are not registered. LossModule makes parameters and buffers of
         # its networks its own state, and keeps the network itself where .to() does not reach it.
-        self._tables = () if tables is None else (tables.shallow_copy(),)
+        self._tables = (tables.shallow_copy(),)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write z."""
-        if self._tables:
-            z = self._encode_indexed(tensordict, *self._tables)
-        else:
-            prompts = (tensordict.get(("prompt", name), None) for name in ("text", "trajectory"))
-            z = self.encoder(*prompts)
-        return tensordict.set("prompt_embedding", z)
-
-    def _encode_indexed(self, tensordict: TensorDictBase, tables: PromptTables) -> torch.Tensor:
+        (tables,) = self._tables
         tables.follow(self.encoder.reference)
         # Each table by itself: of the pairs, dropout alone would make several times as many.
         parts = []
@@ -380,7 +368,7 @@ class PromptNetwork(TensorDictModuleBase):
             assert tables.trajectories is not None
             prompts = tables.trajectories.prompts
             parts.append(_encode_rows(self.encoder.encode_trajectory, prompts, row))
-        return torch.cat(parts, dim=-1)
+        return tensordict.set("prompt_embedding", torch.cat(parts, dim=-1))
 
 
 def _encode_rows(encode: Callable[[Any], torch.Tensor], table: Any, row: torch.Tensor) -> Any:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal, get_args
 
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
-from llmdpd_torchrl.prompts.retrieval import context_layout
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, context_layout
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
@@ -109,7 +108,7 @@ class NetworkConfig:
         observation_differences: pairs of fields whose difference the networks read as well.
         observation_scales: see :class:`~llmdpd_torchrl.modules.ObservationFeatures`.
         frame: the relative frame in which a prompt's steps are compared with the present, see
-            :class:`~llmdpd_torchrl.prompts.relative_frame.FrameSpec`. Read, and required, by
+            :class:`~llmdpd_torchrl.prompts.retrieval.FrameSpec`. Read, and required, by
             actors that retrieve; ``None`` for others.
         lookaheads: lookaheads of the retrieved context, see
             :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval`.

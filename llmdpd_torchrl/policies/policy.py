@@ -21,8 +21,7 @@ from llmdpd_torchrl.modules.conditioning import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies import pretrained
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 _GATE: NestedKey = ("prompt", "observation_gate")

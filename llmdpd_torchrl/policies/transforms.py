@@ -7,17 +7,18 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.transforms.augmentation import ContextAugmentation
-from llmdpd_torchrl.transforms.base import AbsentPromptTransform, PromptEmbeddingTransform
 from llmdpd_torchrl.transforms.history import HistoryTransform
-from llmdpd_torchrl.transforms.retrieved_context import (
-    ObservationGateTransform,
-    PromptContextTransform,
-)
-from llmdpd_torchrl.transforms.text_prompt import TextPromptTransform
-from llmdpd_torchrl.transforms.trajectory_prompt import (
+from llmdpd_torchrl.transforms.prompts import (
+    AbsentPromptTransform,
+    PromptEmbeddingTransform,
+    TextPromptTransform,
     TrajectoryPromptTransform,
     check_training_prompts,
+)
+from llmdpd_torchrl.transforms.retrieved_context import (
+    ContextAugmentation,
+    ObservationGateTransform,
+    PromptContextTransform,
 )
 
 
@@ -94,7 +95,7 @@ def _transforms(
         transforms.append(
             AbsentPromptTransform([("prompt", "text_index")])
             if tables.text is None
-            else TextPromptTransform(tables.text, mode="index", dropout=config.text_dropout)
+            else TextPromptTransform(tables.text, dropout=config.text_dropout)
         )
     if config.uses_trajectory:
         transforms.append(

@@ -23,9 +23,8 @@ from llmdpd_torchrl.prompts.encoders import (
 )
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS
 from llmdpd_torchrl.prompts.model_files import cache_root
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.prompts.text import (
     PROMPT_SUITES,
     TextPrompt,
@@ -33,7 +32,6 @@ from llmdpd_torchrl.prompts.text import (
     velocity_prompt,
     velocity_task,
 )
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
 
 __all__ = [
     "ENCODERS",

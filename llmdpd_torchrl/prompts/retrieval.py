@@ -3,8 +3,6 @@
 A pooled embedding of a trajectory says which task is meant. It cannot say how a task that was never
 trained on is done. The step of the demonstration at which the scene was most like the present one
 can: its action, where the hand was relative to object and goal, and where it was a few steps later.
-Steps are compared in a relative frame: the part of an observation that means the same in every task
-of a family.
 """
 
 from __future__ import annotations
@@ -18,6 +16,10 @@ from torch import Tensor, nn
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Many, Number, Positive, checked_dataclass
+
+Fields = Mapping[str, Sequence[int]]  # half-open index ranges by name
+_GAIN = 20.0  # of the corrections, per metre
+_MOVING = 0.005  # metres within the first lookahead above which an object counts as moving
 
 
 @checked_dataclass("network.frame", frozen=True)
@@ -66,23 +68,17 @@ class FrameSpec:
                 f"a frame of {len(self.anchors)} relations and {len(self.values)} values has "
                 f"{len(self.weights)} weights: give {count}"
             )
-        positions = self.weights[: len(self.anchors)]
-        if None in positions:
+        if None in self.weights[: len(self.anchors)]:
             raise ConfigError("only values may be weighed by their spread: give positions a number")
 
     @property
     def relations(self) -> tuple[tuple[str, str], ...]:
         """Pairs of fields whose difference is in the relative frame."""
-        if self.effector is None:
-            return ()
-        chain = (self.effector, *self.anchors)
+        chain = () if self.effector is None else (self.effector, *self.anchors)
         return tuple(itertools.pairwise(chain))
 
-    def sizes(self, fields: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+    def sizes(self, fields: Fields) -> tuple[int, int]:
         """How many entries are differences of positions, and how many are values.
-
-        Args:
-            fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
 
         Raises:
             ConfigError: if the observation lacks a field, or two positions differ in width.
@@ -115,55 +111,28 @@ METAWORLD_FRAME = FrameSpec(
 
 
 class RelativeFrame(nn.Module):
-    """A :class:`FrameSpec` on an observation layout: from observations to relative frames.
+    """A :class:`FrameSpec` on an observation layout: ``[*, O]`` to relative frames ``[*, F]``.
 
-    Its constants are buffers that follow ``.to()`` and are not part of a ``state_dict``.
-
-    Args:
-        spec: what is compared.
-        fields: half-open index ranges of the observation's fields.
-        observations: ``[N, O]`` of the prompts; read where values are standardised.
+    ``observations`` [N, O] of the prompts are read where values are standardised. The constants are
+    buffers that follow ``.to()`` and are not part of a ``state_dict``.
 
     Attributes:
-        size: F.
         relation_size: number of the first entries that are differences of positions.
         anchors: number of anchors.
         position_dim: number of entries of a position.
         weights: ``[F]``, weights of differences in distances.
         scale: ``[F]``, factors of differences in contexts.
-
-    Shapes: ``[*, O]`` to ``[*, F]``, in the dtype of the buffers, float32.
-
-    Raises:
-        ConfigError: as :meth:`FrameSpec.sizes` does, or without ``observations`` that are needed.
-        DataError: when called, if the observation has another width than ``fields`` say.
-
-    Examples:
-        >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
-        >>> frame = RelativeFrame(METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
-        >>> frame(torch.zeros(2, 39)).shape, frame.size
-        (torch.Size([2, 7]), 7)
     """
 
-    def __init__(
-        self,
-        spec: FrameSpec,
-        fields: Mapping[str, Sequence[int]],
-        observations: Tensor | None = None,
-    ) -> None:
+    def __init__(self, spec: FrameSpec, fields: Fields, observations: Tensor) -> None:
         super().__init__()
-        self.relation_size, values = spec.sizes(fields)
-        self.size = self.relation_size + values
+        self.relation_size, _ = spec.sizes(fields)
         self.anchors = len(spec.anchors)
         self.position_dim = self.relation_size // self.anchors if self.anchors else 0
         self.width = max(end for _, end in fields.values())
         unit = 1 / spec.unit
-        rows = [  # of each entry: weight, scale, mean and factor
-            (weight or 0.0, unit, 0.0, 1.0)
-            for weight in spec.weights[: self.anchors]
-            for _ in range(self.position_dim)
-        ]
-        for weight, name in zip(spec.weights[self.anchors :], spec.values, strict=True):
+        rows: list[tuple[float, ...]] = []  # of each entry: weight, scale, mean and factor
+        for weight, name in zip(spec.weights, (*spec.anchors, *spec.values), strict=True):
             part = slice(*fields[name])
             if weight is None:
                 rows += [(1.0, 1.0, *both) for both in _standardiser(observations, part)]
@@ -199,11 +168,8 @@ class RelativeFrame(nn.Module):
 
     def from_anchors(self, frame: Tensor) -> list[Tensor]:
         """The effector's position relative to each anchor, ``[*, position_dim]``, of ``[*, F]``."""
-        parts = (
-            frame[..., : self.relation_size].split(self.position_dim, dim=-1)
-            if self.anchors
-            else ()
-        )
+        relations = frame[..., : self.relation_size]
+        parts = relations.split(self.position_dim, dim=-1) if self.anchors else ()
         # (effector - first) + (first - second) = effector - second
         return list(itertools.accumulate(parts, torch.add))
 
@@ -212,10 +178,8 @@ class RelativeFrame(nn.Module):
         return frame[..., self.relation_size :]
 
 
-def _standardiser(observations: Tensor | None, part: slice) -> list[tuple[float, float]]:
+def _standardiser(observations: Tensor, part: slice) -> list[tuple[float, float]]:
     """Mean and one over the spread of each entry; the latter is 0 for a constant entry."""
-    if observations is None:
-        raise ConfigError("a frame with values weighed by their spread needs observations")
     entries = observations[..., part].reshape(-1, part.stop - part.start)
     mean, spread = entries.mean(0), entries.std(0)
     changes = spread > 1e-5 * entries.abs().amax(0)  # the rounding of a mean is no spread
@@ -224,10 +188,7 @@ def _standardiser(observations: Tensor | None, part: slice) -> list[tuple[float,
 
 
 def _pieces(
-    spec: FrameSpec,
-    fields: Mapping[str, Sequence[int]],
-    action_dim: int,
-    lookaheads: Sequence[int],
+    spec: FrameSpec, fields: Fields, action_dim: int, lookaheads: Sequence[int]
 ) -> list[tuple[str, str, int]]:
     """The context's pieces in order: name of the part, kind (action, vector, other) and width."""
     if not lookaheads or min(lookaheads) < 1:
@@ -258,17 +219,9 @@ def _pieces(
 
 
 def context_layout(
-    spec: FrameSpec,
-    fields: Mapping[str, Sequence[int]],
-    action_dim: int,
-    lookaheads: Sequence[int] = (3,),
+    spec: FrameSpec, fields: Fields, action_dim: int, lookaheads: Sequence[int] = (3,)
 ) -> dict[str, slice]:
-    """The columns of each part of the context that :class:`PromptRetrieval` makes.
-
-    Raises:
-        ConfigError: if a lookahead is below 1, the observation lacks a field of the relative frame,
-            or actions have fewer entries than positions.
-    """
+    """The columns of each part of the context that :class:`PromptRetrieval` makes."""
     parts: dict[str, slice] = {}
     stop = 0
     for name, _, width in _pieces(spec, fields, action_dim, lookaheads):
@@ -281,8 +234,8 @@ def context_layout(
 class PromptRetrieval(nn.Module):
     """Retrieve the prompt's step that is nearest in a relative frame, and describe it.
 
-    With r the relative frame (:class:`~llmdpd_torchrl.prompts.relative_frame.FrameSpec`) now, r_i
-    that of the nearest step i and r_j that of a step j = i + ``lookahead``, the context holds
+    With r the relative frame (see :class:`FrameSpec`) now, r_i that of the nearest step i and r_j
+    that of a step j = i + ``lookahead``, the context holds
 
     - ``action``: the action of step i;
     - ``error``: r - r_i, in units of the relative frame;
@@ -290,9 +243,10 @@ class PromptRetrieval(nn.Module):
       retrieve-and-play;
     - ``correction``: the output of a proportional controller that brings the effector back onto the
       prompt's path: to its position relative to the first anchor or, while the prompt moves that
-      object (``object_is_moving``), relative to the next;
+      object (``object_is_moving``: by more than 5 mm within the first lookahead), relative to the
+      next;
     - for each lookahead K, ``ahead_K``: the prompt's own motion r_j - r_i; the proportional
-      correction clip(gain · (r_j - r), -1, 1) of the effector towards the prompt's position
+      correction clip(20 · (r_j - r), -1, 1) of the effector towards the prompt's position
       relative to the first anchor at j; the values at j; from the second lookahead on, also the
       action of step j;
     - ``values``: now and at i; ``progress``: i / length; ``distance`` to step i;
@@ -302,19 +256,14 @@ class PromptRetrieval(nn.Module):
       these columns on others.
 
     Nothing of it is trained, so that transforms compute it and no gradient is lost. Of several
-    demonstrations, concatenated by :meth:`~llmdpd_torchrl.prompts.trajectory.TrajectoryPromptBank.\
-concatenated`, the nearest step of all is read. The prompts are buffers, which follow ``.to()`` and
-    are not part of a ``state_dict``.
+    demonstrations, concatenated in one prompt, the nearest step of all is read. The prompts are
+    buffers, which follow ``.to()`` and are not part of a ``state_dict``.
 
     Args:
         bank: the prompts.
         spec: the relative frame of the family of environments.
-        fields: half-open index ranges of the observation's fields, as in a manifest's
-            ``observation_layout``.
+        fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
         lookaheads: the K of each ``ahead_K``, counted in steps of the cut prompt.
-        gain: gain of the corrections, per metre.
-        moving: displacement within the first lookahead above which an object counts as moving, in
-            metres.
 
     Attributes:
         frame: the relative frame.
@@ -322,20 +271,16 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         features: C.
 
     Raises:
-        ConfigError: as :func:`context_layout` does.
+        ConfigError: if a lookahead is below 1, the observation lacks a field of the relative frame,
+            or actions have fewer entries than positions.
         DataError: when called, if the observation has another width than ``fields`` say.
 
     Examples:
-        >>> from tensordict import TensorDict
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
-        >>> from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
-        >>> entries = {"observation": torch.rand(2, 5, 39), "action": torch.rand(2, 5, 4),
-        ...            "mask": torch.ones(2, 5, dtype=torch.bool)}
-        >>> prompts = TensorDict(entries, [2, 5])
-        >>> bank = TrajectoryPromptBank(prompts, torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> bank = TrajectoryPromptBank.empty(length=5, observation_dim=39, action_dim=4)
         >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
         >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
-        >>> context = retrieval(torch.rand(3, 39), torch.tensor([0, 1, 1]))
+        >>> context = retrieval(torch.rand(3, 39), torch.tensor([0, 0, -1]))
         >>> context.shape == (3, retrieval.features)
         True
     """
@@ -344,19 +289,15 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         self,
         bank: TrajectoryPromptBank,
         spec: FrameSpec,
-        fields: Mapping[str, Sequence[int]],
+        fields: Fields,
         *,
         lookaheads: Sequence[int] = (3,),
-        gain: float = 20.0,
-        moving: float = 0.005,
     ) -> None:
         super().__init__()
         observations, actions = bank.prompts["observation"], bank.prompts["action"]
         mask = bank.prompts["mask"]
         self.frame = RelativeFrame(spec, fields, observations[mask]).to(observations.device)
         self.lookaheads = tuple(lookaheads)
-        self.gain = gain
-        self.moving = moving
         self._pieces = _pieces(spec, fields, actions.shape[-1], self.lookaheads)
         self.parts = context_layout(spec, fields, actions.shape[-1], self.lookaheads)
         self.features = max(part.stop for part in self.parts.values())
@@ -423,7 +364,7 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
             later = self._frames[row, ahead]
             motion = later - there
             corrections = [
-                (self.gain * part).clamp(-1.0, 1.0) for part in frame.from_anchors(later - now)
+                (_GAIN * part).clamp(-1.0, 1.0) for part in frame.from_anchors(later - now)
             ]
             if not number:
                 parts += self._suggest(action, error, motion)
@@ -445,11 +386,11 @@ concatenated`, the nearest step of all is read. The prompts are buffers, which f
         size = frame.relation_size
         first, *others = error[:, :size].split(frame.position_dim, dim=-1)
         moves = motion[:, :size].split(frame.position_dim, dim=-1)[1:]
-        is_moving = [move.norm(dim=-1, keepdim=True) > self.moving for move in moves]
+        is_moving = [move.norm(dim=-1, keepdim=True) > _MOVING for move in moves]
         # An object that moves with the effector is no landmark: take the next anchor.
         for other, moved in zip(others, is_moving, strict=True):
             first = first + torch.where(moved, other, 0.0)
-        correction = -self.gain * first
+        correction = -_GAIN * first
         movement, rest = action.tensor_split([frame.position_dim], dim=-1)
         suggested = torch.cat([movement + correction, rest], dim=-1).clamp(-1.0, 1.0)
         flags = [moved.to(correction.dtype) for moved in is_moving]

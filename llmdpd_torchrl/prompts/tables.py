@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import nn
+from tensordict import TensorDict, TensorDictBase, pad
+from torch import Tensor, nn
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
@@ -33,17 +33,15 @@ class PromptTables(nn.Module):
         (torch.Size([50, 576]), None)
     """
 
-    text: torch.Tensor | None
+    text: Tensor | None
     trajectories: TrajectoryPromptBank | None
 
     def __init__(
-        self,
-        text: torch.Tensor | None = None,
-        trajectories: TrajectoryPromptBank | None = None,
+        self, text: Tensor | None = None, trajectories: TrajectoryPromptBank | None = None
     ) -> None:
         super().__init__()
-        if text is not None and (not isinstance(text, torch.Tensor) or text.ndim != 2):
-            found = list(text.shape) if isinstance(text, torch.Tensor) else type(text).__name__
+        if text is not None and (not isinstance(text, Tensor) or text.ndim != 2):
+            found = list(text.shape) if isinstance(text, Tensor) else type(text).__name__
             raise PromptError(f"the text table is {found}: give embeddings [T, D], row = task id")
         if trajectories is not None and not isinstance(trajectories, TrajectoryPromptBank):
             raise PromptError(
@@ -77,7 +75,7 @@ class PromptTables(nn.Module):
         """Tables of their own over the same tensors: moving one does not move the other."""
         return self._changed(lambda bank: bank.shallow_copy())
 
-    def follow(self, reference: torch.Tensor) -> PromptTables:
+    def follow(self, reference: Tensor) -> PromptTables:
         """Move to the device and floating-point type of ``reference``, unless already there."""
         wanted = (reference.device, reference.dtype)
         if any((b.device, b.dtype) != wanted for b in self.buffers() if b.is_floating_point()):
@@ -115,6 +113,9 @@ class TrajectoryPromptBank(nn.Module):
         trajectory_id: ``[P]`` int64, the training trajectory that the prompt was cut from, or -1
             where it is not in the training data.
 
+    Attributes:
+        length: L, the number of steps of a prompt.
+
     Examples:
         >>> prompts = TensorDict({"mask": torch.ones(3, 4, dtype=torch.bool)}, batch_size=[3, 4])
         >>> bank = TrajectoryPromptBank(
@@ -124,18 +125,14 @@ class TrajectoryPromptBank(nn.Module):
         ([0, 1], 3)
     """
 
-    task_id: torch.Tensor
-    trajectory_id: torch.Tensor
-
-    def __init__(
-        self, prompts: TensorDictBase, task_id: torch.Tensor, trajectory_id: torch.Tensor
-    ) -> None:
+    def __init__(self, prompts: TensorDictBase, task_id: Tensor, trajectory_id: Tensor) -> None:
         super().__init__()
         self.entries = tuple(prompts.keys())
+        self.length = prompts.shape[1]
         for name in self.entries:
             self.register_buffer(f"prompt_{name}", prompts.get(name), persistent=False)
-        self.register_buffer("task_id", task_id, persistent=False)
-        self.register_buffer("trajectory_id", trajectory_id, persistent=False)
+        self.task_id = nn.Buffer(task_id, persistent=False)
+        self.trajectory_id = nn.Buffer(trajectory_id, persistent=False)
 
     def __len__(self) -> int:
         return len(self.task_id)
@@ -147,16 +144,11 @@ class TrajectoryPromptBank(nn.Module):
         return TensorDict(columns, [len(self), self.length])
 
     @property
-    def length(self) -> int:
-        """L, the number of steps of a prompt."""
-        return self.get_buffer(f"prompt_{self.entries[0]}").shape[1]
-
-    @property
     def is_concatenated(self) -> bool:
         """Whether a prompt holds several demonstrations, see :meth:`concatenated`."""
         return "start" in self.entries
 
-    def rows_of(self, task_id: int) -> torch.Tensor:
+    def rows_of(self, task_id: int) -> Tensor:
         """Rows of the prompts of one task, ``[n]`` int64."""
         return (self.task_id == task_id).nonzero().squeeze(-1)
 
@@ -188,7 +180,6 @@ class TrajectoryPromptBank(nn.Module):
         dataset: TrajectoryDataset,
         length: int,
         *,
-        max_per_task: int | None = None,
         trained_on: bool = True,
     ) -> TrajectoryPromptBank:
         """Cut the successful trajectories of ``dataset`` into prompts.
@@ -196,7 +187,6 @@ class TrajectoryPromptBank(nn.Module):
         Args:
             dataset: training data, or a support set.
             length: L.
-            max_per_task: keep the first so many of each task; ``None`` keeps all.
             trained_on: whether the trajectories are in the training data, so that a transition must
                 not be prompted with its own trajectory.
 
@@ -214,7 +204,7 @@ class TrajectoryPromptBank(nn.Module):
                 raise PromptError(
                     f"{name}: no successful trajectory to show as prompt; collect more episodes"
                 )
-            rows += of_task[:max_per_task].tolist()
+            rows += of_task.tolist()
         prompts = torch.stack([cut_trajectory(dataset.trajectory(row), length) for row in rows])
         identity = torch.tensor(rows) if trained_on else torch.full((len(rows),), -1)
         return cls(prompts, dataset.trajectory_task[rows], identity)
@@ -266,10 +256,9 @@ class TrajectoryPromptBank(nn.Module):
 
     def first(self, count: int) -> TrajectoryPromptBank:
         """The first ``count`` prompts of each task, or all that there are."""
-        if not len(self):
-            raise PromptError("there is no trajectory prompt to choose from: the bank is empty")
-        return self.only(
-            torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
+        rows = torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
+        return TrajectoryPromptBank(
+            self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
         )
 
     def shallow_copy(self) -> TrajectoryPromptBank:
@@ -292,12 +281,6 @@ class TrajectoryPromptBank(nn.Module):
                 f"the prompts have {self.length} steps, this policy was trained with {length}: cut "
                 "them to that length"
             )
-
-    def only(self, rows: torch.Tensor) -> TrajectoryPromptBank:
-        """The prompts in these rows, ``[n]`` int64."""
-        return TrajectoryPromptBank(
-            self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
-        )
 
     def truncate(self, fraction: float) -> TrajectoryPromptBank:
         """The same prompts with only the first steps of each, the others padded.
@@ -344,8 +327,6 @@ class TrajectoryPromptBank(nn.Module):
             >>> bank.concatenated().prompts["end"].tolist()
             [[1, 1, 1, 5, 5, 5]]
         """
-        if not len(self):
-            raise PromptError("there is no trajectory prompt to concatenate: the bank is empty")
         tasks = self.task_id.unique()
         rows = [self.rows_of(int(task)) for task in tasks]
         count = max(len(of_task) for of_task in rows)
@@ -359,41 +340,30 @@ class TrajectoryPromptBank(nn.Module):
                 {"start": start, "end": start + last.unsqueeze(-1)}
             )
             long = prompts.reshape(-1)
-            padding = long[:1].expand(count * self.length - len(long)).clone().zero_()
-            joined.append(torch.cat([long, padding]))
+            joined.append(pad(long, [0, count * self.length - len(long)]))
         return TrajectoryPromptBank(torch.stack(joined), tasks, torch.full_like(tasks, -1))
 
 
 def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
-    """Choose ``length`` evenly spaced steps of a trajectory, the first and the last among them.
-
-    Args:
-        trajectory: transitions ``[T]`` in time order.
-        length: L. A shorter trajectory is padded with zeros, and ``mask`` says where.
+    """Choose L evenly spaced steps of a trajectory ``[T]``, the first and the last among them.
 
     Returns:
-        TensorDict ``[L]`` with ``observation`` [L, O], ``action`` [L, A], ``reward`` [L, 1],
-        ``return_to_go`` [L, 1] (all rewards of the trajectory from that step on) and ``mask``
-        [L] (bool, true where there is a step).
+        TensorDict ``[L]`` with ``observation``, ``action``, ``reward``, ``return_to_go`` (all
+        rewards of the trajectory from that step on) and ``mask`` [L] (bool), which is false where a
+        shorter trajectory is padded with zeros.
     """
     steps = len(trajectory)
     reward = trajectory["next", "reward"]
     to_go = returns_to_go(reward, torch.tensor([steps], device=reward.device))
     chosen = torch.linspace(0, steps - 1, min(length, steps)).round().long()
-    cut = TensorDict(
-        {
-            "observation": trajectory["observation"][chosen],
-            "action": trajectory["action"][chosen],
-            "reward": reward[chosen],
-            "return_to_go": to_go[chosen],
-            "mask": torch.ones(len(chosen), dtype=torch.bool),
-        },
-        batch_size=[len(chosen)],
-    )
-    if len(chosen) == length:
-        return cut
-    padding = cut[:1].expand(length - len(chosen)).clone().zero_()
-    return torch.cat([cut, padding])
+    entries = {
+        "observation": trajectory["observation"][chosen],
+        "action": trajectory["action"][chosen],
+        "reward": reward[chosen],
+        "return_to_go": to_go[chosen],
+        "mask": torch.ones(len(chosen), dtype=torch.bool),
+    }
+    return pad(TensorDict(entries, [len(chosen)]), [0, length - len(chosen)])
 
 
 def _check_demonstration(

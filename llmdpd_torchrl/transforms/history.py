@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, expand_as_right, unravel_key
-from torch import nn
+from torch import Tensor, nn
 from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
@@ -40,7 +40,6 @@ class HistoryTransform(Transform):
         dataset: that the replay buffer holds; without it there is none to sample from.
         in_keys: default ``["observation", "action", "reward"]``, read while acting only. Rewards
             must not have been scaled.
-        trajectory_key, step_key: keys of a sampled transition's place in the dataset.
 
     Raises:
         ConfigError: if a number is out of range, or on a replay buffer without a dataset.
@@ -68,8 +67,6 @@ class HistoryTransform(Transform):
         target_return: float | None = None,
         dataset: TrajectoryDataset | None = None,
         in_keys: list[NestedKey] | None = None,
-        trajectory_key: NestedKey = "trajectory_id",
-        step_key: NestedKey = "step_count",
     ) -> None:
         if steps < 1 or horizon < 0:
             raise ConfigError(
@@ -85,7 +82,6 @@ class HistoryTransform(Transform):
             in_keys=in_keys or ["observation", "action", "reward"], out_keys=list(self._sizes)
         )
         self.steps, self.horizon, self.target_return = steps, horizon, target_return
-        self.trajectory_key, self.step_key = trajectory_key, step_key
         self._source = None if dataset is None else _Source(dataset)
 
     # ------------------------------------------------------------------ replay buffer
@@ -97,8 +93,8 @@ class HistoryTransform(Transform):
                 "a HistoryTransform without a dataset cannot find a sampled transition's "
                 "neighbours: give it the dataset that the replay buffer holds"
             )
-        episode = tensordict.get(self.trajectory_key).squeeze(-1)
-        step = tensordict.get(self.step_key).squeeze(-1)
+        episode = tensordict.get("trajectory_id").squeeze(-1)
+        step = tensordict.get("step_count").squeeze(-1)
         back = torch.arange(1 - self.steps, 1, device=step.device)
         history, mask = self._source.gather(
             ("observation", "action", "return_to_go"), episode, step, back
@@ -140,7 +136,7 @@ class HistoryTransform(Transform):
             tensordict_reset.set(key, value)
         return tensordict_reset
 
-    def _target(self, state: TensorDictBase, like: torch.Tensor) -> torch.Tensor:
+    def _target(self, state: TensorDictBase, like: Tensor) -> Tensor:
         """The target return at the first step, [*, 1]."""
         if self.target_return is not None:
             return like.new_full((*like.shape[:-1], 1), self.target_return)
@@ -192,8 +188,8 @@ class _Source(nn.Module):
     They are non-persistent buffers: they follow ``.to()`` and enter no ``state_dict``.
     """
 
-    starts: torch.Tensor
-    lengths: torch.Tensor
+    starts: Tensor
+    lengths: Tensor
 
     def __init__(self, dataset: TrajectoryDataset) -> None:
         super().__init__()
@@ -211,10 +207,10 @@ class _Source(nn.Module):
     def gather(
         self,
         names: tuple[str, ...],
-        episode: torch.Tensor,
-        step: torch.Tensor,
-        offsets: torch.Tensor,
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        episode: Tensor,
+        step: Tensor,
+        offsets: Tensor,
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Columns [B, n, ...] at ``offsets`` [n] from steps [B] of episodes [B], and their mask."""
         device, home = step.device, self.starts.device
         episode, step, offsets = episode.to(home), step.to(home), offsets.to(home)

@@ -13,17 +13,12 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import PromptError
 
-CHOICES = ("random", "first")
-"""Which of a task's prompts an environment uses in an episode."""
-
+_MODES = ("index", "tensor")
+_CHOICES = ("random", "first")
 _ONLY_ITS_OWN = (
     "a task's only trajectory prompt is the trajectory that is trained on; collect at least two "
     "successful episodes per task"
 )
-
-
-MODES = ("index", "tensor")
-"""``index``: write the row of a prompt in a frozen table; ``tensor``: write what is in that row."""
 
 
 class PromptTransform(Transform):
@@ -43,9 +38,7 @@ class PromptTransform(Transform):
         tensor([[7.]])
     """
 
-    def _prompt(
-        self, tensordict: TensorDictBase, *, sampling: bool
-    ) -> dict[NestedKey, Tensor]:
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         """Outputs for the rows of ``tensordict``, which holds ``in_keys``.
 
         Args:
@@ -94,72 +87,53 @@ class PromptTransform(Transform):
 
 
 class TextPromptTransform(PromptTransform):
-    """Write a task's text prompt: its embedding, or its row in the table of embeddings.
+    """Write the row of a task's text prompt in the table of embeddings, which is its task id.
 
-    The language model has run before: the table is data, and gathering from it is all that happens
-    in a training step or an environment.
+    The prompt network owns the table and encodes each distinct prompt of a batch once.
 
     Args:
         table: ``[T, D]`` frozen embeddings, row = ``task_id``.
-        mode: ``"tensor"`` writes the embedding, ``"index"`` its row. Use the latter on a replay
-            buffer, with a prompt network that owns the table and encodes each prompt once a batch.
-        dropout: probability that a sampled transition has no text (row -1; mode ``index`` only).
+        dropout: probability that a sampled transition has no text (row -1).
         in_keys: the task key, default ``["task_id"]`` ([*, 1] int64).
-        out_keys: default ``[("prompt", "text")]`` ([*, D] float32), or
-            ``[("prompt", "text_index")]`` ([*, 1] int64).
+        out_keys: default ``[("prompt", "text_index")]`` ([*, 1] int64).
 
     Raises:
-        ValueError: on an unknown mode, or a dropout that does not fit it.
-        IndexError: at run time, if a task id has no row.
+        ValueError: on another table, or a dropout out of range.
 
     Examples:
         >>> from tensordict import TensorDict
         >>> transform = TextPromptTransform(torch.eye(3))
         >>> data = TensorDict({"task_id": torch.tensor([[2], [0]])}, batch_size=[2])
-        >>> transform(data)["prompt", "text"]
-        tensor([[0., 0., 1.],
-                [1., 0., 0.]])
+        >>> transform(data)["prompt", "text_index"].tolist()
+        [[2], [0]]
     """
-
-    table: Tensor
 
     def __init__(
         self,
         table: Tensor,
         *,
-        mode: str = "tensor",
         dropout: float = 0.0,
         in_keys: list[NestedKey] | None = None,
         out_keys: list[NestedKey] | None = None,
     ) -> None:
-        self.mode = check_mode(mode, dropout)
-        self.dropout = dropout
-        default: NestedKey = ("prompt", "text" if mode == "tensor" else "text_index")
-        super().__init__(in_keys=in_keys or ["task_id"], out_keys=out_keys or [default])
+        super().__init__(
+            in_keys=in_keys or ["task_id"], out_keys=out_keys or [("prompt", "text_index")]
+        )
         if table.ndim != 2:
             raise ValueError(f"the text table must have shape [T, D], found {list(table.shape)}")
-        # Not persistent: the table is data with a cache of its own, not state to be saved.
-        self.register_buffer("table", table.detach().clone(), persistent=False)
+        self.rows = len(table)
+        self.dropout = _check_dropout(dropout)
 
-    def _prompt(
-        self, tensordict: TensorDictBase, *, sampling: bool
-    ) -> dict[NestedKey, Tensor]:
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         task = tensordict.get(self.in_keys[0])
-        if self.mode == "index":
-            return {self.out_keys[0]: drop_rows(task, self.dropout if sampling else 0.0).clone()}
-        # Not by indexing, for which -1 is the last row.
-        return {self.out_keys[0]: torch.nn.functional.embedding(task.squeeze(-1), self.table)}
+        return {self.out_keys[0]: _drop_rows(task, self.dropout if sampling else 0.0).clone()}
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
-        if self.mode == "index":
-            index = Categorical(len(self.table), (*shape, 1), dtype=torch.int64)
-            return {self.out_keys[0]: index}
-        width = self.table.shape[-1]
-        return {self.out_keys[0]: Unbounded((*shape, width), dtype=self.table.dtype)}
+        return {self.out_keys[0]: Categorical(self.rows, (*shape, 1), dtype=torch.int64)}
 
 
 class TrajectoryPromptTransform(PromptTransform):
-    """Write a trajectory prompt of the transition's task: its steps, or its row in the bank.
+    """Write a trajectory prompt of the transition's task: its row in the bank, or its steps.
 
     On a replay buffer, ``prompts_per_task`` prompts of each task are sampled per batch and shared
     by the batch's transitions of that task, so that a batch costs that many encodings per task and
@@ -168,16 +142,17 @@ class TrajectoryPromptTransform(PromptTransform):
 
     Args:
         bank: the prompts.
-        mode: ``"tensor"`` writes ``("prompt", "trajectory")`` with entries of shape [*, L, ...],
-            ``"index"`` writes ``("prompt", "trajectory_index")`` [*, 1] int64.
+        mode: ``"index"`` writes ``("prompt", "trajectory_index")`` [*, 1] int64, ``"tensor"``
+            writes ``("prompt", "trajectory")`` with entries of shape [*, L, ...].
         prompts_per_task: candidates sampled per task and batch; at least 2.
         choice: the prompt of an environment: ``"first"``, the task's first prompt, or ``"random"``.
         dropout: probability that a sampled transition has no prompt (row -1; mode ``"index"``
             only), so that the policy learns to do without. An environment always has one.
-        task_key: ``"task_id"``.
-        trajectory_key: ``"trajectory_id"``, read on a replay buffer only.
+        in_keys: default ``["task_id", "trajectory_id"]``; the latter is read on a replay buffer
+            only.
 
     Raises:
+        ValueError: on an unknown mode or choice, or a number out of range.
         PromptError: at run time, if a task has no prompt, or on a replay buffer only one that is
             the transition's own trajectory.
 
@@ -187,7 +162,7 @@ class TrajectoryPromptTransform(PromptTransform):
         >>> from tensordict import TensorDict
         >>> prompts = TensorDict({"mask": torch.ones(2, 4, dtype=torch.bool)}, batch_size=[2, 4])
         >>> bank = TrajectoryPromptBank(prompts, torch.tensor([1, 1]), torch.tensor([0, 1]))
-        >>> transform = TrajectoryPromptTransform(bank, mode="index")
+        >>> transform = TrajectoryPromptTransform(bank)
         >>> batch = TensorDict(
         ...     {"task_id": torch.tensor([[1]]), "trajectory_id": torch.tensor([[0]])}, [1]
         ... )
@@ -202,17 +177,19 @@ class TrajectoryPromptTransform(PromptTransform):
         self,
         bank: TrajectoryPromptBank,
         *,
-        mode: str = "tensor",
+        mode: str = "index",
         prompts_per_task: int = 2,
         choice: str = "random",
         dropout: float = 0.0,
-        task_key: NestedKey = "task_id",
-        trajectory_key: NestedKey = "trajectory_id",
+        in_keys: list[NestedKey] | None = None,
     ) -> None:
-        self.mode = check_mode(mode, dropout)
-        self.dropout = dropout
-        if choice not in CHOICES:
-            raise ValueError(f"unknown choice {choice!r}: use one of {', '.join(CHOICES)}")
+        for name, value, known in (("mode", mode, _MODES), ("choice", choice, _CHOICES)):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(known)}")
+        if dropout and mode != "index":
+            raise ValueError(
+                'a prompt can only be left out by its row: use mode="index" with dropout'
+            )
         if prompts_per_task < 2:
             raise ValueError(f"prompts_per_task is {prompts_per_task}: it must be at least 2")
         out_keys: list[NestedKey]
@@ -220,11 +197,12 @@ class TrajectoryPromptTransform(PromptTransform):
             out_keys = [("prompt", "trajectory_index")]
         else:
             out_keys = [("prompt", "trajectory", key) for key in bank.prompts.keys()]  # noqa: SIM118
-        super().__init__(in_keys=[task_key], out_keys=out_keys)
+        super().__init__(in_keys=in_keys or ["task_id", "trajectory_id"], out_keys=out_keys)
+        self.mode = mode
+        self.dropout = _check_dropout(dropout)
         self.bank = bank.shallow_copy()  # moved with the transform, and the caller's is not
         self.choice = choice
         self.prompts_per_task = prompts_per_task
-        self.trajectory_key = trajectory_key
         # Rows of each task, padded to the largest number: [max task id + 1, n].
         tasks = int(bank.task_id.max()) + 1
         rows = [bank.rows_of(task) for task in range(tasks)]
@@ -233,14 +211,12 @@ class TrajectoryPromptTransform(PromptTransform):
             "_rows", torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), persistent=False
         )
 
-    def _prompt(
-        self, tensordict: TensorDictBase, *, sampling: bool
-    ) -> dict[NestedKey, Tensor]:
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         task = tensordict.get(self.in_keys[0]).squeeze(-1)
         self._check_tasks(task)
         if sampling:
-            own = tensordict.get(self.trajectory_key).squeeze(-1)
-            row = drop_rows(self._sample_other(task, own), self.dropout)
+            own = tensordict.get(self.in_keys[1]).squeeze(-1)
+            row = _drop_rows(self._sample_other(task, own), self.dropout)
         elif self.choice == "first":
             row = self._rows[task, 0]
         else:
@@ -292,6 +268,25 @@ class TrajectoryPromptTransform(PromptTransform):
         return specs
 
 
+def check_training_prompts(bank: TrajectoryPromptBank, tasks: Tensor) -> None:
+    """Check once what sampling would otherwise have to ask of every batch.
+
+    Args:
+        bank: prompts that the training samples from.
+        tasks: ids of the tasks that are trained on.
+
+    Raises:
+        PromptError: if a task has no prompt, or only one that is its own training trajectory.
+    """
+    for task in tasks.unique().tolist():
+        rows = bank.rows_of(task)
+        if not len(rows):
+            known = sorted(set(bank.task_id.tolist()))
+            raise PromptError(f"no trajectory prompt for task {task}; known ids {known}")
+        if len(rows) == 1 and int(bank.trajectory_id[rows[0]]) >= 0:
+            raise PromptError(_ONLY_ITS_OWN)
+
+
 class AbsentPromptTransform(PromptTransform):
     """Write row -1, which means no prompt, for a policy that was trained with prompt dropout.
 
@@ -311,9 +306,7 @@ class AbsentPromptTransform(PromptTransform):
     ) -> None:
         super().__init__(in_keys=in_keys or ["task_id"], out_keys=out_keys)
 
-    def _prompt(
-        self, tensordict: TensorDictBase, *, sampling: bool
-    ) -> dict[NestedKey, Tensor]:
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         task = tensordict.get(self.in_keys[0])
         return {key: torch.full_like(task, -1, dtype=torch.int64) for key in self.out_keys}
 
@@ -354,13 +347,11 @@ class PromptEmbeddingTransform(PromptTransform):
         """Refuse to run on a replay buffer."""
         raise RuntimeError(
             "PromptEmbeddingTransform is for environments: on a replay buffer use the prompt "
-            "transforms in index mode and give the prompt network to the loss"
+            "transforms alone and give the prompt network to the loss"
         )
 
     @torch.no_grad()
-    def _prompt(
-        self, tensordict: TensorDictBase, *, sampling: bool
-    ) -> dict[NestedKey, Tensor]:
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         rows = tensordict.select(*self.in_keys)
         home = rows.get(self.in_keys[0]).device
         weight = next(self._network[0].parameters(), None)
@@ -371,37 +362,13 @@ class PromptEmbeddingTransform(PromptTransform):
         return {self.out_keys[0]: Unbounded((*shape, self.embedding_dim), dtype=torch.float32)}
 
 
-def check_training_prompts(bank: TrajectoryPromptBank, tasks: Tensor) -> None:
-    """Check once what sampling would otherwise have to ask of every batch.
-
-    Args:
-        bank: prompts that the training samples from.
-        tasks: ids of the tasks that are trained on.
-
-    Raises:
-        PromptError: if a task has no prompt, or only one that is its own training trajectory.
-    """
-    for task in tasks.unique().tolist():
-        rows = bank.rows_of(task)
-        if not len(rows):
-            known = sorted(set(bank.task_id.tolist()))
-            raise PromptError(f"no trajectory prompt for task {task}; known ids {known}")
-        if len(rows) == 1 and int(bank.trajectory_id[rows[0]]) >= 0:
-            raise PromptError(_ONLY_ITS_OWN)
-
-
-def check_mode(mode: str, dropout: float = 0.0) -> str:
-    """``mode``, if it is one of :data:`MODES` and fits the dropout."""
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
+def _check_dropout(dropout: float) -> float:
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}: it must be at least 0 and below 1")
-    if dropout and mode != "index":
-        raise ValueError('a prompt can only be left out by its row: use mode="index" with dropout')
-    return mode
+    return dropout
 
 
-def drop_rows(row: Tensor, dropout: float) -> Tensor:
+def _drop_rows(row: Tensor, dropout: float) -> Tensor:
     """Rows ``[*]``, each replaced by -1, no prompt, with probability ``dropout``."""
     if not dropout:
         return row

@@ -12,7 +12,9 @@ from torchrl.data import Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.transforms.base import PromptTransform
+from llmdpd_torchrl.transforms.prompts import PromptTransform
+
+_SMALLEST_SCALE = 0.1  # of the actions' other entries under augmentation
 
 
 class PromptContextTransform(Transform):
@@ -30,8 +32,7 @@ class PromptContextTransform(Transform):
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
-        >>> from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+        >>> from llmdpd_torchrl.prompts import METAWORLD_FRAME, TrajectoryPromptBank
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
         >>> bank = TrajectoryPromptBank.empty(5, 39, 4)
         >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
@@ -56,16 +57,13 @@ class PromptContextTransform(Transform):
         )
         self.retrieval = retrieval
 
-    def _context(self, observation: Tensor, index: Tensor) -> Tensor:
-        return self.retrieval(observation, index.squeeze(-1))
-
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the contexts of a sampled batch."""
-        index = tensordict.get(self.in_keys[1])
+        row = tensordict.get(self.in_keys[1]).squeeze(-1)
         for prefix in ((), ("next",)):
             observation = tensordict.get(unravel_key((*prefix, self.in_keys[0])))
             key = unravel_key((*prefix, self.out_keys[0]))
-            tensordict.set(key, self._context(observation, index))
+            tensordict.set(key, self.retrieval(observation, row))
         return tensordict
 
     def _reset(
@@ -74,8 +72,8 @@ class PromptContextTransform(Transform):
         return self._step(tensordict_reset, tensordict_reset)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        index = tensordict.get(self.in_keys[1])
-        context = self._context(next_tensordict.get(self.in_keys[0]), index)
+        row = tensordict.get(self.in_keys[1]).squeeze(-1)
+        context = self.retrieval(next_tensordict.get(self.in_keys[0]), row)
         return next_tensordict.set(self.out_keys[0], context)
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
@@ -157,8 +155,8 @@ class ContextAugmentation(Transform):
     action, they make a transition of a task that does not exist: the policy cannot memorise the
     directions of its training tasks, it has to follow the prompt's. Half of the transitions rotate
     about their last axis only, the vertical, so that gravity stays as it is. The actions' other
-    entries, a gripper's for instance, are scaled together: the prompt's grip is to be copied, not
-    memorised.
+    entries, a gripper's for instance, are scaled together, for half of the transitions uniformly by
+    0.1 to 1: the prompt's grip is to be copied, not memorised.
 
     State and task embedding are not rotated, so nothing changes where the observation gate is open.
     For a replay buffer, after :class:`~llmdpd_torchrl.transforms.PromptContextTransform` and
@@ -166,16 +164,11 @@ class ContextAugmentation(Transform):
 
     Args:
         retrieval: source of the context; its layout is read.
-        smallest_scale: lower end of the scale of the actions' other entries, which is uniform up to
-            1 for half of the transitions and 1 for the others.
         in_keys: default ``[("prompt", "observation_gate"), "prompt_context", ("next",
             "prompt_context"), "action"]``.
 
     Randomness comes from torch's global generator. Movements that leave the range of actions are
     clipped to it.
-
-    Raises:
-        ValueError: if the scale is not in [0, 1].
 
     Examples:
         >>> rotations = random_rotations(2, 3)
@@ -184,19 +177,12 @@ class ContextAugmentation(Transform):
     """
 
     def __init__(
-        self,
-        retrieval: PromptRetrieval,
-        *,
-        smallest_scale: float = 0.1,
-        in_keys: list[NestedKey] | None = None,
+        self, retrieval: PromptRetrieval, *, in_keys: list[NestedKey] | None = None
     ) -> None:
-        if not 0.0 <= smallest_scale <= 1.0:
-            raise ValueError(f"smallest_scale is {smallest_scale}: it must be in [0, 1]")
         keys: list[NestedKey] = [("prompt", "observation_gate"), "prompt_context"]
         keys += [("next", "prompt_context"), "action"]
         super().__init__(in_keys=in_keys or keys)
         self.position_dim = retrieval.frame.position_dim
-        self.smallest_scale = smallest_scale
         self._vectors, self._tails = retrieval.equivariant_columns()
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -206,7 +192,7 @@ class ContextAugmentation(Transform):
         count = is_closed.numel()
         rotation = self._rotations(count, is_closed.device)
         scale = torch.rand(count, 1, device=is_closed.device, dtype=torch.float32)
-        scale = self.smallest_scale + (1.0 - self.smallest_scale) * scale
+        scale = _SMALLEST_SCALE + (1.0 - _SMALLEST_SCALE) * scale
         scale = torch.where(torch.rand_like(scale) < 0.5, scale, 1.0)
         movement, rest = slice(0, self.position_dim), slice(self.position_dim, None)
         for key, vectors, tails in (
@@ -234,11 +220,6 @@ class ContextAugmentation(Transform):
             stays = torch.rand(count, 1, 1, device=device, dtype=torch.float32) < 0.5
             rotation = torch.where(stays, upright, rotation)
         return rotation
-
-    def _reset(
-        self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        return tensordict_reset
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         return next_tensordict

@@ -5,8 +5,7 @@ from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation import EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.modules import NetworkConfig
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError
 
 

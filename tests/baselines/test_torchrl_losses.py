@@ -7,7 +7,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from llmdpd_torchrl.baselines import ALGORITHMS
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
-from llmdpd_torchrl.prompts.relative_frame import FrameSpec
+from llmdpd_torchrl.prompts.retrieval import FrameSpec
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, TargetUpdater
 
 ONE_STEP = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_encoder]

@@ -8,7 +8,7 @@ import torch
 from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 
 from llmdpd_torchrl.data import OfflineDataset, Recording
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import DataError
 
 

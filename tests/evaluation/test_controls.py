@@ -14,8 +14,7 @@ from llmdpd_torchrl.evaluation.controls import (
 )
 from llmdpd_torchrl.modules import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import ConfigError
 

@@ -15,8 +15,7 @@ from llmdpd_torchrl.evaluation import (
 )
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")

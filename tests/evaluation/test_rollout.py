@@ -10,8 +10,7 @@ from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.tables import PromptTables
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")

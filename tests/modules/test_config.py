@@ -4,7 +4,7 @@ import json
 import pytest
 
 from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig
-from llmdpd_torchrl.prompts.relative_frame import FrameSpec
+from llmdpd_torchrl.prompts.retrieval import FrameSpec
 from llmdpd_torchrl.utils.errors import ConfigError
 
 

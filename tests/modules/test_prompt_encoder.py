@@ -75,12 +75,11 @@ def test_any_batch_shape(bank, shape):
 
 def test_rows_and_prompts_themselves_give_the_same_embedding(bank):
     module = encoder()
-    indexed, direct = PromptNetwork(module, PromptTables(TABLE, bank)), PromptNetwork(module)
+    network = PromptNetwork(module, PromptTables(TABLE, bank))
     task, row = torch.randint(50, (9, 1)), torch.randint(len(bank), (9, 1))
-    one = indexed(TensorDict({"prompt": {"text_index": task, "trajectory_index": row}}, [9]))
-    prompts = {"text": TABLE[task.squeeze(-1)], "trajectory": bank.prompts[row.squeeze(-1)]}
-    other = direct(TensorDict({"prompt": prompts}, [9]))
-    torch.testing.assert_close(one["prompt_embedding"], other["prompt_embedding"])
+    rows = TensorDict({"prompt": {"text_index": task, "trajectory_index": row}}, [9])
+    direct = module(TABLE[task.squeeze(-1)], bank.prompts[row.squeeze(-1)])
+    torch.testing.assert_close(network(rows)["prompt_embedding"], direct)
 
 
 def test_each_distinct_prompt_is_encoded_once(bank):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec, RelativeFrame
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, RelativeFrame
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -35,8 +35,9 @@ def test_weights_and_scales():
 
 
 def test_moving_everything_together_changes_nothing():
-    frame = RelativeFrame(METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
     observation = torch.randn(39)
+    fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
+    frame = RelativeFrame(METAWORLD_FRAME, fields, observation[None])
     moved = observation.clone()
     for name in ("hand_position", "object_1_position", "goal_position"):
         moved[slice(*METAWORLD_OBSERVATION_LAYOUT["fields"][name])] += torch.tensor(
@@ -63,8 +64,6 @@ def test_a_frame_without_sense_is_refused(arguments, message):
 
 def test_a_frame_that_does_not_fit_the_observation_is_refused():
     with pytest.raises(ConfigError, match="'cup', which the observation lacks: it has hand"):
-        RelativeFrame(SPEC, {"hand": (0, 2)})
+        SPEC.sizes({"hand": (0, 2)})
     with pytest.raises(ConfigError, match="positions must have one width"):
-        RelativeFrame(SPEC, FIELDS | {"goal": (4, 7)})
-    with pytest.raises(ConfigError, match="needs observations"):
-        RelativeFrame(SPEC, FIELDS)
+        SPEC.sizes(FIELDS | {"goal": (4, 7)})

@@ -4,9 +4,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 

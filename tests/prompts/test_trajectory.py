@@ -3,7 +3,7 @@ import torch
 from tensordict import TensorDict
 
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank, cut_trajectory
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank, cut_trajectory
 from llmdpd_torchrl.utils.errors import PromptError
 
 
@@ -38,7 +38,7 @@ def test_the_bank_holds_successful_trajectories_of_the_data(dataset, bank):
 
 
 def test_support_trajectories_belong_to_no_training_trajectory(dataset):
-    bank = TrajectoryPromptBank.from_dataset(dataset, 8, max_per_task=1, trained_on=False)
+    bank = TrajectoryPromptBank.from_dataset(dataset, 8, trained_on=False).first(1)
     assert bank.trajectory_id.tolist() == [-1, -1]
     both = TrajectoryPromptBank.concatenate([bank, bank])
     assert len(both) == 4

@@ -4,9 +4,8 @@ from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME, FrameSpec
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.transforms import (
     ContextAugmentation,
@@ -14,7 +13,7 @@ from llmdpd_torchrl.transforms import (
     PromptContextTransform,
     TrajectoryPromptTransform,
 )
-from llmdpd_torchrl.transforms.augmentation import random_rotations
+from llmdpd_torchrl.transforms.retrieved_context import random_rotations
 
 FIELDS = METAWORLD_OBSERVATION_LAYOUT["fields"]
 
@@ -67,7 +66,7 @@ def test_the_columns_are_those_that_turn_with_the_world(bank, lookaheads):
 def batch_of(dataset, bank, probability):
     retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
     before = Compose(
-        TrajectoryPromptTransform(bank, mode="index"),
+        TrajectoryPromptTransform(bank),
         PromptContextTransform(retrieval),
         ObservationGateTransform([], state_visible_prob=probability),
     )
@@ -116,7 +115,7 @@ def test_what_grips_is_scaled_alike_in_prompt_and_action(dataset, bank):
 
 def test_an_environment_passes_unchanged(bank):
     retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
-    index = TrajectoryPromptTransform(bank, mode="index", choice="first")
+    index = TrajectoryPromptTransform(bank, choice="first")
     transforms = [index, PromptContextTransform(retrieval)]
     env = TransformedEnv(
         MetaWorldEnv("reach-v3", num_goals=1, max_steps=6),
@@ -159,8 +158,3 @@ def test_up_remains_up_for_every_second_transition(dataset, bank):
     ]
     same = (heights[0] - heights[1]).abs().amax(-1) < 1e-5
     assert same.float().mean().item() == pytest.approx(0.5, abs=0.12)
-
-
-def test_a_wrong_scale_is_refused(bank):
-    with pytest.raises(ValueError, match="smallest_scale"):
-        ContextAugmentation(PromptRetrieval(bank, METAWORLD_FRAME, FIELDS), smallest_scale=2.0)

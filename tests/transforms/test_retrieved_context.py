@@ -4,8 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, PromptRetrieval
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.transforms import (
     ContextAugmentation,

@@ -8,9 +8,8 @@ from torchrl.envs import Compose, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.prompts.relative_frame import METAWORLD_FRAME
-from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
-from llmdpd_torchrl.prompts.trajectory import TrajectoryPromptBank
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, PromptRetrieval
+from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.transforms import (
     AbsentPromptTransform,
@@ -20,22 +19,32 @@ from llmdpd_torchrl.transforms import (
     TextPromptTransform,
     TrajectoryPromptTransform,
 )
-from llmdpd_torchrl.transforms.trajectory_prompt import check_training_prompts
+from llmdpd_torchrl.transforms.prompts import check_training_prompts
 from llmdpd_torchrl.utils.errors import PromptError
 
 REACH = METAWORLD_TASKS.index("reach-v3")
 TABLE = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
 
+class Head(torch.nn.Linear):
+    """z [*, 3] of rows [*, 1] of the table."""
+
+    def __init__(self):
+        super().__init__(6, 3)
+
+    def forward(self, row):
+        return super().forward(TABLE[row.squeeze(-1)])
+
+
 def make(name, bank):
-    index = TrajectoryPromptTransform(bank, mode="index")
+    index = TrajectoryPromptTransform(bank)
     if name == "context":
         fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
         return Compose(
             index, PromptContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields))
         )
     if name == "embedding":
-        network = TensorDictModule(torch.nn.Linear(6, 3), [("prompt", "text")], ["z"])
+        network = TensorDictModule(Head(), [("prompt", "text_index")], ["z"])
         return Compose(TextPromptTransform(TABLE), PromptEmbeddingTransform(network, 3))
     return {
         "gate": lambda: Compose(index, ObservationGateTransform([REACH])),
@@ -71,21 +80,21 @@ class TestSpecs:
 
 def test_an_episode_keeps_its_prompt_and_the_next_may_have_another(bank):
     torch.manual_seed(0)
-    env = TransformedEnv(reach(), TrajectoryPromptTransform(bank, mode="index"))
+    env = TransformedEnv(reach(), TrajectoryPromptTransform(bank))
     seen = set()
     for _ in range(12):
         rows = env.rollout(5)["prompt", "trajectory_index"].unique()
         assert len(rows) == 1
         seen.add(rows.item())
     assert seen == set(bank.rows_of(REACH).tolist())
-    first = TransformedEnv(reach(), TrajectoryPromptTransform(bank, mode="index", choice="first"))
+    first = TransformedEnv(reach(), TrajectoryPromptTransform(bank, choice="first"))
     assert {first.reset()["prompt", "trajectory_index"].item() for _ in range(5)} == {
         bank.rows_of(REACH)[0].item()
     }
 
 
 def test_a_partial_reset_leaves_the_others_alone(bank):
-    env = TransformedEnv(SerialEnv(2, reach), TrajectoryPromptTransform(bank, mode="index"))
+    env = TransformedEnv(SerialEnv(2, reach), TrajectoryPromptTransform(bank))
     torch.manual_seed(0)
     state = env.reset()
     kept = state["prompt", "trajectory_index"][1].item()
@@ -98,11 +107,11 @@ def test_a_partial_reset_leaves_the_others_alone(bank):
 
 def test_text_is_the_tasks_row(dataset):
     batch = dataset.replay_buffer(32, transforms=[TextPromptTransform(TABLE)], seed=0).sample()
-    assert torch.equal(batch["prompt", "text"], TABLE[batch["task_id"].squeeze(-1)])
+    assert torch.equal(batch["prompt", "text_index"], batch["task_id"])
 
 
 def test_a_buffers_prompts_are_other_trajectories_of_the_task(dataset, bank):
-    transform = TrajectoryPromptTransform(bank, mode="index", prompts_per_task=2)
+    transform = TrajectoryPromptTransform(bank, prompts_per_task=2)
     buffer = dataset.replay_buffer(64, transforms=[transform], seed=0)
     for _ in range(20):
         batch = buffer.sample()
@@ -117,19 +126,19 @@ def test_a_buffers_prompts_are_other_trajectories_of_the_task(dataset, bank):
 def test_tensor_mode_writes_what_index_mode_points_at(dataset, bank):
     batch = dataset.transitions[:8].clone()
     torch.manual_seed(5)
-    rows = TrajectoryPromptTransform(bank, mode="index")(batch.clone())
+    rows = TrajectoryPromptTransform(bank)(batch.clone())
     torch.manual_seed(5)
-    full = TrajectoryPromptTransform(bank)(batch)
+    full = TrajectoryPromptTransform(bank, mode="tensor")(batch)
     index = rows["prompt", "trajectory_index"].squeeze(-1)
     for key, value in bank.prompts[index].items():
         assert torch.equal(full["prompt", "trajectory", key], value)
 
 
 def test_the_only_trajectory_of_a_task_is_not_shown_to_itself(dataset):
-    bank = TrajectoryPromptBank.from_dataset(dataset, 8, max_per_task=1)
+    bank = TrajectoryPromptBank.from_dataset(dataset, 8).first(1)
     own = dataset.trajectory(0)[:4].clone()
     with pytest.raises(PromptError, match="at least two successful episodes"):
-        TrajectoryPromptTransform(bank, mode="index")(own)
+        TrajectoryPromptTransform(bank)(own)
 
 
 def test_a_task_without_prompt_is_refused(bank):
@@ -161,12 +170,12 @@ def test_the_gate_is_random_on_a_buffer_and_decided_on_an_env(dataset):
 def test_the_encoder_runs_once_per_episode_without_gradient():
     calls = []
 
-    class Encoder(torch.nn.Linear):
-        def forward(self, text):
+    class Encoder(Head):
+        def forward(self, row):
             calls.append(torch.is_grad_enabled())
-            return super().forward(text)
+            return super().forward(row)
 
-    network = TensorDictModule(Encoder(6, 3), [("prompt", "text")], ["prompt_embedding"])
+    network = TensorDictModule(Encoder(), [("prompt", "text_index")], ["prompt_embedding"])
     transform = PromptEmbeddingTransform(network, 3)
     env = TransformedEnv(reach(), Compose(TextPromptTransform(TABLE), transform))
     env.reset()
@@ -177,18 +186,18 @@ def test_the_encoder_runs_once_per_episode_without_gradient():
     assert not list(transform.parameters())  # neither trained nor saved with the environment
     assert network.training
     with pytest.raises(RuntimeError, match="for environments"):
-        transform(TensorDict({"prompt": {"text": TABLE[:2]}}, [2]))
+        transform(TensorDict({"prompt": {"text_index": torch.tensor([[0], [1]])}}, [2]))
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda bank: TextPromptTransform(TABLE, mode="word"),
+        lambda bank: TrajectoryPromptTransform(bank, mode="word"),
         lambda bank: TextPromptTransform(TABLE[0]),
         lambda bank: TrajectoryPromptTransform(bank, choice="last"),
         lambda bank: TrajectoryPromptTransform(bank, prompts_per_task=1),
         lambda bank: ObservationGateTransform([1], state_visible_prob=1.5),
-        lambda bank: TextPromptTransform(TABLE, mode="index", dropout=1.0),
+        lambda bank: TextPromptTransform(TABLE, dropout=1.0),
         lambda bank: TrajectoryPromptTransform(bank, mode="tensor", dropout=0.5),
     ],
 )
@@ -205,8 +214,8 @@ def test_nothing_frozen_is_saved_with_a_buffer(dataset, bank):
 
 
 def test_prompts_are_left_out_at_random_on_a_buffer_and_never_on_an_env(dataset, bank):
-    text = TextPromptTransform(TABLE, mode="index", dropout=0.3)
-    trajectory = TrajectoryPromptTransform(bank, mode="index", dropout=0.3)
+    text = TextPromptTransform(TABLE, dropout=0.3)
+    trajectory = TrajectoryPromptTransform(bank, dropout=0.3)
     batch = Compose(text, trajectory)(dataset.transitions.clone())["prompt"]
     missing = {key: batch[key] < 0 for key in ("text_index", "trajectory_index")}
     for rows in missing.values():
@@ -233,15 +242,10 @@ def test_without_a_demonstration_the_gate_is_open_and_the_context_empty(dataset,
 
 
 def test_a_transform_that_is_moved_leaves_the_callers_prompts(bank):
-    transform = TrajectoryPromptTransform(bank).to(torch.float64)
+    transform = TrajectoryPromptTransform(bank, mode="tensor").to(torch.float64)
     env = TransformedEnv(reach(), transform)
     assert env.reset()["prompt", "trajectory", "action"].dtype == torch.float64
     assert bank.prompts["action"].dtype == torch.float32
-
-
-def test_no_task_has_no_text():
-    with pytest.raises(IndexError):
-        TextPromptTransform(TABLE)(TensorDict({"task_id": torch.tensor([[-1]])}, [1]))
 
 
 def test_prompts_of_a_training_are_checked_once(bank):
