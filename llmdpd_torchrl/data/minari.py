@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from llmdpd_torchrl.data.recording import Recording
-from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line
+from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line, import_optional
 from llmdpd_torchrl.utils.processes import check_memory
 
 
@@ -106,13 +106,7 @@ def minari_metadata_file(dataset_id: str) -> Path:
 @contextlib.contextmanager
 def _opened(dataset_id: str) -> Iterator[Any]:
     """The dataset, downloaded if it is not local; errors of Minari in the block become one line."""
-    try:
-        import minari
-    except ImportError as error:
-        raise ConfigError(
-            f"Minari datasets need the package minari ({error}): "
-            "pip install 'llmdpd_torchrl[minari]'"
-        ) from None
+    minari = import_optional("minari", "a Minari dataset", "minari")
     try:
         yield minari.load_dataset(dataset_id, download=True)
     except ConfigError:

@@ -272,35 +272,22 @@ class PromptEncoder(nn.Module):
         return sum(part.features for part in parts)
 
     def forward(
-        self,
-        text: torch.Tensor | None = None,
-        trajectory: TensorDictBase | None = None,
-        *,
-        has_text: torch.Tensor | None = None,
-        has_trajectory: torch.Tensor | None = None,
+        self, text: torch.Tensor | None = None, trajectory: TensorDictBase | None = None
     ) -> torch.Tensor:
-        """z of text embeddings ``[*, D]`` and prompts ``[*, L]``, ``[*, d_z]``.
-
-        Where ``has_text`` or ``has_trajectory`` [*] (bool) is false, that prompt's part of z is 0:
-        what is given for it there is not read.
-        """
+        """z of text embeddings ``[*, D]`` and prompts ``[*, L]``, ``[*, d_z]``."""
         parts = []
         if self.text is not None:
             assert text is not None
-            parts.append(_only_where(has_text, self.text(text)))
+            parts.append(self.text(text))
         if self.trajectory is not None:
             assert trajectory is not None
-            parts.append(_only_where(has_trajectory, self.encode_trajectory(trajectory)))
+            parts.append(self.encode_trajectory(trajectory))
         return torch.cat(parts, dim=-1)
 
     def encode_trajectory(self, trajectory: TensorDictBase) -> torch.Tensor:
         """g_φ of prompts ``[*, L]``."""
         assert self.trajectory is not None
         return self.trajectory(*(trajectory[name] for name in _STEP_KEYS))
-
-
-def _only_where(present: torch.Tensor | None, features: torch.Tensor) -> torch.Tensor:
-    return features if present is None else torch.where(present.unsqueeze(-1), features, 0.0)
 
 
 class PromptNetwork(TensorDictModuleBase):

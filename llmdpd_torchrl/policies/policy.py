@@ -98,8 +98,6 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """The policy of trained networks, without their critics."""
         return cls(config, networks.actor, networks.encoder, info)
 
-    # ------------------------------------------------------------------ acting
-
     @dispatch(auto_batch_size=False)
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
@@ -141,8 +139,6 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """How actions are chosen; where that differs, a mask [*] of those without sampling."""
         if not self.config.diffuses:
             return _DETERMINISTIC
-        if self.is_prompted:
-            return _SAMPLE if self.retrieval is None or self.is_open else _DETERMINISTIC
         gate = state.get(_GATE, None)
         if gate is None:
             return _SAMPLE
@@ -206,8 +202,6 @@ class LLMDPDPolicy(TensorDictModuleBase):
         held = itertools.chain(self.parameters(), self.buffers())
         return next((t for t in held if t.is_floating_point()), _FLOAT32)
 
-    # ------------------------------------------------------------------ prompts
-
     def prompt(
         self,
         *,
@@ -252,14 +246,14 @@ class LLMDPDPolicy(TensorDictModuleBase):
                 )
         table = None if text is None else pretrained.embed_text(text, self.info, config.text_dim)
         bank = self._make_bank(trajectories) if len(trajectories) else None
-        tables = self.filled(PromptTables(table, bank)).follow(self._reference())
+        tables = PromptTables(table, bank).follow(self._reference())
         prompted = type(self)(config, self.actor, self.encoder, self.info)
         prompted.training = self.training
         prompted.is_prompted = True
         prompted.in_keys = ["observation"]
         prompted.row = -1 if bank is None else 0
         prompted.is_open = trained_task or bank is None
-        prompted.embedding = self._embed_prompt(tables, table is not None, bank is not None)
+        prompted.embedding = self._embed_prompt(tables)
         prompted.retrieval = self.make_retrieval(tables) if config.retrieves else None
         return prompted
 
@@ -273,21 +267,18 @@ class LLMDPDPolicy(TensorDictModuleBase):
         return bank.concatenated() if config.retrieves and len(bank) > 1 else bank
 
     @torch.no_grad()
-    def _embed_prompt(
-        self, tables: PromptTables, has_text: bool, has_trajectory: bool
-    ) -> Tensor | None:
-        """z ``[d_z]``, the mean over the demonstrations; ``None`` if nothing is embedded."""
-        text, bank = tables.text, tables.trajectories
-        if self.encoder is None or text is None or bank is None:
+    def _embed_prompt(self, tables: PromptTables) -> Tensor | None:
+        """z ``[d_z]`` of what is given, the mean over the demonstrations; ``None`` without it."""
+        network = self.prompt_network(tables)
+        if network is None:
             return None
-        flags = text.new_ones(len(bank), dtype=torch.bool)
-        z = self.encoder(
-            text.expand(len(bank), -1),
-            bank.prompts,
-            has_text=flags & has_text,
-            has_trajectory=flags & has_trajectory,
-        )
-        return z.mean(0)
+        demonstrations = tables.trajectories
+        row = torch.tensor([-1]) if demonstrations is None else torch.arange(len(demonstrations))
+        row = row.to(self.device).unsqueeze(-1)
+        text_row = torch.full_like(row, -1 if tables.text is None else 0)
+        prompt = {"text_index": text_row, "trajectory_index": row}
+        batch = TensorDict({"prompt": prompt}, batch_size=[len(row)])
+        return network(batch).get("prompt_embedding").mean(0)
 
     def prompt_network(self, tables: PromptTables) -> PromptNetwork | None:
         """The encoder on tables of prompts; ``None`` for a policy without encoder."""
@@ -332,8 +323,6 @@ class LLMDPDPolicy(TensorDictModuleBase):
         if bank is not None and config.uses_trajectory:
             bank.check_length(config.trajectory_length, retrieves=config.retrieves)
 
-    # ------------------------------------------------------------------ files
-
     @staticmethod
     def is_saved(folder: str | os.PathLike[str]) -> bool:
         """Whether ``folder`` holds a policy that :meth:`save_pretrained` wrote."""
@@ -376,7 +365,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
             DataError: if a file is missing, malformed, or does not fit the other.
         """
         saved = pretrained.open_policy(folder, revision)
-        with saved.explained():
+        with pretrained.explained_description(saved.path):
             config = NetworkConfig(**saved.network)
             policy = cls.from_networks(config, make_networks(config), saved.info)
         policy.load_state_dict(saved.read_weights(policy._weights()))

