@@ -45,43 +45,35 @@ def training_transforms(
     policy.check_tables(tables)
     if dataset is not None and tables.trajectories is not None and policy.config.uses_trajectory:
         check_training_prompts(tables.trajectories, dataset.trajectory_task)
-    options = {"prompts_per_task": prompts_per_task, "state_visible_prob": state_visible_prob}
-    transforms = _transforms(policy, tables, dataset=dataset, **options)
+    transforms = _transforms(policy, tables, prompts_per_task, state_visible_prob, dataset)
     contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
     return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
 
 
-def environment_transforms(
-    policy: LLMDPDPolicy,
-    tables: PromptTables,
-    *,
-    choice: str = "first",
-) -> list[Transform]:
+def environment_transforms(policy: LLMDPDPolicy, tables: PromptTables) -> list[Transform]:
     """Transforms of an environment: the same, and the prompt embedding, once per episode.
 
     Args:
         policy: what it reads decides what is written.
-        tables: prompts of every task of the environment; a policy that was trained with prompt
-            dropout can do without, and one that :meth:`LLMDPDPolicy.prompt` returned has its own.
-        choice: see :class:`TrajectoryPromptTransform`.
+        tables: prompts of every task of the environment, of which each task's first trajectory is
+            read; a policy that was trained with prompt dropout can do without, and one that
+            :meth:`LLMDPDPolicy.prompt` returned has its own.
     """
     policy.check_tables(tables)
     if policy.is_prompted:
         return []
-    transforms = _transforms(policy, tables, choice=choice)
+    transforms = _transforms(policy, tables)
     network = policy.prompt_network(tables)
-    if network is not None and policy.encoder is not None:
-        transforms.append(PromptEmbeddingTransform(network, policy.encoder.embedding_dim))
+    if network is not None:
+        transforms.append(PromptEmbeddingTransform(network, network.encoder.embedding_dim))
     return transforms
 
 
 def _transforms(
     policy: LLMDPDPolicy,
     tables: PromptTables,
-    *,
     prompts_per_task: int = 2,
     state_visible_prob: float = 0.5,
-    choice: str = "first",
     dataset: TrajectoryDataset | None = None,
 ) -> list[Transform]:
     config = policy.config
@@ -100,7 +92,7 @@ def _transforms(
                 tables.trajectories,
                 mode="tensor" if config.reads_sequences else "index",
                 prompts_per_task=prompts_per_task,
-                choice=choice,
+                choice="first",
                 dropout=config.trajectory_dropout,
             )
         )

@@ -101,9 +101,11 @@ def embed_texts(
     identity = model.identity
     names = {text: entry_name(identity, text) for text in texts}
     found = read_package_data(identity)
-    if not found.keys() >= set(names.values()):
+    wanted = {text: name for text, name in names.items() if name not in found}
+    if wanted:
         root = cache_root() / "embeddings" if cache_dir is None else Path(cache_dir)
-        found |= _from_cache(root / _folder_name(identity), model, names, found, progress)
+        folder = hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]
+        found |= _from_cache(root / folder, model, wanted, progress)
     return torch.stack([found[names[text]] for text in texts])
 
 
@@ -113,11 +115,7 @@ def entry_name(identity: Mapping[str, Any], text: str) -> str:
 
 
 def read_package_data(identity: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the embeddings that come with the package for this encoder; none for most.
-
-    Returns:
-        entry name to ``[D]`` float32.
-    """
+    """Return the embeddings ``[D]``, by entry name, that come with the package; none for most."""
     folder = resources.files(__package__) / "embeddings"
     for name in sorted(file.name for file in folder.iterdir()):
         stem, _, kind = name.rpartition(".")
@@ -192,14 +190,9 @@ def nearest_tasks(
 
 
 def _from_cache(
-    folder: Path,
-    model: TextEncoder,
-    names: Mapping[str, str],
-    packaged: Mapping[str, Tensor],
-    progress: bool,
+    folder: Path, model: TextEncoder, wanted: Mapping[str, str], progress: bool
 ) -> dict[str, Tensor]:
-    """Return the user cache's entries, after adding those that neither it nor the package has."""
-    wanted = {text: name for text, name in names.items() if name not in packaged}
+    """Return the user cache's entries, after adding those of ``wanted`` that it lacks."""
     path = folder / _FILE
     stored = _read(path)
     if stored is not None and set(wanted.values()) <= stored.keys():
@@ -224,12 +217,9 @@ def _from_cache(
                     f"an encoder must return float32 [{len(missing)}, D], got "
                     f"{vectors.dtype} {list(vectors.shape)}"
                 )
-            merged = stored | {
-                names[text]: vector.clone() for text, vector in zip(missing, vectors, strict=True)
-            }
-            write_tensors(path, merged)
+            stored |= dict(zip((wanted[text] for text in missing), vectors, strict=True))
+            write_tensors(path, stored)
             write_json(folder / "identity.json", model.identity)  # for human readers
-            stored = merged
     return stored
 
 
@@ -255,7 +245,3 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 def _canonical(identity: Mapping[str, Any]) -> str:
     return json.dumps(identity, sort_keys=True, allow_nan=False)
-
-
-def _folder_name(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ the trainable head centres and scales them by the training prompts' statistics.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -193,10 +192,13 @@ class LanguageModelEncoder:
         """Return the tokenizer, the model without unused layers, and the number of ``layer``."""
         purpose = f"embedding a new prompt with {self.name}"
         transformers = import_optional("transformers", purpose, "llm", PromptError)
-        self._check_packages()
+        needed = {"device_map": ["accelerate"], "quantization": ["accelerate", "bitsandbytes"]}
+        for option, packages in needed.items():
+            for package in packages if getattr(self, option) is not None else ():
+                import_optional(package, f"{option} of {self.name}", "quant", PromptError)
         source, options = self._source()
         options["trust_remote_code"] = False  # never run a model's own code, never ask for it
-        with explained_loading(self.name), _quiet_transformers():
+        with explained_loading(self.name), quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(source, **options)
             kind, kinds = transformers.AutoModel, transformers.MODEL_MAPPING
             if config.is_encoder_decoder:  # only the encoder reads the prompt
@@ -239,16 +241,6 @@ class LanguageModelEncoder:
             placement["device_map"] = self.device_map
         return placement
 
-    def _check_packages(self) -> None:
-        needs = {"device_map": ["accelerate"], "quantization": ["accelerate", "bitsandbytes"]}
-        for option, packages in needs.items():
-            missing = [name for name in packages if importlib.util.find_spec(name) is None]
-            if getattr(self, option) is not None and missing:
-                raise PromptError(
-                    f"{option} of {self.name} needs {' and '.join(missing)}: "
-                    'pip install "llmdpd_torchrl[quant]", or leave it out'
-                )
-
     def _cut(self, config: Any) -> int:
         """Remove unused layers from ``config`` and return the number of the layer to read."""
         count = config.num_hidden_layers
@@ -289,8 +281,8 @@ def explained_loading(model: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and the report of unused weights above the last layer."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and its reports of unused weights and vocabularies."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

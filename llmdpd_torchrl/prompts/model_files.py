@@ -15,18 +15,24 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import platformdirs
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from llmdpd_torchrl.utils.errors import PromptError, import_optional
-from llmdpd_torchrl.utils.files import file_sha256, folder_lock, write_folder_atomic, write_json
+from llmdpd_torchrl.utils.files import (
+    file_sha256,
+    folder_lock,
+    make_writable_folder,
+    write_folder_atomic,
+    write_json,
+)
 
 
 def cache_root() -> Path:
@@ -41,22 +47,9 @@ def cache_root() -> Path:
     return platformdirs.user_cache_path("llmdpd_torchrl", appauthor=False, opinion=False)
 
 
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[Path]:
-    """Create a folder of the cache and hold its lock, so that one process at a time changes it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = folder_lock(folder)
-        lock.acquire()
-    except OSError as error:
-        raise PromptError(
-            f"cannot write to the cache folder {folder} ({error.strerror or error}); "
-            "set LLMDPD_CACHE to a writable folder"
-        ) from error
-    try:
-        yield folder
-    finally:
-        lock.release()
+def locked_folder(folder: Path) -> FileLock:
+    """Create a folder of the cache; its lock lets one process at a time change it."""
+    return folder_lock(make_writable_folder(folder, "cache", "LLMDPD_CACHE"))
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey, expand_as_right, unravel_key
+from tensordict.utils import NestedKey, expand_as_right
 from torch import Tensor, nn
-from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
-from torchrl.envs.transforms import Transform
+from torchrl.data import Categorical, TensorSpec, Unbounded
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
+from llmdpd_torchrl.transforms.prompts import PromptTransform
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 
-class HistoryTransform(Transform):
+class HistoryTransform(PromptTransform):
     """Write the last H steps, the present one at the end; of a dataset also the next F actions.
 
     On an environment the steps are carried in the TensorDict, so that sub-environments may be reset
@@ -84,57 +84,44 @@ class HistoryTransform(Transform):
         self.steps, self.horizon, self.target_return = steps, horizon, target_return
         self._source = None if dataset is None else _Source(dataset)
 
-    # ------------------------------------------------------------------ replay buffer
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
+        return self._recorded(tensordict) if sampling else self._first(tensordict)
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write history and future of a sampled batch ``[B]``."""
+    def _recorded(self, batch: TensorDictBase) -> dict[NestedKey, Tensor]:
+        """History and future of a sampled batch ``[B]``."""
         if self._source is None:
             raise ConfigError(
                 "a HistoryTransform without a dataset cannot find a sampled transition's "
                 "neighbours: give it the dataset that the replay buffer holds"
             )
-        episode = tensordict.get("trajectory_id").squeeze(-1)
-        step = tensordict.get("step_count").squeeze(-1)
-        back = torch.arange(1 - self.steps, 1, device=step.device)
-        history, mask = self._source.gather(
-            ("observation", "action", "return_to_go"), episode, step, back
-        )
+        place = batch.get("trajectory_id").squeeze(-1), batch.get("step_count").squeeze(-1)
+        names = ("observation", "action", "return_to_go")
+        history = self._source.gather(names, *place, range(1 - self.steps, 1))
         history["action"][..., -1, :] = 0.0
-        for name, value in history.items():
-            tensordict.set(("history", name), value)
-        tensordict.set(("history", "mask"), mask)
+        found: dict[NestedKey, Tensor] = {("history", k): value for k, value in history.items()}
         if self.horizon:
-            ahead = torch.arange(self.horizon, device=step.device)
-            future, mask = self._source.gather(("action",), episode, step, ahead)
-            tensordict.set(("future", "action"), future["action"])
-            tensordict.set(("future", "mask"), mask)
-        return tensordict
+            future = self._source.gather(("action",), *place, range(self.horizon))
+            found |= {("future", k): value for k, value in future.items()}
+        return found
 
-    # ------------------------------------------------------------------ environment
-
-    def _reset(
-        self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        observation = tensordict_reset.get(self.in_keys[0])
+    def _first(self, state: TensorDictBase) -> dict[NestedKey, Tensor]:
+        """The history of the first step of an episode."""
+        observation = state.get(self.in_keys[0])
         shape = observation.shape[:-1]
         present = {
             "observation": observation,
-            "return_to_go": self._target(tensordict_reset, observation),
+            "return_to_go": self._target(state, observation),
             "mask": torch.ones(shape, dtype=torch.bool, device=observation.device),
         }
-        reset = None if tensordict is None else tensordict.get("_reset", None)
+        found: dict[NestedKey, Tensor] = {}
         for key, size in self._sizes.items():
             value = observation.new_zeros((*shape, *size))
             if key[-1] == "mask":
                 value = value.bool()
             if key[-1] in present:
                 value.select(len(shape), -1).copy_(present[key[-1]])
-            previous = None if tensordict is None else tensordict.get(key, None)
-            if previous is not None and reset is not None:
-                # A partial reset: the other environments are still in their episode.
-                value = torch.where(expand_as_right(reset.squeeze(-1), value), value, previous)
-            tensordict_reset.set(key, value)
-        return tensordict_reset
+            found[key] = value
+        return found
 
     def _target(self, state: TensorDictBase, like: Tensor) -> Tensor:
         """The target return at the first step, [*, 1]."""
@@ -171,15 +158,13 @@ class HistoryTransform(Transform):
             next_tensordict.set(key, value)
         return next_tensordict
 
-    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        """Declare the history as observations."""
-        shape, device = observation_spec.shape, observation_spec.device
+    def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
+        specs: dict[NestedKey, TensorSpec] = {}
         for key, size in self._sizes.items():
-            spec: TensorSpec = Unbounded((*shape, *size), dtype=torch.float32, device=device)
+            specs[key] = Unbounded((*shape, *size), dtype=torch.float32)
             if key[-1] == "mask":
-                spec = Categorical(2, (*shape, *size), dtype=torch.bool, device=device)
-            observation_spec[unravel_key(key)] = spec
-        return observation_spec
+                specs[key] = Categorical(2, (*shape, *size), dtype=torch.bool)
+        return specs
 
 
 class _Source(nn.Module):
@@ -205,21 +190,14 @@ class _Source(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def gather(
-        self,
-        names: tuple[str, ...],
-        episode: Tensor,
-        step: Tensor,
-        offsets: Tensor,
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self, names: tuple[str, ...], episode: Tensor, step: Tensor, offsets: range
+    ) -> dict[str, Tensor]:
         """Columns [B, n, ...] at ``offsets`` [n] from steps [B] of episodes [B], and their mask."""
         device, home = step.device, self.starts.device
-        episode, step, offsets = episode.to(home), step.to(home), offsets.to(home)
+        episode, step = episode.to(home), step.to(home)
         last = self.lengths[episode] - 1
-        wanted = step.unsqueeze(-1) + offsets
+        wanted = step.unsqueeze(-1) + torch.arange(offsets.start, offsets.stop, device=home)
         mask = (wanted >= 0) & (wanted <= last.unsqueeze(-1))
         rows = self.starts[episode].unsqueeze(-1) + wanted.clamp_min(0).minimum(last.unsqueeze(-1))
-        gathered = {}
-        for name in names:
-            value = self.get_buffer(name)[rows]
-            gathered[name] = (value * mask.unsqueeze(-1)).to(device)
-        return gathered, mask.to(device)
+        found = {name: self.get_buffer(name)[rows] * mask.unsqueeze(-1) for name in names}
+        return {name: value.to(device) for name, value in (found | {"mask": mask}).items()}

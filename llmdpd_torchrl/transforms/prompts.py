@@ -22,29 +22,15 @@ _ONLY_ITS_OWN = (
 
 
 class PromptTransform(Transform):
-    """Base of transforms whose outputs are constant over an episode.
+    """Base of transforms whose outputs belong to an episode.
 
     On an environment the outputs are computed once per reset and copied by reference at each step;
     on a replay buffer they are computed for every sampled batch. Subclasses implement
     :meth:`_prompt` and :meth:`_specs`.
-
-    Examples:
-        >>> from tensordict import TensorDict
-        >>> class TaskNumber(PromptTransform):
-        ...     def _prompt(self, tensordict, *, sampling):
-        ...         return {"number": tensordict["task_id"].float()}
-        >>> transform = TaskNumber(in_keys=["task_id"], out_keys=["number"])
-        >>> transform(TensorDict({"task_id": torch.tensor([[7]])}, [1]))["number"]
-        tensor([[7.]])
     """
 
     def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
-        """Outputs for the rows of ``tensordict``, which holds ``in_keys``.
-
-        Args:
-            tensordict: a sampled batch of transitions, or what a reset returned.
-            sampling: true for the former.
-        """
+        """Outputs for a sampled batch of transitions, or for what a reset returned."""
         raise NotImplementedError
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
@@ -269,14 +255,9 @@ class TrajectoryPromptTransform(PromptTransform):
 
 
 def check_training_prompts(bank: TrajectoryPromptBank, tasks: Tensor) -> None:
-    """Check once what sampling would otherwise have to ask of every batch.
+    """Refuse what sampling would otherwise have to ask of every batch.
 
-    Args:
-        bank: prompts that the training samples from.
-        tasks: ids of the tasks that are trained on.
-
-    Raises:
-        PromptError: if a task has no prompt, or only one that is its own training trajectory.
+    That is, a task of the training without a prompt, or with its own trajectory as the only one.
     """
     for task in tasks.unique().tolist():
         rows = bank.rows_of(task)

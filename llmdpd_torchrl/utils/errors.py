@@ -64,11 +64,7 @@ def first_line(error: BaseException) -> str:
 def import_optional(
     name: str, purpose: str, extra: str, kind: type[UserError] = ConfigError
 ) -> ModuleType:
-    """Import a package that is only needed for ``purpose``, and comes with an extra of this one.
-
-    Raises:
-        UserError: of this kind, naming the package and how it is installed.
-    """
+    """Import a package of an extra, or raise an error of ``kind`` that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -83,10 +79,8 @@ def explain_hub_errors(
 ) -> Iterator[None]:
     """Turn what the Hub's client, or transformers above it, raises into one line.
 
-    Args:
-        what: what could not be done.
-        kind: of the error.
-        remedy: told where the Hub is not reached, or the reason is an unusual one.
+    The line is ``what`` could not be done, the reason, and the ``remedy`` where the Hub is not
+    reached or the reason is not a known one.
     """
     from huggingface_hub import errors
     from safetensors import SafetensorError

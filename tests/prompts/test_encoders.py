@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -117,17 +118,17 @@ def test_impossible_options(tiny_folder, options, words):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"device_map": "auto"}, "device_map of .* needs accelerate"),
-        ({"quantization": "8bit"}, "quantization of .* needs accelerate and bitsandbytes"),
-    ],
+    ("options", "package"),
+    [({"device_map": "auto"}, "accelerate"), ({"quantization": "8bit"}, "bitsandbytes")],
 )
-def test_missing_packages_name_the_extra(tiny_folder, monkeypatch, options, words):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def test_missing_packages_name_the_extra(tiny_folder, monkeypatch, options, package):
+    monkeypatch.setitem(sys.modules, "accelerate", types.ModuleType("accelerate"))
+    monkeypatch.setitem(sys.modules, package, None)
     encoder = HuggingFaceEncoder(tiny_folder, device="cpu", **options)
-    with pytest.raises(PromptError, match=words + r'.*llmdpd_torchrl\[quant\]"'):
-        encoder._check_packages()
+    (option,) = options
+    words = rf'{option} of .* needs the package {package} .*llmdpd_torchrl\[quant\]"'
+    with pytest.raises(PromptError, match=words):
+        encoder.encode(TEXTS)
 
 
 def test_options_are_handed_to_transformers(tiny_folder):

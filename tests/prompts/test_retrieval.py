@@ -4,7 +4,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval import (
+    METAWORLD_FRAME,
+    FrameSpec,
+    PromptRetrieval,
+    RelativeFrame,
+)
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
@@ -227,3 +232,62 @@ def test_numbers_are_float32_whatever_the_default_and_the_observations_are(bank)
         assert torch.equal(retrieval(observation.double(), row), expected(observation, row))
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+SMALL_FIELDS = {"hand": (0, 2), "cup": (2, 4), "goal": (4, 6), "grip": (6, 7), "joints": (7, 10)}
+SPEC = FrameSpec("hand", ("cup", "goal"), ("grip", "joints"), (10.0, 5.0, 1.0, None), unit=0.5)
+
+
+def test_positions_are_seen_from_each_other_and_values_beside_them():
+    observations = torch.randn(50, 10)
+    frame = RelativeFrame(SPEC, SMALL_FIELDS, observations)
+    hand, cup, goal = observations[:, :2], observations[:, 2:4], observations[:, 4:6]
+    joints = observations[:, 7:]
+    joints = (joints - joints.mean(0)) / joints.std(0)
+    expected = torch.cat([hand - cup, cup - goal, observations[:, 6:7], joints], -1)
+    torch.testing.assert_close(frame(observations), expected)
+    from_cup, from_goal = frame.from_anchors(expected)
+    torch.testing.assert_close(from_cup, hand - cup)
+    torch.testing.assert_close(from_goal, hand - goal)
+    torch.testing.assert_close(frame.values(expected), expected[:, 4:])
+
+
+def test_weights_and_scales():
+    observations = torch.randn(500, 10)
+    observations[:, 8] = 0.7  # what never changes counts nothing
+    frame = RelativeFrame(SPEC, SMALL_FIELDS, observations)
+    assert frame.weights.tolist() == [10, 10, 5, 5, 1, 1, 1, 1]
+    assert frame.scale.tolist() == [2, 2, 2, 2, 2, 1, 1, 1]
+    assert (frame(torch.randn(5, 10))[:, 6] == 0).all()
+
+
+def test_moving_everything_together_changes_nothing():
+    observation = torch.randn(39)
+    frame = RelativeFrame(METAWORLD_FRAME, FIELDS, observation[None])
+    moved = observation.clone()
+    for name in ("hand_position", "object_1_position", "goal_position"):
+        moved[slice(*FIELDS[name])] += torch.tensor([1.0, -2.0, 3.0])
+    torch.testing.assert_close(frame(moved), frame(observation), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "compares nothing"),
+        ({"effector": "hand"}, "both an effector and anchors"),
+        ({"anchors": ("cup",), "weights": (1.0,)}, "both an effector and anchors"),
+        ({"values": ("grip",)}, "has 0 weights: give 1"),
+        ({"effector": "hand", "anchors": ("cup",), "weights": (None,)}, "by their spread"),
+        ({"values": ("grip",), "weights": (1.0,), "unit": 0.0}, "unit is 0"),
+    ],
+)
+def test_a_frame_without_sense_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        FrameSpec(**arguments)
+
+
+def test_a_frame_that_does_not_fit_the_observation_is_refused():
+    with pytest.raises(ConfigError, match="'cup', which the observation lacks: it has hand"):
+        SPEC.sizes({"hand": (0, 2)})
+    with pytest.raises(ConfigError, match="positions must have one width"):
+        SPEC.sizes(SMALL_FIELDS | {"goal": (4, 7)})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.modules import DecisionTransformer, SafeModule
 
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
+from llmdpd_torchrl.prompts.language_model import quiet_transformers
 from llmdpd_torchrl.utils.errors import import_optional
 
 _HISTORY = ("observation", "action", "return_to_go", "mask")
@@ -59,7 +58,7 @@ class PromptDecisionTransformer(DecisionTransformer):
             resid_pdrop=dropout,
             attn_pdrop=dropout,
         )
-        with _quiet_transformers():
+        with quiet_transformers():
             super().__init__(features.out_features, action_dim, sizes)
         # TorchRL leaves this one at transformers' 0.1.
         self.transformer.drop.p = dropout
@@ -162,15 +161,3 @@ class DecisionTransformerActor(SafeModule):
     def actions(self, tensordict: TensorDictBase) -> Tensor:
         """The action at every step of the history, [*, H, A]; with dropout while training."""
         return self.module(*(tensordict.get(key) for key in self.in_keys))
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without its warnings of a vocabulary, which there is none of here."""
-    logging = importlib.import_module("transformers.utils.logging")
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
