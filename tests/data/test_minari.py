@@ -177,7 +177,7 @@ def test_lost_episodes_are_noticed():
 
 def test_without_minari_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(ConfigError, match=r"pip install 'llmdpd_torchrl\[minari\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "llmdpd_torchrl\[minari\]"'):
         read_minari("test/line-v0")
 
 
