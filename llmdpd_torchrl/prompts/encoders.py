@@ -25,7 +25,7 @@ from llmdpd_torchrl.prompts.model_files import (
     minilm_folder,
     smollm2_folder,
 )
-from llmdpd_torchrl.utils.errors import PromptError, import_optional
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError, import_optional
 
 ENCODERS: dict[str, dict[str, Any]] = {
     # The paper's two. Llama's licence must be accepted on the Hub.
@@ -34,11 +34,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 """Named models of the Hub, with their options of :class:`HuggingFaceEncoder`."""
 
-_OPTIONS = ("layer", "layers", "pooling", "skip_first", "max_length", "device")
-_HUGGING_FACE_OPTIONS = (
-    *_OPTIONS, "revision", "device_map", "dtype", "quantization", "batch_size"
-)  # fmt: skip
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+_PACKAGED_OPTIONS = {"layer", "layers", "pooling", "skip_first", "max_length", "device"}
 _TIMEOUT = 10.0  # seconds; the Hub's own client would retry for half a minute
 
 
@@ -76,7 +72,7 @@ class SmolLM2Encoder(LanguageModelEncoder):
     :class:`HuggingFaceEncoder`, which has more options.
 
     Raises:
-        PromptError: if an option is out of range.
+        ConfigError: if there is no such option, or one is out of range.
 
     Examples:
         >>> SmolLM2Encoder().identity["layer"]
@@ -85,10 +81,11 @@ class SmolLM2Encoder(LanguageModelEncoder):
 
     def __init__(self, *, layer: int = SMOLLM2_LAYER, **options: Any) -> None:
         if layer not in range(1, SMOLLM2_LAYER + 1):
-            raise PromptError(
-                f"layer {layer} of smollm2: the embedded model ends with layer {SMOLLM2_LAYER}"
+            raise ConfigError(
+                f"text_encoder.layer is {layer!r}: the embedded model ends with layer "
+                f"{SMOLLM2_LAYER}"
             )
-        super().__init__("smollm2", layer=layer, **_known(options, _OPTIONS))
+        super().__init__("smollm2", layer=layer, **_packaged(options))
 
     def _pinned(self) -> tuple[str, str]:
         return SMOLLM2.requirement, GGUF_SHA256
@@ -112,8 +109,8 @@ class MiniLMEncoder(LanguageModelEncoder):
     def __init__(
         self, *, layer: int | str = "last", skip_first: bool = False, **options: Any
     ) -> None:
-        options = _known(options, _OPTIONS)
-        super().__init__("minilm", layer=layer, skip_first=skip_first, **options)
+        options = _packaged(options) | {"skip_first": skip_first}
+        super().__init__("minilm", layer=layer, **options)
 
     def _pinned(self) -> tuple[str, str]:
         return MINILM.requirement, MINILM.files["model/model.safetensors"]
@@ -152,7 +149,8 @@ class HuggingFaceEncoder(LanguageModelEncoder):
         batch_size (int): prompts per forward pass. It does not change the result.
 
     Raises:
-        PromptError: if a local folder contains no model, or an option is out of range.
+        ConfigError: if there is no such option, or one is out of range.
+        PromptError: if a local folder contains no model.
 
     Examples:
         >>> encoder = HuggingFaceEncoder("allenai/OLMo-1B-hf", device="cpu", pooling="last_token")
@@ -170,13 +168,9 @@ class HuggingFaceEncoder(LanguageModelEncoder):
         dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(dtype, str):
-            dtype = _DTYPES.get(dtype, dtype)
-        if not isinstance(dtype, torch.dtype | None):
-            raise PromptError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
-        options["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        super().__init__(str(model), **_known(options, _HUGGING_FACE_OPTIONS))
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or ("bfloat16" if str(device).startswith("cuda") else "float32")
+        super().__init__(str(model), device=device, dtype=dtype, **options)
         self.revision = revision
         folder = Path(model).expanduser()
         self.folder = folder if folder.is_dir() else None
@@ -207,7 +201,8 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
             options of :class:`HuggingFaceEncoder`.
 
     Raises:
-        PromptError: if it is none of these, or there is no such option.
+        ConfigError: if there is no such option, or one is out of range.
+        PromptError: if it is none of these.
 
     Examples:
         >>> make_text_encoder("smollm2").identity["model"]
@@ -234,13 +229,13 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
     )
 
 
-def _known(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The options of an encoder, after checking that there are such."""
-    for name in options:
-        if name not in names:
-            raise PromptError(
-                f"a text encoder has no option {name!r}: there are {', '.join(sorted(names))}"
-            )
+def _packaged(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a packaged model, after checking that it has them."""
+    for name in options.keys() - _PACKAGED_OPTIONS:
+        raise ConfigError(
+            f"text_encoder.{name}: a packaged model has no such setting; it has "
+            f"{', '.join(sorted(_PACKAGED_OPTIONS))}"
+        )
     return options
 
 

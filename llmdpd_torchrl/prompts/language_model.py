@@ -8,28 +8,26 @@ the trainable head centres and scales them by the training prompts' statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import PlainValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 from tqdm import tqdm
 
-from llmdpd_torchrl.utils.errors import (
-    PromptError,
-    explain_hub_errors,
-    first_line,
-    import_optional,
-)
+from llmdpd_torchrl.utils.errors import PromptError, explain_hub_errors, import_optional
 from llmdpd_torchrl.utils.processes import available_memory
+from llmdpd_torchrl.utils.settings import Flag, Size, checked_dataclass
 
-POOLINGS = ("mean", "last_token")
+Pooling = Literal["mean", "last_token"]
+Quantization = Literal["8bit", "4bit"]
+POOLINGS = get_args(Pooling)
 """How the hidden states of a prompt's tokens become one vector."""
-
-QUANTIZATIONS = ("8bit", "4bit")
+QUANTIZATIONS = get_args(Quantization)
 """How the weights can be compressed, by the package bitsandbytes."""
 
 HUB_REMEDY = "use the embedded model 'smollm2', a complete local folder, or a cached prompt"
@@ -38,6 +36,28 @@ _SCHEMA = 1  # to be increased when the same identity gives other vectors
 _MIDDLE = "middle"
 _LAST = "last"
 _CPU = torch.device("cpu")
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
+
+def _layer(value: Any) -> int | str:
+    if value not in (_MIDDLE, _LAST) and not (isinstance(value, int) and value >= 1):
+        raise PydanticCustomError("layer", "it must be a number of at least 1, 'middle' or 'last'")
+    return value
+
+
+def _device(value: Any) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError):
+        raise PydanticCustomError("device", "it must be one of torch's, such as cuda:0") from None
+
+
+def _dtype(value: Any) -> torch.dtype:
+    if isinstance(value, torch.dtype):
+        return value
+    if str(value) not in _DTYPES:
+        raise PydanticCustomError("dtype", "it must be float32, bfloat16 or float16")
+    return _DTYPES[str(value)]
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = True) -> Tensor:
@@ -53,7 +73,7 @@ def pool(hidden: Tensor, mask: Tensor, how: str = "mean", *, skip_first: bool = 
     return (hidden[:, start:].float() * weight).sum(1) / weight.sum(1)
 
 
-@dataclass(eq=False)
+@checked_dataclass("text_encoder", eq=False)
 class LanguageModelEncoder:
     """Base class that loads, runs and pools a transformers model; subclasses define which one.
 
@@ -62,37 +82,16 @@ class LanguageModelEncoder:
     """
 
     name: str
-    layer: int | str = _MIDDLE
-    layers: int = 1
-    pooling: str = "mean"
-    skip_first: bool = True
-    max_length: int = 512
-    device: torch.device = _CPU
-    device_map: str | Mapping[str, Any] | None = None
-    dtype: torch.dtype = torch.float32
-    quantization: str | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.layer not in (_MIDDLE, _LAST) and not _is_count(self.layer):
-            raise PromptError(
-                f"layer must be a number of at least 1, {_MIDDLE!r} or {_LAST!r}, got "
-                f"{self.layer!r}"
-            )
-        for option in ("layers", "max_length", "batch_size"):
-            if not _is_count(value := getattr(self, option)):
-                raise PromptError(f"{option} is {value!r}: it must be an integer of at least 1")
-        if not isinstance(self.skip_first, bool):
-            raise PromptError(f"skip_first is {self.skip_first!r}: use true or false")
-        known = {"pooling": POOLINGS, "quantization": (*QUANTIZATIONS, None)}
-        for option, values in known.items():
-            if (value := getattr(self, option)) not in values:
-                names = ", ".join(map(str, values))
-                raise PromptError(f"unknown {option} {value!r}: use one of {names}")
-        try:
-            self.device = torch.device(self.device)
-        except (RuntimeError, TypeError) as error:
-            raise PromptError(f"unknown device {self.device!r}: {first_line(error)}") from None
+    layer: Annotated[int | str, PlainValidator(_layer)] = _MIDDLE
+    layers: Size = 1
+    pooling: Pooling = "mean"
+    skip_first: Flag = True
+    max_length: Size = 512
+    device: Annotated[torch.device, PlainValidator(_device)] = _CPU
+    device_map: Any = None
+    dtype: Annotated[torch.dtype, PlainValidator(_dtype)] = torch.float32
+    quantization: Quantization | None = None
+    batch_size: Size = 8
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -268,10 +267,6 @@ def check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not text.strip():
             raise PromptError(f"prompt {i} is empty: describe the task in a few words")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
 
 
 def explained_loading(model: str) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ def test_nearest(capsys):
         (["embed", "absent.yaml"], "absent.yaml"),
         (["embed", "--builtin", "--encoder", "owner/name"], "leave --encoder and --option out"),
         (["nearest", "a b", "--option", "layer"], "write NAME=VALUE"),
-        (["nearest", "a b", "--option", "size=3"], "no option 'size'"),
+        (["nearest", "a b", "--option", "size=3"], "text_encoder.size"),
         (["list", "--file", "absent.yaml"], "absent.yaml"),
     ],
 )
