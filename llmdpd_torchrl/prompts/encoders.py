@@ -169,8 +169,9 @@ class HuggingFaceEncoder(LanguageModelEncoder):
         **options: Any,
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or ("bfloat16" if str(device).startswith("cuda") else "float32")
-        super().__init__(str(model), device=device, dtype=dtype, **options)
+        default = "bfloat16" if str(device).startswith("cuda") else "float32"
+        options |= {"device": device, "dtype": dtype or default}
+        super().__init__(str(model), **options)
         self.revision = revision
         folder = Path(model).expanduser()
         self.folder = folder if folder.is_dir() else None

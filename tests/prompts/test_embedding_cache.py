@@ -23,7 +23,7 @@ from llmdpd_torchrl.prompts import (
 )
 from llmdpd_torchrl.prompts.__main__ import builtin_prompts
 from llmdpd_torchrl.prompts.embedding_cache import entry_name, read_package_data
-from llmdpd_torchrl.utils.errors import ConfigError, PromptError
+from llmdpd_torchrl.utils.errors import PromptError
 
 WORKER = textwrap.dedent("""
     import sys, time
@@ -112,7 +112,7 @@ def test_a_damaged_cache_is_set_aside_named_and_rebuilt(counting, tmp_path, dama
 def test_an_unwritable_cache_is_reported_before_the_work(counting, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(ConfigError, match="set LLMDPD_CACHE to"):
+    with pytest.raises(PromptError, match="set LLMDPD_CACHE to"):
         embed_texts(["a"], counting, cache_dir=blocked)
     assert counting.asked == []
 
