@@ -26,21 +26,21 @@ class RetrieveAndPlay(TensorDictModuleBase):
         >>> from tensordict import TensorDict
         >>> policy = RetrieveAndPlay(NetworkConfig(prompt="trajectory"))
         >>> width = NetworkConfig().context_parts["goal_correction"].stop
-        >>> policy(TensorDict({"prompt_context": torch.randn(5, width)}, [5]))["action"].shape
+        >>> policy(TensorDict({"retrieved_context": torch.randn(5, width)}, [5]))["action"].shape
         torch.Size([5, 4])
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.columns = config.context_parts["suggested_action"]
-        self.in_keys, self.out_keys = ["prompt_context"], ["action"]
+        self.in_keys, self.out_keys = ["retrieved_context"], ["action"]
 
     @dispatch(auto_batch_size=False)
     def forward(
         self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
     ) -> TensorDictBase:
         """Write the action. It is not random: ``generator`` is accepted as by any policy."""
-        return tensordict.set("action", tensordict.get("prompt_context")[..., self.columns])
+        return tensordict.set("action", tensordict.get("retrieved_context")[..., self.columns])
 
 
 def retrieve_and_play_policy(config: NetworkConfig | None = None) -> LLMDPDPolicy:

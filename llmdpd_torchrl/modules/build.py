@@ -204,7 +204,7 @@ def _make_condition(
         return _Condition(ObservationConditioner(features), ["observation", *embedding], width)
     parts = config.context_parts
     gated = _width(parts["goal_correction"])
-    keys = ["observation", ("prompt", "observation_gate"), "prompt_context", *embedding]
+    keys = ["observation", ("prompt", "observation_gate"), "retrieved_context", *embedding]
     width += 1 + parts["goal_correction"].stop
     if not config.residual_on_retrieved or config.actor != "diffusion":
         return _Condition(GatedConditioner(features, gated), keys, width)

@@ -163,7 +163,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         state = TensorDict({"observation": observation}, batch_size=shape)
         if self.retrieval is not None:
             row = torch.full(shape, self.row, device=observation.device)
-            state["prompt_context"] = self.retrieval(observation, row)
+            state["retrieved_context"] = self.retrieval(observation, row)
             state[_GATE] = observation.new_full((*shape, 1), float(self.is_open))
         if self.embedding is not None:
             state["prompt_embedding"] = self.embedding.expand(*shape, -1)

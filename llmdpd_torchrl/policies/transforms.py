@@ -18,7 +18,7 @@ from llmdpd_torchrl.transforms.prompts import (
 from llmdpd_torchrl.transforms.retrieved_context import (
     ContextAugmentation,
     ObservationGateTransform,
-    PromptContextTransform,
+    RetrievedContextTransform,
 )
 
 
@@ -46,7 +46,7 @@ def training_transforms(
     if dataset is not None and tables.trajectories is not None and policy.config.uses_trajectory:
         check_training_prompts(tables.trajectories, dataset.trajectory_task)
     transforms = _transforms(policy, tables, prompts_per_task, state_visible_prob, dataset)
-    contexts = [t for t in transforms if isinstance(t, PromptContextTransform)]
+    contexts = [t for t in transforms if isinstance(t, RetrievedContextTransform)]
     return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
 
 
@@ -109,7 +109,7 @@ def _transforms(
             )
         )
     if config.retrieves:
-        transforms.append(PromptContextTransform(policy.make_retrieval(tables)))
+        transforms.append(RetrievedContextTransform(policy.make_retrieval(tables)))
         transforms.append(
             ObservationGateTransform(config.trained_task_ids, state_visible_prob=state_visible_prob)
         )

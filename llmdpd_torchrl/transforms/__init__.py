@@ -10,7 +10,7 @@ from llmdpd_torchrl.transforms.prompts import (
 from llmdpd_torchrl.transforms.retrieved_context import (
     ContextAugmentation,
     ObservationGateTransform,
-    PromptContextTransform,
+    RetrievedContextTransform,
 )
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "ContextAugmentation",
     "HistoryTransform",
     "ObservationGateTransform",
-    "PromptContextTransform",
     "PromptEmbeddingTransform",
+    "RetrievedContextTransform",
     "TextPromptTransform",
     "TrajectoryPromptTransform",
 ]

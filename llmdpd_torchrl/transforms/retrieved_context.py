@@ -17,7 +17,7 @@ from llmdpd_torchrl.transforms.prompts import PromptTransform
 _SMALLEST_SCALE = 0.1  # of the actions' other entries under augmentation
 
 
-class PromptContextTransform(Transform):
+class RetrievedContextTransform(Transform):
     """Write the context of each observation: the nearest step of its trajectory prompt.
 
     Goes after a :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in mode ``index``
@@ -27,8 +27,8 @@ class PromptContextTransform(Transform):
     Args:
         retrieval: computes the context; it moves with the transform.
         in_keys: default ``["observation", ("prompt", "trajectory_index")]``.
-        out_keys: default ``["prompt_context"]`` ([*, C] float32; zeros without a prompt). It is not
-            below ``"prompt"``, whose entries belong to the task, while this belongs to a state.
+        out_keys: default ``["retrieved_context"]`` ([*, C] float32; zeros without a prompt). It is
+            not below ``"prompt"``, whose entries belong to the task, while this belongs to a state.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -39,8 +39,8 @@ class PromptContextTransform(Transform):
         >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
         >>> state = TensorDict({"observation": torch.rand(3, 39), "next": {"observation":
         ...     torch.rand(3, 39)}, "prompt": {"trajectory_index": torch.zeros(3, 1).long()}}, [3])
-        >>> state = PromptContextTransform(retrieval)(state)
-        >>> state["prompt_context"].shape == (3, retrieval.features)
+        >>> state = RetrievedContextTransform(retrieval)(state)
+        >>> state["retrieved_context"].shape == (3, retrieval.features)
         True
     """
 
@@ -53,7 +53,7 @@ class PromptContextTransform(Transform):
     ) -> None:
         super().__init__(
             in_keys=in_keys or ["observation", ("prompt", "trajectory_index")],
-            out_keys=out_keys or ["prompt_context"],
+            out_keys=out_keys or ["retrieved_context"],
         )
         self.retrieval = retrieval
 
@@ -159,13 +159,13 @@ class ContextAugmentation(Transform):
     0.1 to 1: the prompt's grip is to be copied, not memorised.
 
     State and task embedding are not rotated, so nothing changes where the observation gate is open.
-    For a replay buffer, after :class:`~llmdpd_torchrl.transforms.PromptContextTransform` and
+    For a replay buffer, after :class:`~llmdpd_torchrl.transforms.RetrievedContextTransform` and
     :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`; environments pass unchanged.
 
     Args:
         retrieval: source of the context; its layout is read.
-        in_keys: default ``[("prompt", "observation_gate"), "prompt_context", ("next",
-            "prompt_context"), "action"]``.
+        in_keys: default ``[("prompt", "observation_gate"), "retrieved_context", ("next",
+            "retrieved_context"), "action"]``.
 
     Randomness comes from torch's global generator. Movements that leave the range of actions are
     clipped to it.
@@ -179,8 +179,8 @@ class ContextAugmentation(Transform):
     def __init__(
         self, retrieval: PromptRetrieval, *, in_keys: list[NestedKey] | None = None
     ) -> None:
-        keys: list[NestedKey] = [("prompt", "observation_gate"), "prompt_context"]
-        keys += [("next", "prompt_context"), "action"]
+        keys: list[NestedKey] = [("prompt", "observation_gate"), "retrieved_context"]
+        keys += [("next", "retrieved_context"), "action"]
         super().__init__(in_keys=in_keys or keys)
         self.position_dim = retrieval.frame.position_dim
         self._vectors, self._tails = retrieval.equivariant_columns()

@@ -29,7 +29,7 @@ def test_it_acts_in_a_rollout(dataset):
     rollout = env.rollout(5, policy.actor)
     assert rollout["action"].shape == (5, 4)
     assert env.action_spec.is_in(rollout["action"][0])
-    play = rollout["prompt_context"][:, policy.config.context_parts["suggested_action"]]
+    play = rollout["retrieved_context"][:, policy.config.context_parts["suggested_action"]]
     assert torch.equal(rollout["action"], play)
 
 

@@ -44,7 +44,7 @@ def test_who_reads_what(prompt, conditioning):
     retrieves = trajectory and conditioning == "retrieved"
     embeds = text or (trajectory and not retrieves)
     for keys in (policy.actor.in_keys, networks.qvalues[0].in_keys):
-        assert ("prompt_context" in keys) == retrieves
+        assert ("retrieved_context" in keys) == retrieves
         assert ("prompt_embedding" in keys) == embeds
         assert "observation" in keys
     assert (policy.encoder is not None) == embeds

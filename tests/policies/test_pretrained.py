@@ -52,7 +52,7 @@ def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
     width = policy.encoder.embedding_dim
     dims = {
         "observation": 39,
-        "prompt_context": NetworkConfig().context_parts["goal_correction"].stop,
+        "retrieved_context": NetworkConfig().context_parts["goal_correction"].stop,
         "prompt_embedding": width,
     }
     state = TensorDict({key: torch.randn(4, size) for key, size in dims.items()}, [4])

@@ -14,8 +14,8 @@ from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.transforms import (
     AbsentPromptTransform,
     ObservationGateTransform,
-    PromptContextTransform,
     PromptEmbeddingTransform,
+    RetrievedContextTransform,
     TextPromptTransform,
     TrajectoryPromptTransform,
 )
@@ -41,7 +41,7 @@ def make(name, bank):
     if name == "context":
         fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
         return Compose(
-            index, PromptContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields))
+            index, RetrievedContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields))
         )
     if name == "embedding":
         network = TensorDictModule(Head(), [("prompt", "text_index")], ["z"])
@@ -151,9 +151,9 @@ def test_the_buffer_holds_contexts_of_both_states(dataset, bank):
     batch = make("context", bank)(dataset.transitions[:8].clone())
     retrieval = PromptRetrieval(bank, METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
     row = batch["prompt", "trajectory_index"].squeeze(-1)
-    torch.testing.assert_close(batch["prompt_context"], retrieval(batch["observation"], row))
+    torch.testing.assert_close(batch["retrieved_context"], retrieval(batch["observation"], row))
     torch.testing.assert_close(
-        batch["next", "prompt_context"], retrieval(batch["next", "observation"], row)
+        batch["next", "retrieved_context"], retrieval(batch["next", "observation"], row)
     )
 
 
@@ -230,12 +230,12 @@ def test_without_a_demonstration_the_gate_is_open_and_the_context_empty(dataset,
     fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
     transforms = Compose(
         AbsentPromptTransform([("prompt", "trajectory_index")]),
-        PromptContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields)),
+        RetrievedContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields)),
         ObservationGateTransform([], state_visible_prob=0.0),
     )
     batch = transforms(dataset.transitions[:8].clone())
     assert (batch["prompt", "observation_gate"] == 1).all()
-    for context in (batch["prompt_context"], batch["next", "prompt_context"]):
+    for context in (batch["retrieved_context"], batch["next", "retrieved_context"]):
         assert (context == 0).all()
     env = TransformedEnv(reach(), transforms.clone())
     assert (env.rollout(2)["prompt", "observation_gate"] == 1).all()

@@ -13,7 +13,7 @@ from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.transforms import (
     ContextAugmentation,
     ObservationGateTransform,
-    PromptContextTransform,
+    RetrievedContextTransform,
     TrajectoryPromptTransform,
 )
 from llmdpd_torchrl.transforms.retrieved_context import random_rotations
@@ -41,7 +41,7 @@ def sampled(bank, rows=6):
 
 def transforms(retrieval):
     return [
-        PromptContextTransform(retrieval),
+        RetrievedContextTransform(retrieval),
         ObservationGateTransform([0, 1], state_visible_prob=0.5),
         ContextAugmentation(retrieval),
     ]
@@ -52,7 +52,7 @@ def test_all_tensors_move_with_the_transforms(retrieval, bank):
     for transform in transforms(copy.deepcopy(retrieval)):
         data = transform.to("meta")(data)
         assert {tensor.device.type for tensor in transform.buffers()} <= {"meta"}
-    assert data["prompt_context"].shape == (6, retrieval.features)
+    assert data["retrieved_context"].shape == (6, retrieval.features)
     assert data["prompt", "observation_gate"].shape == (6, 1)
 
 
@@ -65,19 +65,21 @@ def test_contexts_are_float32_of_observations_of_any_number_type(retrieval, bank
     double = data.clone()
     for key in ("observation", ("next", "observation")):
         double[key] = double[key].double()
-    transform = PromptContextTransform(retrieval)
-    for key in ("prompt_context", ("next", "prompt_context")):
+    transform = RetrievedContextTransform(retrieval)
+    for key in ("retrieved_context", ("next", "retrieved_context")):
         assert torch.equal(transform(data.clone())[key], transform(double.clone())[key])
 
 
 @pytest.mark.gpu
 def test_a_batch_on_a_gpu(retrieval, bank):
     data = sampled(bank).to("cuda")
-    expected = PromptContextTransform(retrieval)(sampled(bank))["prompt_context"]
+    expected = RetrievedContextTransform(retrieval)(sampled(bank))["retrieved_context"]
     for transform in transforms(copy.deepcopy(retrieval)):
         data = transform.to("cuda")(data)
-        if isinstance(transform, PromptContextTransform):
-            torch.testing.assert_close(data["prompt_context"].cpu(), expected, rtol=1e-3, atol=1e-3)
+        if isinstance(transform, RetrievedContextTransform):
+            torch.testing.assert_close(
+                data["retrieved_context"].cpu(), expected, rtol=1e-3, atol=1e-3
+            )
     assert data["action"].device.type == "cuda"
 
 
@@ -133,7 +135,7 @@ def batch_of(dataset, bank, probability):
     retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
     before = Compose(
         TrajectoryPromptTransform(bank),
-        PromptContextTransform(retrieval),
+        RetrievedContextTransform(retrieval),
         ObservationGateTransform([], state_visible_prob=probability),
     )
     batch = before(dataset.transitions[:200].clone())
@@ -144,17 +146,17 @@ def test_context_and_action_turn_together_where_the_state_is_hidden(dataset, ban
     torch.manual_seed(0)
     retrieval, before, after = batch_of(dataset, bank, 0.5)
     is_open = before["prompt", "observation_gate"].squeeze(-1).bool()
-    for key in ("prompt_context", ("next", "prompt_context"), "action"):
+    for key in ("retrieved_context", ("next", "retrieved_context"), "action"):
         assert torch.equal(before[key][is_open], after[key][is_open])
     assert torch.equal(before["observation"], after["observation"])
     shut, changed = before[~is_open], after[~is_open]
-    assert not torch.allclose(shut["prompt_context"], changed["prompt_context"])
+    assert not torch.allclose(shut["retrieved_context"], changed["retrieved_context"])
     # Lengths and angles stay: those of the vectors in the context, now and afterwards.
     vectors, _ = retrieval.equivariant_columns()
     for one, other in ((0, 1), (1, 1), (2, -1)):
         products = []
         for data in (shut, changed):
-            now, then = data["prompt_context"], data["next", "prompt_context"]
+            now, then = data["retrieved_context"], data["next", "retrieved_context"]
             products.append((now[:, vectors[one]] * then[:, vectors[other]]).sum(-1))
         torch.testing.assert_close(products[0], products[1], rtol=1e-3, atol=1e-3)
     inside = shut["action"][:, :3].norm(dim=-1) < 1  # turned without leaving the range
@@ -175,14 +177,14 @@ def test_what_grips_is_scaled_alike_in_prompt_and_action(dataset, bank):
     assert 0.4 < (scale == 1).float().mean() < 0.6
     _, tails = retrieval.equivariant_columns()
     for part in tails:
-        expected = before["prompt_context"][grips, part] * scale.unsqueeze(-1)
-        torch.testing.assert_close(after["prompt_context"][grips, part], expected)
+        expected = before["retrieved_context"][grips, part] * scale.unsqueeze(-1)
+        torch.testing.assert_close(after["retrieved_context"][grips, part], expected)
 
 
 def test_an_environment_passes_unchanged(bank):
     retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
     index = TrajectoryPromptTransform(bank, choice="first")
-    transforms = [index, PromptContextTransform(retrieval)]
+    transforms = [index, RetrievedContextTransform(retrieval)]
     env = TransformedEnv(
         MetaWorldEnv("reach-v3", num_goals=1, max_steps=6),
         Compose(*transforms, ContextAugmentation(retrieval)),
@@ -193,10 +195,10 @@ def test_an_environment_passes_unchanged(bank):
         Compose(*(t.clone() for t in transforms)),
     )
     torch.manual_seed(0)
-    expected = plain.rollout(3)["prompt_context"]
+    expected = plain.rollout(3)["retrieved_context"]
     env.set_seed(0)
     torch.manual_seed(0)
-    torch.testing.assert_close(env.rollout(3)["prompt_context"], expected)
+    torch.testing.assert_close(env.rollout(3)["retrieved_context"], expected)
 
 
 def test_a_family_without_positions_is_only_scaled(dataset, bank):
@@ -218,7 +220,7 @@ def test_up_remains_up_for_every_second_transition(dataset, bank):
     torch.manual_seed(0)
     retrieval, before, after = batch_of(dataset, bank, 0.0)
     heights = [
-        torch.stack([data["prompt_context"][:, part.stop - 1] for part in vectors], -1)
+        torch.stack([data["retrieved_context"][:, part.stop - 1] for part in vectors], -1)
         for data in (before, after)
         for vectors in (retrieval.equivariant_columns()[0],)
     ]
