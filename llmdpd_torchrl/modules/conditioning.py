@@ -15,8 +15,6 @@ from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
-#: Of a trajectory's steps, in the order in which the encoder reads them.
-_STEP_KEYS = ("observation", "action", "reward", "mask")
 #: Meta-World's rewards lie in [0, 10]; those of other environments are read in the same unit.
 _REWARD_SCALE = 10.0
 
@@ -287,7 +285,8 @@ class PromptEncoder(nn.Module):
     def encode_trajectory(self, trajectory: TensorDictBase) -> torch.Tensor:
         """g_φ of prompts ``[*, L]``."""
         assert self.trajectory is not None
-        return self.trajectory(*(trajectory[name] for name in _STEP_KEYS))
+        names = ("observation", "action", "reward", "mask")
+        return self.trajectory(*(trajectory[name] for name in names))
 
 
 class PromptNetwork(TensorDictModuleBase):
