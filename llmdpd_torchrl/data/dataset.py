@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -181,6 +181,20 @@ class TrajectoryDataset:
         )
 
 
+def as_transitions(columns: Mapping[str, torch.Tensor]) -> TensorDict:
+    """Columns by their names in task files, and ``trajectory_id``, as TorchRL's transitions [N]."""
+    following = {key: columns[key] for key in ("reward", "terminated", "truncated")}
+    following["observation"] = columns["next_observation"]
+    following["done"] = columns["terminated"] | columns["truncated"]
+    if "success" in columns:
+        following["success"] = columns["success"]
+    keys = ("observation", "action", "task_id", "trajectory_id", "step_count")
+    return TensorDict(
+        {**{key: columns[key] for key in keys}, "next": following},
+        batch_size=[len(columns["observation"])],
+    )
+
+
 def row_blocks(rows: int) -> Iterator[slice]:
     """All rows in blocks of limited size, for columns larger than the memory."""
     size = 1 << 17
@@ -246,12 +260,5 @@ def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> Tenso
             raise DataError(f"{path}: {key} has values that are not finite; collect again")
     if arrays["action"].abs().max() > 1:
         raise DataError(f"{path}: action has values outside of [-1, 1]; collect again")
-    following = {key: arrays[key] for key in ("reward", "success", "terminated", "truncated")}
-    following["observation"] = arrays["next_observation"]
-    following["done"] = arrays["terminated"] | arrays["truncated"]
-    transitions = {
-        **{key: arrays[key] for key in ("observation", "action", "task_id", "step_count")},
-        "trajectory_id": arrays["episode"],
-        "next": following,
-    }
-    return TensorDict(transitions, batch_size=[rows])
+    arrays["trajectory_id"] = arrays.pop("episode")
+    return as_transitions(arrays)

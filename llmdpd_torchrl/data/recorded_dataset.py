@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.dataset import (
     TrajectoryDataset,
+    as_transitions,
     episode_lengths,
     episode_sums,
     row_blocks,
@@ -227,37 +228,31 @@ def _layout(recording: Recording) -> dict[str, str]:
 
 def _transitions(recording: Recording, names: Mapping[str, int], episodes: int) -> TensorDictBase:
     """One recording as transitions, with ``trajectory_id`` counted from ``episodes``."""
-    rows, lengths = len(recording.observation), recording.lengths
-    starts = np.repeat(recording.ends - lengths + 1, lengths)
-    ids = np.array([names[name] for name in recording.task_names])
-    terminated, truncated = _column(recording.terminated), _column(recording.truncated)
-    transitions = TensorDict(
-        {
-            "observation": torch.from_numpy(recording.observation),
-            "action": torch.from_numpy(recording.action),
-            "task_id": _column(ids[recording.task_ids]),
-            "trajectory_id": _column(np.repeat(episodes + np.arange(len(lengths)), lengths)),
-            "step_count": _column(np.arange(rows) - starts),
-            "next": {
-                "observation": torch.from_numpy(recording.next_observation),
-                "reward": _column(recording.reward),
-                "terminated": terminated,
-                "truncated": truncated,
-                "done": terminated | truncated,
-            },
-        },
-        batch_size=[rows],
-    )
+    lengths = recording.lengths
+    steps = np.arange(len(recording.observation))
+    columns = {
+        "observation": recording.observation,
+        "next_observation": recording.next_observation,
+        "action": recording.action,
+        "reward": recording.reward,
+        "terminated": recording.terminated,
+        "truncated": recording.truncated,
+        "task_id": np.array([names[name] for name in recording.task_names])[recording.task_ids],
+        "trajectory_id": np.repeat(episodes + np.arange(len(lengths)), lengths),
+        "step_count": steps - np.repeat(recording.ends - lengths + 1, lengths),
+    }
     if recording.success is not None:
-        transitions["next", "success"] = _column(recording.success)
+        columns["success"] = recording.success
+    transitions = as_transitions({key: _column(column) for key, column in columns.items()})
     for key, values in recording.infos.items():
-        transitions["info", key] = _column(values) if values.ndim == 1 else torch.as_tensor(values)
+        transitions["info", key] = _column(values)
     return transitions
 
 
 def _column(array: NDArray[Any]) -> torch.Tensor:
-    """``[N]`` as a tensor ``[N, 1]``."""
-    return torch.from_numpy(np.ascontiguousarray(array)).unsqueeze(-1)
+    """An array as a tensor, ``[N]`` as ``[N, 1]``."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.unsqueeze(-1) if tensor.ndim == 1 else tensor
 
 
 def _task_records(
