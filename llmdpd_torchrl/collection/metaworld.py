@@ -20,12 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
-from llmdpd_torchrl.envs.metaworld import (
-    EpisodeSteps,
-    goal_seed,
-    make_simulator,
-    reset_simulator,
-)
+from llmdpd_torchrl.envs.metaworld import EpisodeSteps, goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_bytes
 from llmdpd_torchrl.utils.processes import run_jobs
@@ -118,9 +113,7 @@ def collect_metaworld(
     names = METAWORLD_TASKS.check(tasks)
     if (folder / MANIFEST_NAME).exists():
         manifest = Manifest.read(folder)  # refuses to write into another kind of dataset
-        is_complete = manifest.settings == settings.to_dict() and manifest.tasks.keys() >= set(
-            names
-        )
+        is_complete = manifest.tasks.keys() >= {*names} and manifest.settings == settings.to_dict()
         if is_complete and not os.access(folder, os.W_OK):
             return manifest
     make_writable_folder(folder, "data", "data.folder")
