@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -178,14 +178,16 @@ class TrajectoryEncoder(nn.Module):
         heads: of the attention.
         activation: of the head.
 
-    Shapes: observation [*, L, O], action [*, L, A], reward [*, L, 1], mask [*, L] to
-    [*, features].
+    Shapes: a TensorDict [*, L] of observation [*, L, O], action [*, L, A], reward [*, L, 1] and
+    mask [*, L] to [*, features].
 
     Examples:
+        >>> from tensordict import TensorDict
         >>> features = ObservationFeatures({"state": (0, 3)}, keep=["state"])
         >>> encoder = TrajectoryEncoder(features, 2, length=4, features=8, width=8, heads=2)
-        >>> steps = torch.randn(5, 4, 3), torch.rand(5, 4, 2), torch.rand(5, 4, 1)
-        >>> encoder(*steps, torch.ones(5, 4, dtype=torch.bool)).shape
+        >>> steps = {"observation": torch.randn(5, 4, 3), "action": torch.rand(5, 4, 2)}
+        >>> steps |= {"reward": torch.rand(5, 4, 1), "mask": torch.ones(5, 4, dtype=torch.bool)}
+        >>> encoder(TensorDict(steps, [5, 4])).shape
         torch.Size([5, 8])
     """
 
@@ -214,18 +216,14 @@ class TrajectoryEncoder(nn.Module):
         )
         self.head = make_mlp(width, (width,), features, activation)
 
-    def forward(
-        self,
-        observation: torch.Tensor,
-        action: torch.Tensor,
-        reward: torch.Tensor,
-        mask: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, trajectory: TensorDictBase) -> torch.Tensor:
         """Features of a trajectory."""
+        mask = trajectory["mask"]
         shape, length = mask.shape[:-1], mask.shape[-1]
         mask = mask.reshape(-1, length)
-        steps = [self.observation_module(observation), action, reward / _REWARD_SCALE]
-        inputs = torch.cat(steps, dim=-1)
+        features = self.observation_module(trajectory["observation"])
+        reward = trajectory["reward"] / _REWARD_SCALE
+        inputs = torch.cat([features, trajectory["action"], reward], dim=-1)
         tokens = self.token(inputs.reshape(-1, length, inputs.shape[-1]))
         tokens = self.transformer(tokens + self.position, src_key_padding_mask=~mask)
         weight = mask.unsqueeze(-1).to(tokens.dtype)
@@ -273,20 +271,8 @@ class PromptEncoder(nn.Module):
         self, text: torch.Tensor | None = None, trajectory: TensorDictBase | None = None
     ) -> torch.Tensor:
         """z of text embeddings ``[*, D]`` and prompts ``[*, L]``, ``[*, d_z]``."""
-        parts = []
-        if self.text is not None:
-            assert text is not None
-            parts.append(self.text(text))
-        if self.trajectory is not None:
-            assert trajectory is not None
-            parts.append(self.encode_trajectory(trajectory))
-        return torch.cat(parts, dim=-1)
-
-    def encode_trajectory(self, trajectory: TensorDictBase) -> torch.Tensor:
-        """g_φ of prompts ``[*, L]``."""
-        assert self.trajectory is not None
-        names = ("observation", "action", "reward", "mask")
-        return self.trajectory(*(trajectory[name] for name in names))
+        prompts = ((self.text, text), (self.trajectory, trajectory))
+        return torch.cat([part(given) for part, given in prompts if part is not None], dim=-1)
 
 
 class PromptNetwork(TensorDictModuleBase):
@@ -326,16 +312,10 @@ class PromptNetwork(TensorDictModuleBase):
         self.encoder = encoder
         self.in_keys: list[NestedKey] = []
         self.out_keys = ["prompt_embedding"]
-        if encoder.text is not None:
-            if tables.text is None:
-                raise ValueError("the encoder has a text head: give PromptTables with texts")
-            self.in_keys.append(("prompt", "text_index"))
-        if encoder.trajectory is not None:
-            if tables.trajectories is None:
-                raise ValueError(
-                    "the encoder reads trajectories: give PromptTables with trajectories"
-                )
-            self.in_keys.append(("prompt", "trajectory_index"))
+        for name, _, table in self._parts(tables):
+            if table is None:
+                raise ValueError(f"the encoder reads {name} prompts: give PromptTables with them")
+            self.in_keys.append(("prompt", f"{name}_index"))
         # In a tuple, so that they are not registered. LossModule makes parameters and buffers of
         # its networks its own state, and keeps the network itself where .to() does not reach it.
         self._tables = (tables.shallow_copy(),)
@@ -345,22 +325,24 @@ class PromptNetwork(TensorDictModuleBase):
         (tables,) = self._tables
         tables.follow(self.encoder.reference)
         # Each table by itself: of the pairs, dropout alone would make several times as many.
-        parts = []
-        if self.encoder.text is not None:
-            row = tensordict.get(("prompt", "text_index"))
-            parts.append(_encode_rows(self.encoder.text, tables.text, row))
-        if self.encoder.trajectory is not None:
-            row = tensordict.get(("prompt", "trajectory_index"))
-            assert tables.trajectories is not None
-            prompts = tables.trajectories.prompts
-            parts.append(_encode_rows(self.encoder.encode_trajectory, prompts, row))
-        return tensordict.set("prompt_embedding", torch.cat(parts, dim=-1))
+        features = [
+            _encode_rows(part, table, tensordict.get(("prompt", f"{name}_index")))
+            for name, part, table in self._parts(tables)
+        ]
+        return tensordict.set("prompt_embedding", torch.cat(features, dim=-1))
+
+    def _parts(self, tables: PromptTables) -> list[tuple[str, nn.Module, Any]]:
+        """Name, encoder and table of each part of z."""
+        encoder, bank = self.encoder, tables.trajectories
+        prompts = None if bank is None else bank.prompts
+        parts = (("text", encoder.text, tables.text), ("trajectory", encoder.trajectory, prompts))
+        return [(name, part, table) for name, part, table in parts if part is not None]
 
 
-def _encode_rows(encode: Callable[[Any], torch.Tensor], table: Any, row: torch.Tensor) -> Any:
+def _encode_rows(part: nn.Module, table: Any, row: torch.Tensor) -> torch.Tensor:
     """Features [*, F] of rows [*, 1] of a table, each distinct one encoded once; 0 for row -1."""
     distinct, inverse = torch.unique(row.squeeze(-1).clamp_min(0), return_inverse=True)
-    return torch.where(row >= 0, encode(table[distinct])[inverse], 0.0)
+    return torch.where(row >= 0, part(table[distinct])[inverse], 0.0)
 
 
 class ObservationConditioner(nn.Module):

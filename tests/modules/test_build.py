@@ -184,9 +184,7 @@ def test_mistakes():
 
 
 def test_an_absent_package_is_named(monkeypatch):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"llmdpd_torchrl\[llm\]"):
         make("decision_transformer")
 
