@@ -50,7 +50,8 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
     tasks = sorted(tasks or run.split.tasks, key=run.split.table.index)
     tables = run.evaluation_prompts
     if cfg.evaluation.demonstration_fraction < 1:
-        tables = tables.truncate(cfg.evaluation.demonstration_fraction)
+        fraction = cfg.evaluation.demonstration_fraction
+        tables = tables.map_trajectories(lambda bank: bank.truncate(fraction))
     tables = apply_control(
         cfg.evaluation.control,
         tasks,
@@ -59,8 +60,8 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
         table=run.split.table,
         prompts=run.family.prompts(),
     )
-    if cfg.evaluation.demonstrations > 1:
-        tables = tables.first(cfg.evaluation.demonstrations).concatenated()
+    if (count := cfg.evaluation.demonstrations) > 1:
+        tables = tables.map_trajectories(lambda bank: bank.first(count).concatenated())
     return tables
 
 

@@ -33,14 +33,9 @@ def training_transforms(
 ) -> list[Transform]:
     """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
 
-    Args:
-        policy: what it reads decides what is written.
-        tables: prompts of the training tasks, the trajectories cut from the training data.
-        prompts_per_task: see :class:`TrajectoryPromptTransform`.
-        state_visible_prob: see :class:`ObservationGateTransform`.
-        augment: whether to rotate retrieved contexts and actions at random, see
-            :class:`ContextAugmentation`.
-        dataset: that the replay buffer holds; read where the actor reads sequences.
+    ``tables`` hold the prompts of the training tasks, the trajectories cut from ``dataset``, which
+    the buffer holds. For the numbers see :class:`TrajectoryPromptTransform` and
+    :class:`ObservationGateTransform`, for ``augment`` :class:`ContextAugmentation`.
     """
     policy.check_tables(tables)
     if dataset is not None and tables.trajectories is not None and policy.config.uses_trajectory:
@@ -53,11 +48,8 @@ def training_transforms(
 def environment_transforms(policy: LLMDPDPolicy, tables: PromptTables) -> list[Transform]:
     """Transforms of an environment: the same, and the prompt embedding, once per episode.
 
-    Args:
-        policy: what it reads decides what is written.
-        tables: prompts of every task of the environment, of which each task's first trajectory is
-            read; a policy that was trained with prompt dropout can do without, and one that
-            :meth:`LLMDPDPolicy.prompt` returned has its own.
+    Of ``tables``, the first trajectory of each task is read. A policy that has been prompted needs
+    none.
     """
     policy.check_tables(tables)
     if policy.is_prompted:

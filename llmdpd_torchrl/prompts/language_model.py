@@ -212,7 +212,7 @@ class LanguageModelEncoder:
             layer = self._cut(config)
             spread = self.device_map is not None or self.quantization is not None
             if not spread:
-                _check_weights_fit(self.name, kind, config, self.dtype, self.device)
+                self._check_fits(kind, config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             options |= {"config": config, "dtype": self.dtype, **self._placement()}
             model, report = kind.from_pretrained(source, output_loading_info=True, **options)
@@ -224,6 +224,23 @@ class LanguageModelEncoder:
                 "get complete files, saved without an adapter's or wrapper's prefix"
             )
         return tokenizer, (model if spread else model.to(self.device)).eval(), layer
+
+    def _check_fits(self, kind: Any, config: Any) -> None:
+        """Refuse a model whose weights need more than the free memory of the device."""
+        if self.device.type == "cpu":
+            free = available_memory()
+        elif self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            return
+        with torch.device("meta"):
+            skeleton = kind.from_config(config, dtype=self.dtype)
+        needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())
+        if needed > free:
+            raise PromptError(
+                f"{self.name} needs {needed / 1e9:.1f} GB for its weights and {self.device} has "
+                f"{free / 1e9:.1f} GB free: use a smaller model such as 'smollm2', or bfloat16"
+            )
 
     def _placement(self) -> dict[str, Any]:
         """Options of ``from_pretrained`` for devices and compression."""
@@ -290,20 +307,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _check_weights_fit(
-    name: str, kind: Any, config: Any, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Refuse a model whose weights need more than the free memory of ``device``."""
-    if device.type not in ("cpu", "cuda"):
-        return
-    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    with torch.device("meta"):
-        skeleton = kind.from_config(config, dtype=dtype)
-    needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())
-    if needed > free:
-        raise PromptError(
-            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has "
-            f"{free / 1e9:.1f} GB free: use a smaller model such as 'smollm2', or bfloat16"
-        )

@@ -73,7 +73,7 @@ class PromptTables(nn.Module):
 
     def shallow_copy(self) -> PromptTables:
         """Tables of their own over the same tensors: moving one does not move the other."""
-        return self._changed(lambda bank: bank.shallow_copy())
+        return self.map_trajectories(TrajectoryPromptBank.shallow_copy)
 
     def follow(self, reference: Tensor) -> PromptTables:
         """Move to the device and floating-point type of ``reference``, unless already there."""
@@ -82,21 +82,10 @@ class PromptTables(nn.Module):
             self.to(device=reference.device, dtype=reference.dtype)
         return self
 
-    def first(self, count: int) -> PromptTables:
-        """At most ``count`` trajectories of each task, see :meth:`TrajectoryPromptBank.first`."""
-        return self._changed(lambda bank: bank.first(count))
-
-    def truncate(self, fraction: float) -> PromptTables:
-        """Only the start of each trajectory, see :meth:`TrajectoryPromptBank.truncate`."""
-        return self._changed(lambda bank: bank.truncate(fraction))
-
-    def concatenated(self) -> PromptTables:
-        """All trajectories of a task as one, see :meth:`TrajectoryPromptBank.concatenated`."""
-        return self._changed(lambda bank: bank.concatenated())
-
-    def _changed(
+    def map_trajectories(
         self, change: Callable[[TrajectoryPromptBank], TrajectoryPromptBank]
     ) -> PromptTables:
+        """The same texts, and what ``change`` makes of the trajectories, if there are any."""
         bank = self.trajectories
         return PromptTables(self.text, None if bank is None else change(bank))
 

@@ -101,20 +101,14 @@ def explain_hub_errors(
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError, errors.HTTPError) as error:
-        causes: list[
-            BaseException
-        ] = []  # transformers wraps the Hub client's error, which says more
-        cause: BaseException | None = error
-        while cause is not None:
+        causes: list[BaseException] = [error]  # under transformers', the Hub client's says more
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)
-            cause = cause.__cause__ or cause.__context__
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run; use another model"
         else:
             reason = f"{first_line(error) or type(error).__name__}{hint}"
-        known = (
-            text for of, text in reasons.items() if any(isinstance(cause, of) for cause in causes)
-        )
+        known = (why for of, why in reasons.items() if any(isinstance(c, of) for c in causes))
         raise kind(f"{what}: {next(known, reason)}") from error
 
 

@@ -28,17 +28,14 @@ def test_what_is_missing_is_filled(bank):
     assert PromptTables(TABLE).task_ids == set()
 
 
-def test_changes_are_those_of_the_bank_and_leave_the_texts(bank):
-    tables = PromptTables(TABLE, bank)
-    for changed, expected in (
-        (tables.first(1), bank.first(1)),
-        (tables.truncate(0.5), bank.truncate(0.5)),
-        (tables.concatenated(), bank.concatenated()),
-    ):
-        assert changed.text is TABLE
-        assert (changed.trajectories.prompts == expected.prompts).all()
-        assert torch.equal(changed.trajectories.task_id, expected.task_id)
-    assert PromptTables(TABLE).first(1).trajectories is None
+def test_a_change_is_made_to_the_trajectories_and_leaves_the_texts(bank):
+    changed = PromptTables(TABLE, bank).map_trajectories(lambda each: each.first(1).truncate(0.5))
+    expected = bank.first(1).truncate(0.5)
+    assert changed.text is TABLE
+    assert (changed.trajectories.prompts == expected.prompts).all()
+    assert torch.equal(changed.trajectories.task_id, expected.task_id)
+    only_texts = PromptTables(TABLE).map_trajectories(TrajectoryPromptBank.concatenated)
+    assert only_texts.trajectories is None
 
 
 def test_what_is_no_table_is_refused(dataset):
