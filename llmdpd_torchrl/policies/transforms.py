@@ -13,7 +13,6 @@ from llmdpd_torchrl.transforms.prompts import (
     PromptEmbeddingTransform,
     TextPromptTransform,
     TrajectoryPromptTransform,
-    check_training_prompts,
 )
 from llmdpd_torchrl.transforms.retrieved_context import (
     ContextAugmentation,
@@ -38,9 +37,10 @@ def training_transforms(
     :class:`ObservationGateTransform`, for ``augment`` :class:`ContextAugmentation`.
     """
     policy.check_tables(tables)
-    if dataset is not None and tables.trajectories is not None and policy.config.uses_trajectory:
-        check_training_prompts(tables.trajectories, dataset.trajectory_task)
     transforms = _transforms(policy, tables, prompts_per_task, state_visible_prob, dataset)
+    for transform in transforms:
+        if isinstance(transform, TrajectoryPromptTransform) and dataset is not None:
+            transform.check_training(dataset.trajectory_task)
     contexts = [t for t in transforms if isinstance(t, RetrievedContextTransform)]
     return transforms + [ContextAugmentation(t.retrieval) for t in contexts if augment]
 

@@ -213,13 +213,27 @@ class TrajectoryPromptTransform(PromptTransform):
         prompts = self.bank.prompts[row]
         return {key: prompts.get(key[-1]) for key in self.out_keys}
 
+    def check_training(self, tasks: Tensor) -> None:
+        """Refuse once what sampling cannot ask of every batch without waiting for a GPU.
+
+        Raises:
+            PromptError: if one of ``tasks`` has no prompt, or only one that is trained on.
+        """
+        tasks = tasks.unique()
+        self._check_tasks(tasks)
+        only = self._rows[tasks[self._counts[tasks] == 1], 0]
+        if (self.bank.trajectory_id[only] >= 0).any():
+            raise PromptError(_ONLY_ITS_OWN)
+
     def _check_tasks(self, task: Tensor) -> None:
-        # On a GPU it would wait for the device in every batch: see check_training_prompts().
         if task.device.type != "cpu" or not task.numel():
             return
         if int(task.max()) >= len(self._counts) or not self._counts[task].all():
-            known = sorted(set(self.bank.task_id.tolist()))
-            raise PromptError(f"no trajectory prompt for some task of the batch; known ids {known}")
+            known = set(self.bank.task_id.tolist())
+            missing = set(task.flatten().tolist()) - known
+            raise PromptError(
+                f"no trajectory prompt for task {min(missing)}; known ids {sorted(known)}"
+            )
 
     def _sample_other(self, task: Tensor, own: Tensor) -> Tensor:
         """Rows of the bank for transitions of ``task`` [B] in the trajectories ``own`` [B]."""
@@ -252,20 +266,6 @@ class TrajectoryPromptTransform(PromptTransform):
                 else Unbounded(size, dtype=value.dtype)
             )
         return specs
-
-
-def check_training_prompts(bank: TrajectoryPromptBank, tasks: Tensor) -> None:
-    """Refuse what sampling would otherwise have to ask of every batch.
-
-    That is, a task of the training without a prompt, or with its own trajectory as the only one.
-    """
-    for task in tasks.unique().tolist():
-        rows = bank.rows_of(task)
-        if not len(rows):
-            known = sorted(set(bank.task_id.tolist()))
-            raise PromptError(f"no trajectory prompt for task {task}; known ids {known}")
-        if len(rows) == 1 and int(bank.trajectory_id[rows[0]]) >= 0:
-            raise PromptError(_ONLY_ITS_OWN)
 
 
 class AbsentPromptTransform(PromptTransform):

@@ -19,7 +19,6 @@ from llmdpd_torchrl.transforms import (
     TextPromptTransform,
     TrajectoryPromptTransform,
 )
-from llmdpd_torchrl.transforms.prompts import check_training_prompts
 from llmdpd_torchrl.utils.errors import PromptError
 
 REACH = METAWORLD_TASKS.index("reach-v3")
@@ -249,8 +248,8 @@ def test_a_transform_that_is_moved_leaves_the_callers_prompts(bank):
 
 
 def test_prompts_of_a_training_are_checked_once(bank):
-    check_training_prompts(bank, bank.task_id)
+    TrajectoryPromptTransform(bank).check_training(bank.task_id)
     with pytest.raises(PromptError, match="no trajectory prompt for task 3"):
-        check_training_prompts(bank, torch.tensor([3]))
+        TrajectoryPromptTransform(bank).check_training(torch.tensor([3]))
     with pytest.raises(PromptError, match="only trajectory prompt"):
-        check_training_prompts(bank.first(1), bank.task_id)
+        TrajectoryPromptTransform(bank.first(1)).check_training(bank.task_id)
