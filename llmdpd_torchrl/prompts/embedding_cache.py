@@ -117,11 +117,10 @@ def entry_name(identity: Mapping[str, Any], text: str) -> str:
 def read_package_data(identity: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the embeddings ``[D]``, by entry name, that come with the package; none for most."""
     folder = resources.files(__package__) / "embeddings"
-    for name in sorted(file.name for file in folder.iterdir()):
-        stem, _, kind = name.rpartition(".")
-        if kind == "json" and json.loads((folder / name).read_text())["identity"] == identity:
-            return load((folder / f"{stem}.safetensors").read_bytes())
-    return {}
+    about = json.loads((folder / "smollm2.json").read_text())
+    if about["identity"] != identity:
+        return {}
+    return load((folder / "smollm2.safetensors").read_bytes())
 
 
 def centred_similarity(
