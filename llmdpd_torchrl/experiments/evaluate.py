@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -152,13 +151,29 @@ def record(run: Run) -> None:
 
 def video_renderer(run: Run, progress: bool) -> Callable[[], list[Frame]] | None:
     """A function that renders the video, if there are tasks for it and it is possible here."""
-    if not _captions(run):
+    captions = _captions(run)
+    if not captions:
         return None
     backend, problem = rendering_backend()
     if backend is None:
         print(f"video: {problem}")
         return None
-    return functools.partial(_render, run, progress)
+
+    def render() -> list[Frame]:
+        cfg, settings = run.cfg, run.family.settings(run.cfg)
+        frames, _ = record_grid(
+            run.policy,
+            captions,
+            evaluation_prompts(run),
+            settings=settings,
+            suite=run.family.suite(run, settings),
+            every=cfg.video.every,
+            size=(cfg.video.width, cfg.video.height),
+            progress=progress,
+        )
+        return frames
+
+    return render
 
 
 def _captions(run: Run) -> dict[str, str]:
@@ -174,19 +189,3 @@ def _captions(run: Run) -> dict[str, str]:
         f"{prompts[task].objective}"
         for task in tasks
     }
-
-
-def _render(run: Run, progress: bool) -> list[Frame]:
-    cfg = run.cfg
-    settings = run.family.settings(cfg)
-    frames, _ = record_grid(
-        run.policy,
-        _captions(run),
-        evaluation_prompts(run),
-        settings=settings,
-        suite=run.family.suite(run, settings),
-        every=cfg.video.every,
-        size=(cfg.video.width, cfg.video.height),
-        progress=progress,
-    )
-    return frames

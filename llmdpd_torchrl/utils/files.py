@@ -22,11 +22,7 @@ CHECKSUMS = "checksums.sha256"
 
 
 def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str) -> Path:
-    """Create ``folder`` if it is missing, and check that it is writable.
-
-    Raises:
-        ConfigError: naming the folder as ``what``, and the ``setting`` that holds its path.
-    """
+    """Create ``folder`` if it is missing; a ConfigError names ``what`` it is of and its setting."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,11 +37,7 @@ def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str
 
 
 def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Read a JSON file with the fields ``format`` and ``format_version``.
-
-    Raises:
-        DataError: if it is not JSON, or its format or version differs.
-    """
+    """Read a JSON file whose ``format`` and ``format_version`` must be these."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -190,8 +182,7 @@ def write_checksums(folder: Path) -> None:
 def verify_checksums(folder: Path, suffixes: Collection[str], *, progress: bool = False) -> None:
     """Check every byte of a folder against its manifest, and before that the files' suffixes.
 
-    Raises:
-        DamagedError: naming the first file that is damaged, missing, unlisted or of another kind.
+    A DamagedError names the first file that is damaged, missing, unlisted or of another kind.
     """
     check_kinds(folder, {*suffixes, Path(CHECKSUMS).suffix})
     path = folder / CHECKSUMS
@@ -235,9 +226,6 @@ def check_kinds(
     check independent of which files these are.
 
     With ``links``, files may be symbolic links; ``ignored`` are names of folders and files.
-
-    Raises:
-        DamagedError: naming the first file of another kind.
     """
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in ignored]

@@ -97,11 +97,8 @@ class Backend(abc.ABC):
 
         Yields the number of a job and an event that it yielded, :class:`JobFailed` if it failed.
         Function, jobs and events are sent with cloudpickle: functions and classes may be defined in
-        a notebook or in the main script.
-
-        Raises:
-            ConfigError: if the main script starts workers outside of
-                ``if __name__ == "__main__":``.
+        a notebook or in the main script, which must start workers under
+        ``if __name__ == "__main__":``.
         """
         waiting = deque((n, cloudpickle.dumps((function, job))) for n, job in enumerate(jobs))
         busy: dict[Any, tuple[int, Any]] = {}
@@ -203,11 +200,7 @@ class _Worker:
         theirs.close()  # otherwise the end of the process would not close the connection
 
     def end(self) -> str:
-        """Wait for the process to end, and return why it did.
-
-        Raises:
-            ConfigError: if it never started to serve: no other would either.
-        """
+        """Wait for the process to end, and return why; raises if it never served: none would."""
         self.process.join()
         code = self.process.exitcode or 0
         with contextlib.suppress(ValueError):
@@ -365,10 +358,7 @@ def run_jobs(
     """Call ``function(*job)`` for every job in processes, with one bar that counts ``episodes``.
 
     The function is a generator function that yields the steps of each episode as it ends. Returns
-    what each job yielded, in the order of the jobs.
-
-    Raises:
-        UserError: if a worker process dies. An exception of a job is raised as it is.
+    what each job yielded, in the order of the jobs. An exception of a job is raised as it is.
     """
     yielded: list[list[int]] = [[] for _ in jobs]
     backend = LocalBackend(max(1, min(workers or available_cores(), len(jobs))))
