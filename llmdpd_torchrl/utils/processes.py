@@ -50,10 +50,6 @@ class JobFailed:
         raise error from RuntimeError(f"in a worker process:\n{self.trace}")
 
 
-class _WorkerDied(Exception):
-    """A worker died; the message is the reason."""
-
-
 class Backend(abc.ABC):
     """Runs jobs in workers: idle ones get a job, busy ones are read, each over its connection.
 
@@ -79,8 +75,8 @@ class Backend(abc.ABC):
         """Wait until some of the connections can be read, and return these."""
 
     @abc.abstractmethod
-    def _receive(self, connection: Any, worker: Any) -> bytes:
-        """The next message; raises :class:`_WorkerDied`."""
+    def _receive(self, connection: Any, worker: Any) -> bytes | JobFailed:
+        """The next message, or that the worker died."""
 
     @abc.abstractmethod
     def _kill(self, worker: Any) -> None:
@@ -110,11 +106,10 @@ class Backend(abc.ABC):
                     busy[connection] = number, worker
                 for connection in self._ready(list(busy)):
                     number, worker = busy[connection]
-                    try:
-                        message = self._receive(connection, worker)
-                    except _WorkerDied as death:
+                    message = self._receive(connection, worker)
+                    if isinstance(message, JobFailed):
                         del busy[connection]
-                        yield number, JobFailed(str(death))
+                        yield number, message
                         continue
                     if message == _READY:
                         continue
@@ -156,14 +151,12 @@ class LocalBackend(Backend):
     def _ready(self, connections: Sequence[Connection]) -> Sequence[Any]:
         return wait(connections)
 
-    def _receive(self, connection: Connection, worker: _Worker) -> bytes:
-        message = b""
+    def _receive(self, connection: Connection, worker: _Worker) -> bytes | JobFailed:
         with contextlib.suppress(EOFError, OSError):  # the latter if it died within a message
             message = connection.recv_bytes()
-        if not message:
-            raise _WorkerDied(worker.end())
-        worker.is_ready = True
-        return message
+            worker.is_ready = True
+            return message
+        return JobFailed(worker.end())
 
     def _kill(self, worker: _Worker) -> None:
         worker.process.kill()
@@ -291,11 +284,11 @@ class RayBackend(Backend):
     def _ready(self, connections: Sequence[Any]) -> Sequence[Any]:
         return self._ray.wait(connections, num_returns=1)[0]
 
-    def _receive(self, connection: Any, worker: Any) -> bytes:
+    def _receive(self, connection: Any, worker: Any) -> bytes | JobFailed:
         try:
             return self._ray.get(next(connection))
         except self._ray.exceptions.RayError as error:
-            raise _WorkerDied(f"the Ray actor died ({type(error).__name__})") from None
+            return JobFailed(f"the Ray actor died ({type(error).__name__})")
 
     def _kill(self, worker: Any) -> None:
         self._ray.kill(worker)
