@@ -195,21 +195,20 @@ class QSelectedActor(TensorDictModuleBase):
     Args:
         actor (DiffusionActor): the policy.
         critics (sequence of TensorDictModule): read the actor's ``out_keys[0]`` and anything else,
-            and write ``value_key``.
+            and write the value, [*, 1], to one key, where the chosen action's
+            :math:`\min_j Q_j` is written too.
 
     Keyword Args:
         selection (str): one of :data:`SELECTIONS`.
         num_candidates (int): n, at least 1.
         temperature (float): T > 0, in units of Q. Read by ``"softmax"`` alone.
-        value_key (NestedKey): where the critics write; the chosen action's :math:`\min_j Q_j`,
-            [*, 1], is written there too.
 
     ``in_keys`` are those of the actor and of the critics, the action left out; ``out_keys`` the
-    actor's and ``value_key``; ``spec`` covers both.
+    actor's and the critics'; ``spec`` covers both.
 
     Raises:
         ConfigError: on an unknown selection, no candidate, a temperature that is not above 0, or
-            critics that are missing or do not read and write these keys.
+            critics that are missing or do not read the action.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -231,13 +230,14 @@ class QSelectedActor(TensorDictModuleBase):
         selection: str = "softmax",
         num_candidates: int = 50,
         temperature: float = 1.0,
-        value_key: NestedKey = "state_action_value",
     ) -> None:
         super().__init__()
         if selection not in SELECTIONS:
             raise ConfigError(
                 f"unknown selection {selection!r}: choose one of {', '.join(SELECTIONS)}"
             )
+        if not critics:
+            raise ConfigError("critics is empty: give at least one, to choose by")
         if num_candidates < 1:
             raise ConfigError(f"num_candidates is {num_candidates}: it must be at least 1")
         if not temperature > 0:
@@ -251,8 +251,13 @@ class QSelectedActor(TensorDictModuleBase):
         self.num_candidates = num_candidates
         self.temperature = temperature
         self.action_key = unravel_key(actor.out_keys[0])
-        self.value_key = unravel_key(value_key)
-        self._check_critics(critics)
+        self.value_key = unravel_key(critics[0].out_keys[0])
+        for number, critic in enumerate(critics):
+            if self.action_key not in map(unravel_key, critic.in_keys):
+                raise ConfigError(
+                    f"critic {number} reads {critic.in_keys}, not the actor's {self.action_key!r}: "
+                    "name the action alike in both"
+                )
         others = [key for critic in critics for key in map(unravel_key, critic.in_keys)]
         self._critic_keys = [key for key in dict.fromkeys(others) if key != self.action_key]
         self.in_keys = list(dict.fromkeys([*map(unravel_key, actor.in_keys), *self._critic_keys]))
@@ -343,18 +348,3 @@ class QSelectedActor(TensorDictModuleBase):
         odds = torch.softmax(values / self.temperature, dim=0).movedim(0, -1)
         index = torch.multinomial(odds.reshape(-1, self.num_candidates), 1, generator=generator)
         return index.reshape(values.shape[1:])
-
-    def _check_critics(self, critics: Sequence[TensorDictModule]) -> None:
-        if not critics:
-            raise ConfigError("critics is empty: give at least one, to choose by")
-        for number, critic in enumerate(critics):
-            if self.action_key not in map(unravel_key, critic.in_keys):
-                raise ConfigError(
-                    f"critic {number} reads {critic.in_keys}, not the actor's {self.action_key!r}: "
-                    "name the action alike in both"
-                )
-            if self.value_key not in map(unravel_key, critic.out_keys):
-                raise ConfigError(
-                    f"critic {number} writes {critic.out_keys}, not {self.value_key!r}: set "
-                    "value_key"
-                )
