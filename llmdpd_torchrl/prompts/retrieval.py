@@ -189,8 +189,8 @@ def _standardiser(observations: Tensor, part: slice) -> list[tuple[float, float]
 
 def _pieces(
     spec: FrameSpec, fields: Fields, action_dim: int, lookaheads: Sequence[int]
-) -> list[tuple[str, str, int]]:
-    """The context's pieces in order: name of the part, kind (action, vector, other) and width."""
+) -> list[tuple[str, str, slice]]:
+    """The context's pieces in order: name of the part, kind (action, vector, other) and columns."""
     if not lookaheads or min(lookaheads) < 1:
         raise ConfigError(f"lookaheads are {list(lookaheads)}: give steps of at least 1")
     relations, values = spec.sizes(fields)
@@ -215,7 +215,12 @@ def _pieces(
         parts[f"ahead_{lookahead}"] = [*position, value, vector, value, *later]
     parts |= {"values": [value, value], "progress": [("other", 1)], "distance": [("other", 1)]}
     parts["goal_correction"] = position[1:]
-    return [(name, *piece) for name, pieces in parts.items() for piece in pieces or [("other", 0)]]
+    pieces = [(name, *piece) for name, some in parts.items() for piece in some or [("other", 0)]]
+    stops = itertools.accumulate(width for *_, width in pieces)
+    return [
+        (name, kind, slice(stop - width, stop))
+        for (name, kind, width), stop in zip(pieces, stops, strict=True)
+    ]
 
 
 def context_layout(
@@ -223,11 +228,8 @@ def context_layout(
 ) -> dict[str, slice]:
     """The columns of each part of the context that :class:`PromptRetrieval` makes."""
     parts: dict[str, slice] = {}
-    stop = 0
-    for name, _, width in _pieces(spec, fields, action_dim, lookaheads):
-        start = parts[name].start if name in parts else stop
-        stop += width
-        parts[name] = slice(start, stop)
+    for name, _, columns in _pieces(spec, fields, action_dim, lookaheads):
+        parts[name] = slice(parts.get(name, columns).start, columns.stop)
     return parts
 
 
@@ -300,7 +302,7 @@ class PromptRetrieval(nn.Module):
         self.lookaheads = tuple(lookaheads)
         self._pieces = _pieces(spec, fields, actions.shape[-1], self.lookaheads)
         self.parts = context_layout(spec, fields, actions.shape[-1], self.lookaheads)
-        self.features = max(part.stop for part in self.parts.values())
+        self.features = self._pieces[-1][-1].stop
         frames = self.frame(observations)
         # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
         # is one matrix-vector product. Far from the origin the expansion would lose its digits.
@@ -325,16 +327,11 @@ class PromptRetrieval(nn.Module):
             the context's vectors, each as wide as a position, and the entries of the actions in it
             that are no movement, a gripper's for instance.
         """
-        vectors: list[slice] = []
-        tails: list[slice] = []
-        start, steps = 0, self.frame.position_dim
-        for _, kind, width in self._pieces:
-            if kind != "other" and steps:
-                vectors.append(slice(start, start + steps))
-            if kind == "action":
-                tails.append(slice(start + steps, start + width))
-            start += width
-        return vectors, tails
+        steps = self.frame.position_dim
+        moving = [part for _, kind, part in self._pieces if kind != "other" and steps]
+        actions = [part for _, kind, part in self._pieces if kind == "action"]
+        vectors = [slice(part.start, part.start + steps) for part in moving]
+        return vectors, [slice(part.start + steps, part.stop) for part in actions]
 
     def nearest(self, observation: Tensor, row: Tensor) -> Tensor:
         """The step, ``[B]``, of the prompts in ``row`` [B] that is nearest to ``observation``."""
