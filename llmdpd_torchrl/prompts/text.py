@@ -121,14 +121,11 @@ class _Reader:
     def prompts(self, text: str) -> dict[str, TextPrompt]:
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = 1 if mark is None else mark.line + 1
-            raise PromptError(
-                f"{self.source}, line {line}: not valid YAML: {error.problem}"
-            ) from error
-        except yaml.YAMLError as error:  # forbidden characters have no mark
-            raise PromptError(f"{self.source}: not valid YAML: {first_line(error)}") from error
+        except yaml.YAMLError as error:  # that of a forbidden character has no mark
+            mark = getattr(error, "problem_mark", None)
+            line = "" if mark is None else f", line {mark.line + 1}"
+            reason = getattr(error, "problem", None) or first_line(error)
+            raise PromptError(f"{self.source}{line}: not valid YAML: {reason}") from error
         if root is None:
             raise PromptError(f"{self.source}, line 1: the file is empty; it needs the key 'tasks'")
         top = dict(self.items(root, "the file", ("tasks", "defaults")))
