@@ -33,14 +33,12 @@ QUANTIZATIONS = get_args(Quantization)
 HUB_REMEDY = "use the embedded model 'smollm2', a complete local folder, or a cached prompt"
 
 _SCHEMA = 1  # to be increased when the same identity gives other vectors
-_MIDDLE = "middle"
-_LAST = "last"
 _CPU = torch.device("cpu")
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 def _layer(value: Any) -> int | str:
-    if value not in (_MIDDLE, _LAST) and not (isinstance(value, int) and value >= 1):
+    if value not in ("middle", "last") and not (isinstance(value, int) and value >= 1):
         raise PydanticCustomError("layer", "it must be a number of at least 1, 'middle' or 'last'")
     return value
 
@@ -82,7 +80,7 @@ class LanguageModelEncoder:
     """
 
     name: str
-    layer: Annotated[int | str, PlainValidator(_layer)] = _MIDDLE
+    layer: Annotated[int | str, PlainValidator(_layer)] = "middle"
     layers: Size = 1
     pooling: Pooling = "mean"
     skip_first: Flag = True
@@ -260,7 +258,7 @@ class LanguageModelEncoder:
     def _cut(self, config: Any) -> int:
         """Remove unused layers from ``config`` and return the number of the layer to read."""
         count = config.num_hidden_layers
-        named = {_MIDDLE: count // 2, _LAST: count}
+        named = {"middle": count // 2, "last": count}
         layer = named[self.layer] if isinstance(self.layer, str) else self.layer
         if not 1 <= layer <= count:
             raise PromptError(f"layer {layer} is out of range: {self.name} has {count} layers")

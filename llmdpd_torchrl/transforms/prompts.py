@@ -68,9 +68,6 @@ class PromptTransform(Transform):
             observation_spec[key] = spec.to(observation_spec.device)
         return observation_spec
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(in_keys={self.in_keys}, out_keys={self.out_keys})"
-
 
 class TextPromptTransform(PromptTransform):
     """Write the row of a task's text prompt in the table of embeddings, which is its task id.
