@@ -66,7 +66,7 @@ class TD3BC(TD3BCLoss):
         actor_network: deterministic, without a prompt.
         qvalue_network: two critics.
         actor_every: batches per update of the actor (TD3's policy delay).
-        alpha, policy_noise, noise_clip, loss_function, deactivate_vmap: see TorchRL's.
+        alpha, policy_noise, noise_clip, deactivate_vmap: see TorchRL's.
 
     Examples:
         >>> from llmdpd_torchrl.modules import NetworkConfig, make_networks
@@ -87,7 +87,6 @@ class TD3BC(TD3BCLoss):
         alpha: NonNegative = 2.5,
         policy_noise: NonNegative = 0.2,
         noise_clip: NonNegative = 0.5,
-        loss_function: str = "l2",
         deactivate_vmap: bool = False,
     ) -> None:
         super().__init__(
@@ -97,7 +96,7 @@ class TD3BC(TD3BCLoss):
             alpha=alpha,
             policy_noise=policy_noise,
             noise_clip=noise_clip,
-            loss_function=loss_function,
+            loss_function="l2",
             deactivate_vmap=deactivate_vmap,
         )
         self.out_keys = ["loss_actor", "loss_qvalue", *_METRICS.values()]
@@ -122,7 +121,6 @@ class IQL(IQLLoss):
         qvalue_network: two critics.
         temperature: inverse temperature of the advantage; the paper's is 3 on locomotion.
         expectile: of the value regression; the paper's is 0.7 there.
-        loss_function: distance of the critics' values from their targets.
         deactivate_vmap: evaluate the critics in a loop.
 
     Examples:
@@ -139,7 +137,6 @@ class IQL(IQLLoss):
         *,
         temperature: Positive = 3.0,
         expectile: Annotated[float, Field(gt=0, lt=1)] = 0.7,
-        loss_function: str = "l2",
         deactivate_vmap: bool = False,
     ) -> None:
         value = ValueOperator(actor_network.network.like(1), in_keys=list(actor_network[0].in_keys))
@@ -150,7 +147,7 @@ class IQL(IQLLoss):
             num_qvalue_nets=len(qvalue_network),
             temperature=temperature,
             expectile=expectile,
-            loss_function=loss_function,
+            loss_function="l2",
             deactivate_vmap=deactivate_vmap,
         )
         self.out_keys = ["loss_actor", "loss_qvalue", "loss_value", "bc"]

@@ -178,13 +178,6 @@ class Checkpointing(TrainerHookBase):
         self._failing = False
         return True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the training does not depend on when it is saved."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
     def _after_round(self) -> None:
         assert self._trainer is not None
         if self._trainer.is_last_round or self._trainer.collected_frames % self.every == 0:

@@ -181,9 +181,8 @@ class TargetUpdater(TargetNetUpdater):
 
     Args:
         loss_module (LossModule): a loss with target parameters.
-        schedules (mapping, optional): from network name to :class:`UpdateSchedule` or a tuple
-            ``(tau, period, start)``. Defaults to :data:`TARGET_SCHEDULES`; empty for a loss without
-            targets.
+        schedules (mapping, optional): from network name to :class:`UpdateSchedule`. Defaults to
+            :data:`TARGET_SCHEDULES`; empty for a loss without targets.
 
     Raises:
         ConfigError: if a target network has no schedule, a schedule no target network, or a number
@@ -201,9 +200,7 @@ class TargetUpdater(TargetNetUpdater):
     """
 
     def __init__(
-        self,
-        loss_module: LossModule,
-        schedules: Mapping[str, UpdateSchedule | tuple[float, int, int]] | None = None,
+        self, loss_module: LossModule, schedules: Mapping[str, UpdateSchedule] | None = None
     ) -> None:
         has_targets = any(
             name.startswith("target_") and name.endswith("_params")
@@ -211,7 +208,7 @@ class TargetUpdater(TargetNetUpdater):
         )
         if schedules is None:
             schedules = TARGET_SCHEDULES if has_targets else {}
-        self.schedules = {name: UpdateSchedule(*schedule) for name, schedule in schedules.items()}
+        self.schedules = dict(schedules)
         for name, (tau, period, start) in self.schedules.items():
             if not 0 < tau <= 1 or period < 1 or start < 0:
                 raise ConfigError(

@@ -62,7 +62,6 @@ def test_mistakes():
         ("iql", "deactivate_vmap", 1, "a valid boolean"),
         ("iql", "expectile", 1.0, "less than 1"),
         ("cql", "num_random", None, "a valid integer"),
-        ("td3_bc", "loss_function", True, "a valid string"),
         ("td3_bc", "actor_every", 0, "greater than or equal to 1"),
     ],
 )

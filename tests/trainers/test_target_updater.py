@@ -91,7 +91,7 @@ def test_a_cast_after_construction_is_followed():
 
 
 def test_resuming_continues_the_count_and_keeps_the_loaded_targets():
-    schedules = {"qvalue_network": (0.1, 1, 0), "actor_network": (0.1, 3, 0)}
+    schedules = {"qvalue_network": UpdateSchedule(0.1), "actor_network": UpdateSchedule(0.1, 3)}
     first, second = make_loss(), make_loss()
     updater = TargetUpdater(first, schedules)
     shift(first)
