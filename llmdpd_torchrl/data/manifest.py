@@ -145,7 +145,8 @@ class Manifest:
         try:
             manifest = cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})
         except ConfigError as error:
-            raise DataError(f"{path}: {error}; collect the dataset again") from None
+            line = " ".join(str(error).split())  # a key of the file may be anything
+            raise DataError(f"{path}: {line}; collect the dataset again") from None
         for name in manifest.tasks:
             if name not in manifest.task_table:
                 raise DataError(f"{path}: task {name!r} is not in the task table")
