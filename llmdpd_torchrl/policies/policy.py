@@ -297,10 +297,14 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def filled(self, tables: PromptTables) -> PromptTables:
         """The tables, checked, with an empty one in place of each that is missing."""
         self.check_tables(tables)
-        config = self.config
-        return tables.filled(
-            config.text_dim, config.trajectory_length, config.observation_dim, config.action_dim
-        )
+        config, text, bank = self.config, tables.text, tables.trajectories
+        if text is None:
+            text = torch.zeros(1, config.text_dim)
+        if bank is None:
+            bank = TrajectoryPromptBank.empty(
+                config.trajectory_length, config.observation_dim, config.action_dim
+            )
+        return PromptTables(text, bank)
 
     def check_tables(self, tables: PromptTables) -> None:
         """Check that all prompts are there that the policy cannot do without.

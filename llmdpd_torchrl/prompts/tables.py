@@ -55,22 +55,6 @@ class PromptTables(nn.Module):
         """Tasks that have a trajectory prompt."""
         return set() if self.trajectories is None else set(self.trajectories.task_id.tolist())
 
-    def filled(
-        self, text_dim: int, trajectory_length: int, observation_dim: int, action_dim: int
-    ) -> PromptTables:
-        """The same tables, with an empty one of these sizes in place of each that is missing.
-
-        Examples:
-            >>> PromptTables().filled(576, 16, 39, 4).trajectories.task_id.tolist()
-            [-1]
-        """
-        text, bank = self.text, self.trajectories
-        if text is None:
-            text = torch.zeros(1, text_dim)
-        if bank is None:
-            bank = TrajectoryPromptBank.empty(trajectory_length, observation_dim, action_dim)
-        return PromptTables(text, bank)
-
     def shallow_copy(self) -> PromptTables:
         """Tables of their own over the same tensors: moving one does not move the other."""
         return self.map_trajectories(TrajectoryPromptBank.shallow_copy)

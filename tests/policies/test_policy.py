@@ -50,6 +50,14 @@ def test_who_reads_what(prompt, conditioning):
     assert (policy.encoder is not None) == embeds
 
 
+def test_what_may_be_missing_is_filled(bank):
+    policy = make_policy(text_dropout=0.2, trajectory_dropout=0.2)
+    filled = policy.filled(PromptTables(trajectories=bank))
+    assert filled.text.shape == (1, 6)
+    assert filled.trajectories is bank
+    assert policy.filled(PromptTables(TABLE)).task_ids == {-1}
+
+
 def test_a_missing_table_is_named(bank):
     policy = make_policy()
     with pytest.raises(ConfigError, match=r"text=\.\.\."):

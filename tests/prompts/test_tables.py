@@ -20,11 +20,8 @@ def test_prompts_are_no_state_and_follow_to(bank):
     assert tables.follow(torch.zeros(1)).text.dtype == torch.float32
 
 
-def test_what_is_missing_is_filled(bank):
-    filled = PromptTables(trajectories=bank).filled(6, 16, 39, 4)
-    assert filled.text.shape == (1, 6)
-    assert filled.trajectories is bank
-    assert PromptTables(TABLE).filled(6, 16, 39, 4).task_ids == {-1}
+def test_tasks_are_those_of_the_trajectories(bank):
+    assert PromptTables(trajectories=bank).task_ids == set(bank.task_id.tolist())
     assert PromptTables(TABLE).task_ids == set()
 
 
