@@ -19,7 +19,7 @@ from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
 from llmdpd_torchrl.data.recording import Recording, as_flags, numbered_tasks
 from llmdpd_torchrl.utils.errors import DataError, first_line
 from llmdpd_torchrl.utils.files import write_atomic
-from llmdpd_torchrl.utils.processes import check_memory
+from llmdpd_torchrl.utils.memory import check_memory
 
 _TASKS = "task_table"  # attributes of files that export_d4rl wrote
 _FIELDS = "observation_fields"

@@ -16,7 +16,7 @@ from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.data.replay import EpisodeExperienceReplay
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import file_sha256
-from llmdpd_torchrl.utils.processes import check_memory
+from llmdpd_torchrl.utils.memory import check_memory
 
 _Dataset = TypeVar("_Dataset", bound="TrajectoryDataset")
 

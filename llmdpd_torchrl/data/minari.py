@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line, import_optional
-from llmdpd_torchrl.utils.processes import check_memory
+from llmdpd_torchrl.utils.memory import check_memory
 
 
 def read_minari(

@@ -26,7 +26,7 @@ from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import DataError
 from llmdpd_torchrl.utils.files import verify_checksums, write_checksums
-from llmdpd_torchrl.utils.processes import check_memory
+from llmdpd_torchrl.utils.memory import check_memory
 
 
 class OfflineDataset(TrajectoryDataset):

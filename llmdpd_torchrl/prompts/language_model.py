@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llmdpd_torchrl.utils.errors import PromptError, explain_hub_errors, import_optional
-from llmdpd_torchrl.utils.processes import available_memory
+from llmdpd_torchrl.utils.memory import available_memory
 from llmdpd_torchrl.utils.settings import Flag, Size, checked_dataclass
 
 Pooling = Literal["mean", "last_token"]

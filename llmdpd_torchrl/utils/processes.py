@@ -1,4 +1,4 @@
-"""Workers of collection and evaluation: processes or Ray actors, and what this machine offers."""
+"""Workers of collection and evaluation: processes of this machine, or Ray actors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, NoReturn
 
 import cloudpickle
-import psutil
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.utils.errors import ConfigError, UserError, first_line
@@ -378,34 +376,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that can be used without swapping: of the machine, and below the container's limit."""
-    free = psutil.virtual_memory().available
-    limit, used, stat = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        counts = dict(map(str.split, stat.read_text().splitlines())) if stat.is_file() else {}
-        # Pages of files are freed by the system when needed.
-        pages = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
-        free = min(free, max(0, int(limit.read_text()) - int(used.read_text()) + pages))
-    return free
-
-
-def check_memory(
-    bytes_needed: int,
-    what: str,
-    *,
-    available: int | None = None,
-    remedy: str = "load fewer tasks or episodes, end other programs, or use a machine with more",
-) -> None:
-    """Refuse to load what does not fit, before the system kills the process in the middle of it.
-
-    ``bytes_needed`` is the most that is in use while ``what`` is being loaded.
-    """
-    available = available_memory() if available is None else available
-    if bytes_needed > available:
-        raise ConfigError(
-            f"{what} needs about {bytes_needed / 2**30:.1f} GiB of memory, "
-            f"{available / 2**30:.1f} GiB is available: {remedy}"
-        )

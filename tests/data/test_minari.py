@@ -188,6 +188,6 @@ def test_a_dataset_larger_than_the_memory_is_refused_before_it_is_read(monkeypat
         raise AssertionError("it is being read")
 
     monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", read)
-    monkeypatch.setattr("llmdpd_torchrl.utils.processes.available_memory", lambda: 100)
+    monkeypatch.setattr("llmdpd_torchrl.utils.memory.available_memory", lambda: 100)
     with pytest.raises(ConfigError, match=r"Minari dataset test/line-v0 needs about 0\.0 GiB"):
         read_minari("test/line-v0")

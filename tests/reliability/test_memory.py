@@ -16,7 +16,7 @@ def short_of_memory(monkeypatch):
     """A machine that has so many bytes left."""
 
     def leave(size):
-        monkeypatch.setattr("llmdpd_torchrl.utils.processes.available_memory", lambda: size)
+        monkeypatch.setattr("llmdpd_torchrl.utils.memory.available_memory", lambda: size)
 
     return leave
 
