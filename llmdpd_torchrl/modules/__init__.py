@@ -14,13 +14,13 @@ from llmdpd_torchrl.modules.conditioning import (
     PromptEncoder,
     PromptNetwork,
     TextHead,
-    TrajectoryEncoder,
 )
 from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, SequenceConfig
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import ACTIVATIONS, MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
 from llmdpd_torchrl.modules.samplers import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
+from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 
 __all__ = [
     "ACTIVATIONS", "NOISE_SCHEDULES", "PREDICTIONS", "SAMPLERS", "SELECTIONS",

@@ -29,11 +29,11 @@ from llmdpd_torchrl.modules.conditioning import (
     ObservationFeatures,
     PromptEncoder,
     TextHead,
-    TrajectoryEncoder,
 )
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
+from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 from llmdpd_torchrl.utils.errors import ConfigError
 
 Actor: TypeAlias = (

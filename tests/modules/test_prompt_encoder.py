@@ -8,8 +8,8 @@ from llmdpd_torchrl.modules.conditioning import (
     PromptEncoder,
     PromptNetwork,
     TextHead,
-    TrajectoryEncoder,
 )
+from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 from llmdpd_torchrl.prompts import text_embedding_table
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
