@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -231,7 +230,7 @@ def _looks_like_hub_id(name: str) -> bool:
 
 
 def _download_policy(repository: str, revision: str | None) -> Path:
-    hub = _client()
+    hub = import_optional("huggingface_hub", "a policy on the Hub", "hub")
     # Only these files, whatever else lies there.
     patterns = (CONFIG, WEIGHTS, CARD, _CONFIG_4, "policy.safetensors")
     with explain_hub_errors(f"no folder {repository}, and no policy {repository} from the Hub"):
@@ -240,14 +239,10 @@ def _download_policy(repository: str, revision: str | None) -> Path:
 
 def upload_policy(folder: Path, repository: str, *, private: bool = True) -> str:
     """Publish a saved policy as ``"owner/name"``, and return its address."""
-    hub = _client()
+    hub = import_optional("huggingface_hub", "a policy on the Hub", "hub")
     with explain_hub_errors(f"cannot publish {folder} as {repository}"):
         hub.HfApi().create_repo(repository, private=private, exist_ok=True)
         commit = hub.HfApi().upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
         )
     return str(commit.commit_url)
-
-
-def _client() -> ModuleType:
-    return import_optional("huggingface_hub", "a policy on the Hub", "hub")

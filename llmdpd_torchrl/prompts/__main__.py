@@ -27,11 +27,7 @@ from llmdpd_torchrl.utils.files import write_json, write_tensors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        the exit code: 0, or 2 with one line on stderr for a user error.
-    """
+    """Run one command and return its exit code."""
     return run_command_line(_parser(), lambda options: options.run(options) or 0, arguments)
 
 

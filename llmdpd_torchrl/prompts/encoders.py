@@ -35,7 +35,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
 """Named models of the Hub, with their options of :class:`HuggingFaceEncoder`."""
 
 _PACKAGED_OPTIONS = {"layer", "layers", "pooling", "skip_first", "max_length", "device"}
-_TIMEOUT = 10.0  # seconds; the Hub's own client would retry for half a minute
 
 
 @runtime_checkable
@@ -257,8 +256,8 @@ def resolve_commit(model: str, revision: str) -> str:
             f"HF_HUB_OFFLINE is set and {model} (revision {revision}) is not in the local Hub "
             f"cache: unset it to fetch the model once, or {HUB_REMEDY}"
         )
-    with explained_loading(model):
-        sha = hub.HfApi().model_info(model, revision=revision, timeout=_TIMEOUT).sha
+    with explained_loading(model):  # without a time-out, it is tried for half a minute
+        sha = hub.HfApi().model_info(model, revision=revision, timeout=10.0).sha
     if sha is None:
         raise PromptError(f"the Hub names no commit for {model}, revision {revision}")
     return sha

@@ -12,7 +12,6 @@ import yaml
 from llmdpd_torchrl.utils.errors import PromptError, first_line
 
 _TEXT_FIELDS = ("task", "robot", "objective", "constraints", "success")
-_FIELDS = (*_TEXT_FIELDS, "paraphrases")
 PROMPT_SUITES = ("metaworld", "gym_mujoco")
 """Task suites whose prompts come with the package."""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -143,7 +142,7 @@ class _Reader:
     def prompt(self, name: str, node: yaml.Node, defaults: dict[str, str]) -> TextPrompt:
         values = dict(defaults)
         paraphrases: tuple[str, ...] = ()
-        for field, value in self.items(node, f"task {name!r}", _FIELDS):
+        for field, value in self.items(node, f"task {name!r}", (*_TEXT_FIELDS, "paraphrases")):
             where = f"task {name!r}, {field}"
             if field == "paraphrases":
                 paraphrases = self.texts(value, where)
