@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.files import file_sha256, read_document, write_json
-from llmdpd_torchrl.utils.settings import checked_dataclass
+from llmdpd_torchrl.utils.settings import Integer, Number, Size, checked_dataclass
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -55,9 +55,9 @@ class TaskRecord:
 
     file: str
     sha256: str
-    transitions: int
+    transitions: Integer
     success_rate: Annotated[float, Field(allow_inf_nan=True), _OrNaN]
-    mean_return: float
+    mean_return: Number
     episodes: list[dict[str, Annotated[Any, _OrNaN]]]
 
     @classmethod
@@ -99,7 +99,7 @@ class Manifest:
     packages: dict[str, str]
     task_table: list[str]
     observation_layout: dict[str, Any]
-    action_size: int
+    action_size: Size
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
 
     @property

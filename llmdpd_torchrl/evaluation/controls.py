@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -26,9 +26,10 @@ from llmdpd_torchrl.utils.errors import ConfigError
 #: What a policy is prompted with: all it reads; one of the prompts, or neither; those of another
 #: task; a trajectory with shuffled steps; only a paraphrase of the text, or only random letters
 #: in its place.
-CONTROLS = (
+Control = Literal[
     "both", "text", "trajectory", "none", "wrong", "shuffled", "paraphrase", "random_text"
-)  # fmt: skip
+]
+CONTROLS: tuple[str, ...] = get_args(Control)
 _WITHOUT_TRAJECTORY = ("text", "none", "paraphrase", "random_text")
 
 

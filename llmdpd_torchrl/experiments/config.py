@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
+from llmdpd_torchrl.evaluation.controls import Control
 from llmdpd_torchrl.modules.config import Prompt
 from llmdpd_torchrl.prompts import (
     PromptTables,
@@ -80,7 +81,7 @@ class EvaluationSchema:
     seed: Seed
     stochastic: Flag | None
     workers: Size | None
-    control: Text
+    control: Control
     backend: Text
     every: Count
     every_episodes: Size

@@ -213,13 +213,13 @@ def check_logger(kind: str, wandb_mode: str | None = None) -> None:
     """
     remote = ("wandb", "tensorboard", "trackio", "mlflow")
     if kind not in ("csv", "none", *remote):
-        raise ConfigError(f'logger "{kind}" is unknown: choose csv, {", ".join(remote)} or none')
+        raise ConfigError(f"logger.kind is {kind!r}: choose csv, {', '.join(remote)} or none")
     if wandb_mode not in (None, "online", "offline", "disabled"):
         raise ConfigError(
-            f'wandb mode "{wandb_mode}" is unknown: choose online, offline or disabled'
+            f"logger.wandb_mode is {wandb_mode!r}: choose online, offline or disabled"
         )
     if kind in remote and importlib.util.find_spec(kind) is None:
-        raise ConfigError(f'logger "{kind}" needs the package {kind}: pip install {kind}')
+        raise ConfigError(f"logger.kind is {kind!r}: it needs the package, pip install {kind}")
 
 
 def make_logger(

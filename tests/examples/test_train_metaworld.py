@@ -243,7 +243,7 @@ def test_help_and_configuration_read_well(run):
         (["trainer.total_updates=0"], "trainer.total_updates is 0"),
         (["loss.guidance=guess"], "guidance is 'guess': it must be chain or one_step"),
         (["+loss.typo=1"], "typo"),
-        (["logger.kind=paper"], 'logger "paper" is unknown'),
+        (["logger.kind=paper"], "logger.kind is 'paper'"),
         (["evaluation.max_steps=900"], "max_steps is 900"),
         (["force=[collect]"], "force[0] is 'collect'"),
         (["until=dance"], "until is 'dance'"),
