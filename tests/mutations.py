@@ -40,7 +40,7 @@ MUTATIONS = (
         UPDATER,
         "lerp_(targets, sources, tau)",
         "lerp_(targets, sources, 1 - tau)",
-        "tests/trainers/test_target_updater.py::test_direction",
+        "tests/trainers/test_optimization.py::test_direction",
     ),
     Mutation(
         "target with gradient",
