@@ -25,7 +25,7 @@ from llmdpd_torchrl.data.dataset import (
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import DataError
-from llmdpd_torchrl.utils.files import verify_checksums, write_checksums
+from llmdpd_torchrl.utils.files import check_kinds, verify_checksums, write_checksums
 from llmdpd_torchrl.utils.memory import check_memory
 
 
@@ -137,6 +137,7 @@ class OfflineDataset(TrajectoryDataset):
             DataError: if a file is missing, cut short or changed.
         """
         try:
+            check_kinds(folder, (".json", ".memmap", ".sha256"))  # others might be unpickled
             if verify:
                 verify_checksums(folder, (".json", ".memmap"), progress=progress)
             manifest = Manifest.read(folder)

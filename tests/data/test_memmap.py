@@ -228,8 +228,9 @@ def test_files_that_do_not_belong_there_are_refused(tmp_path, path, name):
         (folder / name).symlink_to(path)
     else:
         (folder / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(DataError, match=f"{name}: .*belong here"):
-        load_episodes(path, root=tmp_path / "root")
+    for verify in (True, False):
+        with pytest.raises(DataError, match=f"{name}: .*belong here"):
+            load_episodes(path, root=tmp_path / "root", verify=verify)
 
 
 def test_a_root_that_can_not_be_used(tmp_path, path, contents):
