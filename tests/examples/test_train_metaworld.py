@@ -241,7 +241,7 @@ def test_help_and_configuration_read_well(run):
         (["network.hidden=[]"], "network.hidden is []"),
         (["+network.depth=3"], "network.depth: there is no such setting"),
         (["trainer.total_updates=0"], "trainer.total_updates is 0"),
-        (["loss.guidance=guess"], "guidance is 'guess': it must be chain or one_step"),
+        (["loss.guidance=guess"], "loss.guidance is 'guess': it must be 'chain' or 'one_step'"),
         (["+loss.typo=1"], "typo"),
         (["logger.kind=paper"], "logger.kind is 'paper'"),
         (["evaluation.max_steps=900"], "max_steps is 900"),
