@@ -14,8 +14,6 @@ import pytest
 from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
 from llmdpd_torchrl.policies import LLMDPDPolicy
 
-pytestmark = pytest.mark.integration
-
 SCRIPT = "train_d4rl.py"
 NO_VIDEO = ("video.tasks=[]", "progress=false")
 
@@ -95,6 +93,7 @@ def test_a_second_run_reuses_every_stage(finished, run_example):
     assert "generating" not in process.stdout
 
 
+@pytest.mark.integration
 def test_an_oracle_gets_the_speed_as_a_number(finished, run_example):
     folder, _ = finished
     process = run_example(
@@ -129,6 +128,7 @@ def test_levels_are_reached_by_their_prompts(hopper, tmp_path, run_example, cond
     assert results["starts"]["hopper_expert"]["dynamics"]["gravity"] == 0.9
 
 
+@pytest.mark.integration
 def test_one_file_without_prompts(hopper, tmp_path, run_example):
     process = run_example(
         SCRIPT, tmp_path, "preset=smoke", "dataset=hopper_medium", "prompt=none",

@@ -15,8 +15,6 @@ import torch
 
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 
-pytestmark = pytest.mark.integration
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
 
@@ -99,6 +97,7 @@ def test_a_second_run_reuses_every_stage(finished, run):
     assert "collect" not in process.stderr
 
 
+@pytest.mark.integration
 def test_another_evaluation_takes_over_the_training(finished, run):
     folder, _ = finished
     process = run(
@@ -114,6 +113,7 @@ def test_another_evaluation_takes_over_the_training(finished, run):
     assert json.loads((other / "results.json").read_text())["control"] == "wrong"
 
 
+@pytest.mark.integration
 def test_a_sweep_leaves_every_run_in_its_folder(finished, run):
     folder, _ = finished
     sweep = ("preset=smoke", "until=train", "trainer.total_updates=20", "progress=false")
@@ -128,6 +128,7 @@ def test_a_sweep_leaves_every_run_in_its_folder(finished, run):
     assert "another run of this sweep has written there" in process.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.gpu
 @pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_training_is_reused_on_another_device(finished, run, tmp_path, devices):
@@ -144,6 +145,7 @@ def test_a_training_is_reused_on_another_device(finished, run, tmp_path, devices
     assert environment["device"] == second
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("prompt", ["none", "text", "trajectory"])
 def test_ablations_are_one_setting(finished, prompt, run):
     folder, _ = finished
@@ -166,6 +168,7 @@ def test_wandb_without_network(finished, run):
     assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
 
 
+@pytest.mark.integration
 def test_evaluation_during_training(finished, run):
     folder, _ = finished
     process = run(
@@ -276,6 +279,7 @@ def damage_layout(folder):
     return r"observation has shape \(\d+, 39\), the manifest says \(\d+, 38\)"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("damage", [damage_truncate, damage_layout])
 def test_damaged_data_ends_in_one_clear_line(finished, tmp_path, run, damage):
     import shutil
