@@ -217,12 +217,12 @@ def test_no_gl_library_costs_only_the_video(finished, tmp_path):
     assert not list(output.glob("*.mp4"))
 
 
-def test_help_and_configuration_read_well(run):
-    help_text = run(ROOT, "--help").stdout
+def test_help_and_configuration_read_well(run, tmp_path):
+    help_text = run(tmp_path, "--help").stdout
     assert help_text.startswith("Train LLM-Driven Policy Diffusion")
     for word in ("quick", "ml45", "smoke", "prompt=none", "trainer:"):
         assert word in help_text
-    configuration = run(ROOT, "--cfg", "job").stdout
+    configuration = run(tmp_path, "--cfg", "job").stdout
     assert "preset_name: quick" in configuration
     assert "total_updates" in configuration
 
