@@ -265,9 +265,12 @@ class PromptNetwork(TensorDictModuleBase):
     def _parts(self, tables: PromptTables) -> list[tuple[str, nn.Module, Any]]:
         """Name, encoder and table of each part of z."""
         encoder, bank = self.encoder, tables.trajectories
-        prompts = None if bank is None else bank.prompts
-        parts = (("text", encoder.text, tables.text), ("trajectory", encoder.trajectory, prompts))
-        return [(name, part, table) for name, part, table in parts if part is not None]
+        parts: list[tuple[str, nn.Module, Any]] = []
+        if encoder.text is not None:
+            parts.append(("text", encoder.text, tables.text))
+        if encoder.trajectory is not None:
+            parts.append(("trajectory", encoder.trajectory, None if bank is None else bank.prompts))
+        return parts
 
 
 def _encode_rows(part: nn.Module, table: Any, row: torch.Tensor) -> torch.Tensor:
