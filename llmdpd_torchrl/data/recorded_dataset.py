@@ -25,8 +25,10 @@ from llmdpd_torchrl.data.dataset import (
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
 from llmdpd_torchrl.data.recording import Recording
 from llmdpd_torchrl.utils.errors import DataError
-from llmdpd_torchrl.utils.files import check_kinds, verify_checksums, write_checksums
+from llmdpd_torchrl.utils.files import CHECKSUMS, check_kinds, verify_checksums, write_checksums
 from llmdpd_torchrl.utils.memory import check_memory
+
+_KINDS = (".json", ".memmap")  # of the files of a mapped dataset, beside their checksums
 
 
 class OfflineDataset(TrajectoryDataset):
@@ -137,9 +139,10 @@ class OfflineDataset(TrajectoryDataset):
             DataError: if a file is missing, cut short or changed.
         """
         try:
-            check_kinds(folder, (".json", ".memmap", ".sha256"))  # others might be unpickled
             if verify:
-                verify_checksums(folder, (".json", ".memmap"), progress=progress)
+                verify_checksums(folder, _KINDS, progress=progress)
+            else:  # files of other kinds might be unpickled
+                check_kinds(folder, {*_KINDS, Path(CHECKSUMS).suffix})
             manifest = Manifest.read(folder)
             files = folder.rglob("*.memmap")
             size = TensorDict.load_memmap(folder, device=torch.device("meta")).bytes()
