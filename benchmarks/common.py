@@ -39,7 +39,7 @@ def write_figures(name: str, figures: Mapping[str, float], raw: Any, command: st
             "command": command,
             "commit": git_revision(),
             "machine": machine(),
-            "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "figures": dict(figures),
             "raw": f"{name}_raw.json",
         },

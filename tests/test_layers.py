@@ -12,7 +12,7 @@ import llmdpd_torchrl
 ROOT = Path(llmdpd_torchrl.__file__).parent
 ORDER = (
     "utils", "tasks", "data", "envs", "collection", "prompts", "transforms", "modules",
-    "objectives", "trainers", "policies", "evaluation", "baselines", "experiments",
+    "objectives", "trainers", "policies", "evaluation", "baselines", "experiments", "commands",
 )  # fmt: skip
 """Each package may import itself and those before it, except where ``MAY_NOT`` says less."""
 MAY_NOT = {"envs": {"data"}, "objectives": {"transforms", "modules"}}

@@ -102,7 +102,7 @@ class Job:
             f"seed={self.seed}",
             f"evaluation.workers={place.workers or 'null'}",
         ]
-        return compose_settings(ROOT / "configs", name, settings)
+        return compose_settings(name, settings)
 
     def command(self) -> str:
         """The command that makes this policy and evaluates its arms."""

@@ -139,7 +139,7 @@ class Manifest:
         if not path.is_file():
             raise DataError(
                 f"no dataset in {folder}: {MANIFEST_NAME} is missing; collect one first "
-                "(`python -m llmdpd_torchrl.collection collect --help`) or correct the path"
+                "(`llmdpd data collect --help`) or correct the path"
             )
         raw = read_document(path, _FORMAT, FORMAT_VERSION)
         try:

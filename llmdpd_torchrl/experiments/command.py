@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import math
 import os
 import re
@@ -13,43 +12,55 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llmdpd_torchrl
 from llmdpd_torchrl.utils.errors import DEBUG_FLAG, ConfigError, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+def config_folder() -> Path:
+    """Folder of the YAML files: in an installed package, or beside it in a checkout."""
+    package = Path(llmdpd_torchrl.__file__).parent
+    return next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())
+
+
 def compose_settings(
-    folder: str | os.PathLike[str], name: str, overrides: Sequence[str]
+    name: str, overrides: Sequence[str], *, folder: str | os.PathLike[str] | None = None
 ) -> DictConfig:
-    """The configuration that a command with these overrides runs, made in this process."""
+    """The configuration that a command with these overrides runs, made in this process.
+
+    Args:
+        name: of the primary file, ``"train_metaworld"`` or ``"train_d4rl"``.
+        overrides: as on the command line.
+        folder: of the YAML files; default: :func:`config_folder`.
+    """
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(Path(folder).resolve()), version_base="1.3"):
+    with initialize_config_dir(str(Path(folder or config_folder()).resolve()), version_base="1.3"):
         cfg = _translated(lambda: compose(name, list(overrides), return_hydra_config=True))
     OmegaConf.set_struct(cfg, False)
     return _with_changes(cfg, cfg.pop("hydra").job.override_dirname)
 
 
 def hydra_command(
-    config_path: str, config_name: str
-) -> Callable[[Callable[[DictConfig], float]], Callable[[], int]]:
+    config_name: str, *, folder: str | os.PathLike[str] | None = None
+) -> Callable[[Callable[[DictConfig], float]], Callable[..., int]]:
     """``hydra.main`` for a command that returns its exit code.
 
     The decorated function returns its objective, which a sweeper optimises (nan if it failed), and
     raises :class:`UserError`. A sweep (``-m``) returns the highest exit code.
 
-    The folder of the YAML files is relative to the function's file; their primary one has the keys
-    ``debug`` and ``changes``.
+    The command takes its arguments, by default those of the process. The primary YAML file,
+    ``config_name`` in ``folder`` (default: :func:`config_folder`), has the keys ``debug`` and
+    ``changes``.
     """
     starter = os.getpid()
 
-    def decorate(function: Callable[[DictConfig], float]) -> Callable[[], int]:
-        folder = (Path(inspect.getfile(function)).parent / config_path).resolve()
-
+    def decorate(function: Callable[[DictConfig], float]) -> Callable[..., int]:
         @functools.wraps(function)
-        def command() -> int:
+        def command(given: Sequence[str] | None = None) -> int:
             import hydra  # not needed by commands that only parse arguments
             from hydra.core.hydra_config import HydraConfig
 
@@ -70,10 +81,12 @@ def hydra_command(
                     sys.exit(codes[-1])  # the only way to tell from a launcher's other process
                 return objective
 
-            start = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
+            path = str(Path(folder or config_folder()).resolve())
+            start = hydra.main(version_base="1.3", config_path=path, config_name=config_name)
             arguments, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-            if DEBUG_FLAG in arguments:
-                sys.argv = [*(item for item in arguments if item != DEBUG_FLAG), "debug=true"]
+            sys.argv = [arguments[0], *(arguments[1:] if given is None else given)]
+            if DEBUG_FLAG in sys.argv:
+                sys.argv = [*(item for item in sys.argv if item != DEBUG_FLAG), "debug=true"]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
             debug = full == "1" or "debug=true" in map(str.lower, sys.argv)
             try:

@@ -123,7 +123,7 @@ class Locomotion(Family):
 
     Examples:
         >>> from llmdpd_torchrl.experiments.command import compose_settings
-        >>> cfg = compose_settings("configs", "train_d4rl", ["data.sources=[hopper-medium-v2]"])
+        >>> cfg = compose_settings("train_d4rl", ["data.sources=[hopper-medium-v2]"])
         >>> Locomotion().check(cfg).train
         ('hopper-medium-v2',)
     """

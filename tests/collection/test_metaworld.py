@@ -10,8 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from llmdpd_torchrl.collection.__main__ import main
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld, collect_task
+from llmdpd_torchrl.commands.data import main
 from llmdpd_torchrl.data import Manifest
 from llmdpd_torchrl.envs.metaworld import goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks import METAWORLD_TASKS

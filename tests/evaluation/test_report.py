@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmdpd_torchrl.evaluation.__main__ import main
+from llmdpd_torchrl.commands.report import main
 from llmdpd_torchrl.evaluation.report import compare, task_table, write_report
 from llmdpd_torchrl.evaluation.results import find_runs, variants
 from llmdpd_torchrl.evaluation.video import add_caption
@@ -156,13 +156,13 @@ def test_in_a_browser(report, width, scheme, tmp_path):
 def test_from_the_command_line(make_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     make_run("ours")
-    assert main(["report", str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "ours" in shown
     assert "report.html" in shown.replace("\n", "")
     make_run("broken", error="killed")
-    assert main(["report", str(tmp_path)]) == 1  # an episode crashed
-    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert main([str(tmp_path)]) == 1  # an episode crashed
+    assert main([str(tmp_path / "nothing")]) == 2
     assert "there is no results.json" in capsys.readouterr().err
 
 

@@ -42,7 +42,7 @@ def hydra(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
-    @hydra_command(str(tmp_path), "config")
+    @hydra_command("config", folder=tmp_path)
     def command(cfg):
         if cfg.number > 6:
             raise ConfigError(f"number is {cfg.number}: use at most 6")
@@ -98,11 +98,11 @@ def test_a_sweeper_gets_the_objective(hydra, monkeypatch):
 
 
 def test_the_same_configuration_in_this_process(tmp_path, hydra):
-    cfg = compose_settings(tmp_path, "config", ["number=2", "size=large"])
+    cfg = compose_settings("config", ["number=2", "size=large"], folder=tmp_path)
     assert (cfg.number, cfg.changes) == (2, "-number_2")
     assert "hydra" not in cfg
     with pytest.raises(ConfigError, match="Could not override 'unheard'"):
-        compose_settings(tmp_path, "config", ["unheard=1"])
+        compose_settings("config", ["unheard=1"], folder=tmp_path)
 
 
 @pytest.mark.parametrize(

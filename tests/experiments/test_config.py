@@ -20,7 +20,7 @@ FAMILIES = {"train_metaworld": MetaWorld, "train_d4rl": Locomotion}
 
 
 def compose(*overrides, name="train_metaworld"):
-    return compose_settings(CONFIGS, name, ["preset=smoke", *overrides])
+    return compose_settings(name, ["preset=smoke", *overrides])
 
 
 def prepared(*overrides, name="train_metaworld"):

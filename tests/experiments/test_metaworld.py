@@ -1,7 +1,5 @@
 """What of Meta-World's data, tasks and texts a run uses, and which demonstrations it shows."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,8 +8,6 @@ from llmdpd_torchrl.experiments.evaluate import evaluation_prompts
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
 from llmdpd_torchrl.utils.errors import ConfigError
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +21,7 @@ def make_run(folder, *overrides):
         f"output_dir={folder / 'output'}", "data.noise_levels=[0.0,0.2]", "data.max_steps=300",
         *overrides,
     ]  # fmt: skip
-    return prepare(compose_settings(CONFIGS, "train_metaworld", settings), MetaWorld())
+    return prepare(compose_settings("train_metaworld", settings), MetaWorld())
 
 
 def collected(folder, *overrides):

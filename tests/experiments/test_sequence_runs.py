@@ -1,7 +1,6 @@
 """Runs of the algorithms that read sequences, from configuration to results."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,6 @@ from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import run_experiment
 from llmdpd_torchrl.policies import LLMDPDPolicy
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def run(folder, data, *overrides):
         "video.tasks=[]", "evaluation.backend=local", "evaluation.workers=1",
         "evaluation.max_steps=12", *overrides,
     ]  # fmt: skip
-    return run_experiment(compose_settings(CONFIGS, "train_metaworld", settings), MetaWorld())
+    return run_experiment(compose_settings("train_metaworld", settings), MetaWorld())
 
 
 @pytest.mark.integration

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmdpd_torchrl.commands.prompts import builtin_prompts
 from llmdpd_torchrl.prompts import (
     SmolLM2Encoder,
     TextPrompt,
@@ -21,7 +22,6 @@ from llmdpd_torchrl.prompts import (
     nearest_tasks,
     text_embedding_table,
 )
-from llmdpd_torchrl.prompts.__main__ import builtin_prompts
 from llmdpd_torchrl.prompts.embedding_cache import entry_name, read_package_data
 from llmdpd_torchrl.utils.errors import PromptError
 
@@ -170,7 +170,7 @@ def test_table_of_own_prompts(counting, tmp_path, monkeypatch):
 
 
 def test_package_data_covers_every_builtin_text():
-    """After an edit of the YAML, run ``python -m llmdpd_torchrl.prompts embed --builtin``."""
+    """After an edit of the YAML, run ``llmdpd prompts embed --builtin``."""
     identity = SmolLM2Encoder().identity
     names = {
         entry_name(identity, text)

@@ -8,13 +8,13 @@ from textwrap import dedent
 
 import pytest
 
+from llmdpd_torchrl.commands.prompts import builtin_prompts
 from llmdpd_torchrl.prompts import (
     TextPrompt,
     load_text_prompts,
     velocity_prompt,
     velocity_task,
 )
-from llmdpd_torchrl.prompts.__main__ import builtin_prompts
 from llmdpd_torchrl.utils.errors import PromptError
 
 GOOD = """\

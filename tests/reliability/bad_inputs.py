@@ -295,11 +295,10 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
             (["sing"], "sing"),
         ],
         "evaluation": [
-            ([], "required"),
-            (["report"], "folder"),
-            (["report", "nowhere"], "results.json"),
-            (["report", "."], "results.json"),
-            (["grade", "."], "grade"),
+            ([], "outputs"),
+            (["nowhere"], "results.json"),
+            (["."], "results.json"),
+            ([".", "grade"], "grade"),
         ],
         "results": [
             (("results.json", "{"), "JSON"),

@@ -26,15 +26,15 @@ from unittest import mock
 import h5py
 import numpy as np
 
-from llmdpd_torchrl.collection import __main__ as data_main
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.commands import data as data_main
+from llmdpd_torchrl.commands import prompts as prompts_main
+from llmdpd_torchrl.commands import report as report_main
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
 from llmdpd_torchrl.evaluation import EpisodeResult, summarise
-from llmdpd_torchrl.evaluation import __main__ as evaluation_main
 from llmdpd_torchrl.evaluation.results import write_results_json
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
 from llmdpd_torchrl.policies import LLMDPDPolicy
-from llmdpd_torchrl.prompts import __main__ as prompts_main
 from llmdpd_torchrl.prompts import load_text_prompts
 from llmdpd_torchrl.trainers import find_checkpoint, make_logger
 from llmdpd_torchrl.trainers.metrics_file import read_metrics
@@ -249,7 +249,7 @@ def _training(folder: Path, given: Any) -> None:
 def _results(folder: Path, given: Any) -> Any:
     where = _copy("results", _make_results, folder)
     damage(where, *given)
-    return evaluation_main.main(["report", str(where)])
+    return report_main.main([str(where)])
 
 
 def _hdf5(folder: Path, given: Any) -> None:
@@ -289,7 +289,7 @@ ENTRIES: dict[str, Callable[[Path, Any], Any]] = {
     "data": _command(data_main),
     "dataset": _dataset,
     "episodes": lambda folder, given: load_episodes(given),
-    "evaluation": _command(evaluation_main),
+    "evaluation": _command(report_main),
     "hdf5": _hdf5,
     "logger": _logger,
     "metrics": _metrics,

@@ -6,9 +6,7 @@ import os
 
 import pytest
 
-from llmdpd_torchrl.collection import __main__ as data_main
-from llmdpd_torchrl.evaluation import __main__ as evaluation_main
-from llmdpd_torchrl.prompts import __main__ as prompts_main
+from llmdpd_torchrl.commands import data, prompts, report
 from llmdpd_torchrl.utils.errors import DataError, IncompleteError, run_command, run_command_line
 from llmdpd_torchrl.utils.files import write_json
 
@@ -86,9 +84,9 @@ def test_the_flag_stands_anywhere(given, capsys):
 @pytest.mark.parametrize(
     ("module", "given"),
     [
-        (data_main, ["show", "nowhere"]),
-        (prompts_main, ["list", "--file", "nowhere.yaml"]),
-        (evaluation_main, ["report", "nowhere"]),
+        (data, ["show", "nowhere"]),
+        (prompts, ["list", "--file", "nowhere.yaml"]),
+        (report, ["nowhere"]),
     ],
 )
 def test_every_command_line_has_it(module, given, capsys):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmdpd_torchrl.prompts.__main__ import main
+from llmdpd_torchrl.commands.prompts import main
 
 PROMPTS = """\
 tasks:

@@ -1,14 +1,14 @@
-"""``python -m llmdpd_torchrl.prompts``: list, embed and compare text prompts."""
+"""``llmdpd prompts``: list, embed and compare text prompts."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
+from llmdpd_torchrl import prompts
 from llmdpd_torchrl.prompts import (
     ENCODERS,
     PROMPT_SUITES,
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llmdpd_torchrl.prompts",
+        prog="llmdpd prompts",
         description="Text prompts of the tasks and their language-model embeddings.",
         epilog="LLMDPD_CACHE names the folder for models and embeddings (default: the platform's "
         "cache folder). The embeddings of the built-in prompts come with the package.",
@@ -116,25 +116,25 @@ def _embed(options: argparse.Namespace) -> None:
             raise UserError("--builtin is for the embedded model: leave --encoder and --option out")
         _write_package_data(_texts(builtin_prompts()))
     else:
-        prompts = load_text_prompts(options.file)
-        texts = _texts(prompts.values())
+        given = load_text_prompts(options.file)
+        texts = _texts(given.values())
         table = embed_texts(texts, _encoder(options))
-        print(f"{len(texts)} texts of {len(prompts)} tasks embedded, {table.shape[1]} wide")
+        print(f"{len(texts)} texts of {len(given)} tasks embedded, {table.shape[1]} wide")
 
 
-def _texts(prompts: Iterable[TextPrompt]) -> list[str]:
-    return [text for prompt in prompts for text in (prompt.render(), *prompt.paraphrases)]
+def _texts(given: Iterable[TextPrompt]) -> list[str]:
+    return [text for prompt in given for text in (prompt.render(), *prompt.paraphrases)]
 
 
 def builtin_prompts() -> list[TextPrompt]:
     """All prompts whose embeddings come with the package: the suites, and speeds up to 6 m/s."""
-    prompts = [prompt for suite in PROMPT_SUITES for prompt in load_text_prompts(suite).values()]
-    return prompts + [velocity_prompt(number / 4) for number in range(1, 25)]
+    tasks = [prompt for suite in PROMPT_SUITES for prompt in load_text_prompts(suite).values()]
+    return tasks + [velocity_prompt(number / 4) for number in range(1, 25)]
 
 
 def _write_package_data(texts: list[str]) -> None:
     encoder = SmolLM2Encoder()
-    folder = Path(__file__).parent / "embeddings"
+    folder = Path(prompts.__file__).parent / "embeddings"
     # Computed without package data and cache, so that they are reproducible.
     table = encoder.encode(texts)
     entries = {
@@ -154,7 +154,3 @@ def _nearest(options: argparse.Namespace) -> None:
         options.text, encoder=_encoder(options), count=options.count
     ):
         print(f"{similarity:+.3f}  {name}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

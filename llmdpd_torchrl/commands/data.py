@@ -1,9 +1,8 @@
-"""``python -m llmdpd_torchrl.collection``: collect a dataset, or show the content of one."""
+"""``llmdpd data``: collect a dataset, or show the content of one."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
@@ -14,7 +13,7 @@ from llmdpd_torchrl.utils.errors import run_command_line
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llmdpd_torchrl.collection", description=__doc__
+        prog="llmdpd data", description="Collect a dataset, or show the content of one."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     collect = commands.add_parser(
@@ -76,7 +75,3 @@ def _run(options: argparse.Namespace) -> int:
         )
     print(f"episode success {manifest.episode_success:.3f}  data hash {manifest.data_hash}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The command ``llmdpd``, which is also ``python -m llmdpd_torchrl``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from llmdpd_torchrl import __version__
+
+COMMANDS = {
+    "train": "collect Meta-World data, train, evaluate on seen and unseen tasks, report",
+    "train-d4rl": "the same on recorded locomotion: D4RL, Minari, HDF5 files",
+    "report": "turn a folder of runs into tables, plots and one HTML page",
+    "data": "collect a dataset, or show the content of one",
+    "prompts": "list, embed and compare text prompts",
+}
+"""Each in the file of its name in ``llmdpd_torchrl/commands``, imported when it is run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else "--help"
+    if name in COMMANDS:
+        command = importlib.import_module(f"llmdpd_torchrl.commands.{name.replace('-', '_')}")
+        return int(command.main(given[1:]))
+    if name == "--version":
+        print(f"llmdpd_torchrl {__version__}")
+    elif name in ("-h", "--help"):
+        print("usage: llmdpd COMMAND ...\n\nOffline RL policies that act on tasks they were never")
+        print("trained on. `llmdpd COMMAND --help` lists a command's options.\n")
+        for command_name, about in COMMANDS.items():
+            print(f"  {command_name:12}{about}")
+    else:
+        known = ", ".join(COMMANDS)
+        print(f"error: there is no command {name!r}: use one of {known}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

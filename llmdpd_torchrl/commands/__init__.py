@@ -1,0 +1,1 @@
+"""What ``llmdpd`` runs: a file a command, each with ``main(arguments)``, its exit code."""
