@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,7 +15,6 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
-from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.conditioning import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.config import NetworkConfig
@@ -27,6 +26,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 _GATE: NestedKey = ("prompt", "observation_gate")
 _SAMPLE, _DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 _FLOAT32 = torch.zeros(0, dtype=torch.float32)
+Demonstrations: TypeAlias = Sequence[TensorDictBase]
 
 
 class LLMDPDPolicy(TensorDictModuleBase):
@@ -39,13 +39,12 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
     How it acts is part of the policy: where it follows a demonstration, that is where it retrieves
     from one and the observation gate is shut, actions are deterministic; elsewhere a diffusion
-    samples them, and any other actor takes its mean. Both were found best on training tasks.
+    samples them, and any other actor takes its mean. Both were found best on training tasks;
     TorchRL's ``set_exploration_type`` overrides this.
 
     Args:
         config: structure of the networks.
-        actor: the diffusion actor; any module from its inputs to an action can act in its place,
-            but not be saved.
+        actor: the diffusion actor, or any module from its inputs to an action.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
         info: anything JSON can hold that belongs to the policy. ``text_encoder``, an argument of
             :func:`~llmdpd_torchrl.prompts.make_text_encoder`, is read where it is prompted with
@@ -74,7 +73,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def __init__(
         self,
         config: NetworkConfig,
-        actor: DiffusionActor,
+        actor: TensorDictModuleBase,
         encoder: PromptEncoder | None,
         info: dict[str, Any] | None = None,
     ) -> None:
@@ -178,9 +177,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
                 "or add environment_transforms() to the environment"
             )
         reference = self._reference()
-        is_number = value.is_floating_point() or key == "observation"
-        dtype = reference.dtype if is_number else value.dtype
-        value = value.to(device=reference.device, dtype=dtype)
+        is_cast = value.is_floating_point() or key == "observation"
+        value = value.to(reference if is_cast else reference.device)
         if key == "observation" and self._goal_columns is not None:
             value = value.clone()
             value[..., self._goal_columns] = 0.0
@@ -206,12 +204,12 @@ class LLMDPDPolicy(TensorDictModuleBase):
         self,
         *,
         text: str | Tensor | None = None,
-        trajectories: TensorDictBase | Sequence[TensorDictBase] = (),
+        trajectories: TensorDictBase | Demonstrations = (),
         trained_task: bool = False,
     ) -> LLMDPDPolicy:
         """The policy, prompted with one task: it acts on plain observations, without fine-tuning.
 
-        The prompts are encoded once, here. The result shares its networks with this policy.
+        Prompts are encoded once, here; the result shares its networks with this policy.
 
         Args:
             text: the task in words, or its embedding ``[D]`` by the policy's text encoder.
@@ -236,17 +234,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
             )
         if isinstance(trajectories, TensorDictBase):
             trajectories = [trajectories]
-        for name, is_given, is_read in (
-            ("text", text is not None, config.uses_text),
-            ("trajectory", len(trajectories) > 0, config.uses_trajectory),
-        ):
-            if is_given and not is_read:
-                raise ConfigError(
-                    f"this policy reads no {name} (prompt={config.prompt!r}): leave it out"
-                )
-        table = None if text is None else pretrained.embed_text(text, self.info, config.text_dim)
-        bank = self._make_bank(trajectories) if len(trajectories) else None
-        tables = PromptTables(table, bank).follow(self._reference())
+        texts = {} if text is None else {0: text}
+        tables = self.make_tables(texts, {-1: trajectories} if len(trajectories) else {})
+        bank = tables.follow(self._reference()).trajectories
         prompted = type(self)(config, self.actor, self.encoder, self.info)
         prompted.training = self.training
         prompted.is_prompted = True
@@ -257,14 +247,37 @@ class LLMDPDPolicy(TensorDictModuleBase):
         prompted.retrieval = self.make_retrieval(tables) if config.retrieves else None
         return prompted
 
-    def _make_bank(self, trajectories: Sequence[TensorDictBase]) -> TrajectoryPromptBank:
+    def make_tables(
+        self, texts: Mapping[int, str | Tensor], trajectories: Mapping[int, Demonstrations]
+    ) -> PromptTables:
+        """Prompts of several tasks, for an evaluator: texts and demonstrations by task id.
+
+        Each is as in :meth:`prompt`, which says what is refused. A policy that retrieves reads all
+        demonstrations of a task. Tables of what is empty are missing.
+        """
         config = self.config
-        bank = TrajectoryPromptBank.from_rollouts(
-            {-1: trajectories}, config.trajectory_length, config.observation_dim, config.action_dim
-        )
-        if (columns := self._goal_columns) is not None:
-            bank.prompts["observation"][..., columns] = 0.0
-        return bank.concatenated() if config.retrieves and len(bank) > 1 else bank
+        for name, is_given, is_read in (
+            ("text", bool(texts), config.uses_text),
+            ("trajectory", bool(trajectories), config.uses_trajectory),
+        ):
+            if is_given and not is_read:
+                raise ConfigError(
+                    f"this policy reads no {name} (prompt={config.prompt!r}): leave it out"
+                )
+        table = bank = None
+        if texts:
+            rows = pretrained.embed_prompts([*texts.values()], self.info, config.text_dim)
+            table = rows.new_zeros(max(texts) + 1, config.text_dim)
+            table[list(texts)] = rows
+        if trajectories:
+            bank = TrajectoryPromptBank.from_rollouts(
+                trajectories, config.trajectory_length, config.observation_dim, config.action_dim
+            )
+            if (columns := self._goal_columns) is not None:
+                bank.prompts["observation"][..., columns] = 0.0
+            if config.retrieves and max(map(len, trajectories.values())) > 1:
+                bank = bank.concatenated()
+        return PromptTables(table, bank)
 
     @torch.no_grad()
     def _embed_prompt(self, tables: PromptTables) -> Tensor | None:
@@ -297,9 +310,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def filled(self, tables: PromptTables) -> PromptTables:
         """The tables, checked, with an empty one in place of each that is missing."""
         self.check_tables(tables)
-        config, text, bank = self.config, tables.text, tables.trajectories
-        if text is None:
-            text = torch.zeros(1, config.text_dim)
+        config, bank = self.config, tables.trajectories
+        text = torch.zeros(1, config.text_dim) if tables.text is None else tables.text
         if bank is None:
             bank = TrajectoryPromptBank.empty(
                 config.trajectory_length, config.observation_dim, config.action_dim
@@ -336,8 +348,11 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """Write ``model.safetensors``, ``config.json`` and a card, each complete or not at all.
 
         The normalisation of the observation is among the weights. A prompt is not saved.
+
+        ``ConfigError``: the encoder is not the one that the configuration describes.
         """
-        pretrained.write_policy(Path(folder), self.config, self.info, self._weights())
+        own = pretrained.find_own(self, make_networks(self.config))
+        pretrained.write_policy(Path(folder), self.config, self.info, self._weights(), own=own)
 
     def push_to_hub(
         self, repository: str, folder: str | os.PathLike[str], *, private: bool = True
@@ -354,6 +369,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         *,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        actor: TensorDictModuleBase | None = None,
     ) -> LLMDPDPolicy:
         """Read what :meth:`save_pretrained` wrote. Nothing is unpickled.
 
@@ -362,8 +378,10 @@ class LLMDPDPolicy(TensorDictModuleBase):
             device: where all of it is put.
             dtype: of its floating-point numbers; default: float32.
             revision: of the repository on the Hub.
+            actor: takes the saved weights, where actor or denoiser are the user's own.
 
         Raises:
+            ConfigError: if an actor is needed and not given.
             DamagedError: if the weights are not what was saved, or the folder holds a file of a
                 kind that does not belong there, a pickle for example; then nothing is read.
             DataError: if a file is missing, malformed, or does not fit the other.
@@ -371,7 +389,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
         saved = pretrained.open_policy(folder, revision)
         with pretrained.explained_description(saved.path):
             config = NetworkConfig(**saved.network)
-            policy = cls.from_networks(config, make_networks(config), saved.info)
+            networks = make_networks(config)
+        saved.check_own(actor)
+        policy = cls(config, actor or networks.actor, networks.encoder, saved.info)
         policy.load_state_dict(saved.read_weights(policy._weights()))
         return policy.to(device=device, dtype=dtype or torch.float32).eval()
 

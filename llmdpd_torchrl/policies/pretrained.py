@@ -6,18 +6,20 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmdpd_torchrl import __version__
+from llmdpd_torchrl.modules.build import Networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
 from llmdpd_torchrl.utils.errors import (
@@ -57,6 +59,7 @@ _IGNORED = (".cache", ".git", ".gitattributes", ".gitignore", ".lock", "LICENSE"
 _MALFORMED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+_PLAIN = (bool, int, float, str)
 _GENERATED = "<!-- written by save_pretrained -->"
 
 
@@ -65,10 +68,42 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
     return any((Path(folder) / name).is_file() for name in (CONFIG, _CONFIG_4))
 
 
+def find_own(policy: Any, networks: Networks) -> list[str]:
+    """Whether a policy's actor is another than its configuration's, whose ``networks`` these are.
+
+    Compared are modules, tensors, and plain attributes such as what a denoiser predicts. Returns
+    ``["actor"]`` or nothing.
+    """
+
+    def structure(module: nn.Module | None) -> list[Any]:
+        if module is None:
+            return []
+        parts = [
+            (name, type(part), {k: v for k, v in vars(part).items() if isinstance(v, _PLAIN)})
+            for name, part in module.named_modules()
+        ]
+        for _, _, attributes in parts:
+            attributes.pop("training", None)
+        return [parts, [(name, value.shape) for name, value in module.state_dict().items()]]
+
+    if structure(policy.encoder) != structure(networks.encoder):
+        raise ConfigError(
+            "the policy's prompt encoder is not the one that its configuration describes, so that "
+            "it could not be loaded again: build it with make_networks(config), or save its "
+            "state_dict()"
+        )
+    return ["actor"] if structure(policy.actor) != structure(networks.actor) else []
+
+
 def write_policy(
-    folder: Path, config: NetworkConfig, info: dict[str, Any], weights: Mapping[str, Tensor]
+    folder: Path,
+    config: NetworkConfig,
+    info: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    *,
+    own: Sequence[str] = (),
 ) -> None:
-    """Write weights, description and card, each complete or not at all."""
+    """Write weights, description and card, each complete or not at all; for ``own`` see above."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
     packages = ("torch", "torchrl", "tensordict", "safetensors")
@@ -79,6 +114,7 @@ def write_policy(
         "format_version": _FORMAT_VERSION,
         "network": asdict(config),
         "observation_layout": {"size": config.observation_dim, "fields": fields},
+        "own_modules": list(own),
         "info": info,
         "versions": {"llmdpd_torchrl": __version__, **versions},
         "weights": {"file": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
@@ -94,7 +130,7 @@ class SavedPolicy:
     """A saved policy whose description, at ``path``, has been read and whose weights have not.
 
     ``network`` holds the arguments of :class:`~llmdpd_torchrl.modules.NetworkConfig`, ``digest``
-    is the SHA-256 of the file ``weights``.
+    is the SHA-256 of the file ``weights``. ``own`` are modules that ``network`` does not describe.
     """
 
     path: Path
@@ -102,6 +138,15 @@ class SavedPolicy:
     info: dict[str, Any]
     weights: Path
     digest: str
+    own: tuple[str, ...] = ()
+
+    def check_own(self, actor: nn.Module | None) -> None:
+        """Refuse to load the weights of an actor of the user's own without it."""
+        if "actor" in self.own and actor is None:
+            raise ConfigError(
+                f"{self.path}: the policy was saved with an actor of its own, which no file "
+                "describes: build it and give from_pretrained(..., actor=...)"
+            )
 
     def read_weights(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, which must have the names and shapes of ``expected``."""
@@ -137,7 +182,8 @@ def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> 
             network = {_RENAMED_SINCE_4.get(key, key): value for key, value in network.items()}
             network["trained_task_ids"] = info.pop("trained_task_ids", ())
         digest = description["weights"]["sha256"]
-        return SavedPolicy(path, network, info, Path(folder) / weights, digest)
+        own = tuple(description.get("own_modules", ()))
+        return SavedPolicy(path, network, info, Path(folder) / weights, digest, own)
 
 
 @contextlib.contextmanager
@@ -154,32 +200,38 @@ def explained_description(path: Path) -> Iterator[None]:
         ) from None
 
 
-def embed_text(text: str | Tensor, info: Mapping[str, Any], text_dim: int) -> Tensor:
-    """A text, or its embedding ``[D]``, as a table of one row, ``[1, D]``.
+def embed_prompts(texts: Sequence[str | Tensor], info: Mapping[str, Any], text_dim: int) -> Tensor:
+    """Texts, or their embeddings ``[D]``, as a table of a row each, ``[n, D]``.
 
-    A text is embedded by the encoder that ``info`` says the policy was trained with.
+    Texts are embedded by the encoder that ``info`` says the policy was trained with.
     """
-    if isinstance(text, str):
-        name = info.get("text_encoder")
-        if name is None:
-            raise ConfigError(
-                "this policy does not say which text encoder it was trained with: give the "
-                "embedding instead of the text"
+    words = [text for text in texts if isinstance(text, str)]
+    embedded = iter(_embed_words(words, info) if words else ())
+    rows = [next(embedded) if isinstance(text, str) else text for text in texts]
+    for row in rows:
+        if row.shape != (text_dim,):
+            raise PromptError(
+                f"the text embedding has shape {list(row.shape)}, the policy was trained with "
+                f"[{text_dim}]: use the same text encoder"
             )
-        encoder = make_text_encoder(name)
-        for key, value in (info.get("text_encoder_identity") or {}).items():
-            if encoder.identity.get(key) != value:
-                raise PromptError(
-                    f"the policy was trained with a text encoder whose {key} is {value!r}, here it "
-                    f"is {encoder.identity.get(key)!r}: use the same, or give the embedding"
-                )
-        text = embed_texts([text], encoder)[0]
-    if text.shape != (text_dim,):
-        raise PromptError(
-            f"the text embedding has shape {list(text.shape)}, the policy was trained with "
-            f"[{text_dim}]: use the same text encoder"
+    return torch.stack(rows)
+
+
+def _embed_words(words: list[str], info: Mapping[str, Any]) -> Tensor:
+    name = info.get("text_encoder")
+    if name is None:
+        raise ConfigError(
+            "this policy does not say which text encoder it was trained with: give the "
+            "embedding instead of the text"
         )
-    return text.unsqueeze(0)
+    encoder = make_text_encoder(name)
+    for key, value in (info.get("text_encoder_identity") or {}).items():
+        if encoder.identity.get(key) != value:
+            raise PromptError(
+                f"the policy was trained with a text encoder whose {key} is {value!r}, here it "
+                f"is {encoder.identity.get(key)!r}: use the same, or give the embedding"
+            )
+    return embed_texts(words, encoder)
 
 
 def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
@@ -215,7 +267,8 @@ def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
     )
     environment.filters |= {"cell": _cell, "json": json.dumps}
     card = environment.get_template("card.md.j2")
-    return card.render(info=info, rows=rows, arguments=arguments, mark=_GENERATED)
+    own = description.get("own_modules")
+    return card.render(info=info, rows=rows, arguments=arguments, own=own, mark=_GENERATED)
 
 
 def _cell(value: Any) -> str:

@@ -194,6 +194,20 @@ def test_wrong_prompts_are_named(demonstration):
         policy.prompt(trajectories=narrow)
 
 
+def test_tables_of_several_tasks(dataset):
+    one, two, three = (dataset.trajectory(number) for number in range(3))
+    policy = make_policy({"hide_goal": True})
+    tables = policy.make_tables({3: TABLE[3], 1: TABLE[1]}, {1: [one, two], 3: [three]})
+    assert torch.equal(tables.text[[1, 3]], TABLE[[1, 3]])
+    assert tables.task_ids == {1, 3}
+    assert tables.trajectories.is_concatenated
+    assert not tables.trajectories.prompts["observation"][..., 36:].any()
+    assert dataset.trajectory(0)["observation"][..., 36:].any()
+    assert policy.make_tables({}, {1: [one], 3: [two]}).trajectories.length == 16
+    with pytest.raises(ConfigError, match="reads no text"):
+        make_policy(prompt="none").make_tables({0: TABLE[0]}, {})
+
+
 def test_another_text_encoder_is_refused():
     policy = make_policy({"text_encoder": "smollm2"}, prompt="text", text_dim=576)
     policy.info["text_encoder_identity"] = {"model": "another"}

@@ -8,8 +8,10 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from llmdpd_torchrl.modules import DiffusionActor
 from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
@@ -60,6 +62,69 @@ def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         expected = policy.actor(state.clone())["action"]
         assert torch.equal(loaded.actor(state.clone())["action"], expected)
+
+
+# --- parts of the user's own ------------------------------------------------------------------
+
+
+class OwnDenoiser(torch.nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = torch.nn.Linear(inputs, outputs)
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+
+
+def own_actor():
+    torch.manual_seed(0)
+    return DiffusionActor(4, score_network=OwnDenoiser(44, 4), in_keys=["observation"])
+
+
+def plain_actor():
+    torch.manual_seed(0)
+    return TensorDictModule(torch.nn.Linear(39, 4), ["observation"], ["action"])
+
+
+def other_activation():
+    return make_networks(NetworkConfig(**SMALL, prompt="none", activation="relu")).actor
+
+
+def other_prediction():
+    return make_networks(NetworkConfig(**SMALL, prompt="none", prediction="x0")).actor
+
+
+@pytest.mark.parametrize("make_actor", [own_actor, plain_actor, other_activation, other_prediction])
+def test_an_actor_of_ones_own_is_saved_and_given_back(tmp_path, make_actor):
+    config = NetworkConfig(**SMALL, prompt="none")
+    policy = LLMDPDPolicy(config, make_actor(), None)
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"from_pretrained\(\.\.\., actor=\.\.\.\)"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    actor = make_actor()
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.zero_()
+    loaded = LLMDPDPolicy.from_pretrained(tmp_path, actor=actor)
+    saved, found = policy.state_dict(), loaded.state_dict()
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(saved[key], found[key]) for key in saved)
+    assert "actor=..." in (tmp_path / "README.md").read_text()
+
+
+def test_an_actor_that_does_not_take_the_weights_is_refused(tmp_path):
+    LLMDPDPolicy(NetworkConfig(**SMALL, prompt="none"), own_actor(), None).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="asks for"):
+        LLMDPDPolicy.from_pretrained(tmp_path, actor=plain_actor())
+
+
+def test_an_encoder_that_could_not_be_loaded_is_not_saved(tmp_path):
+    policy, _ = make_policy(prompt="text")
+    _, other = make_policy(prompt="text", activation="relu")
+    mixed = LLMDPDPolicy(policy.config, policy.actor, other.encoder)
+    with pytest.raises(ConfigError, match="prompt encoder is not the one"):
+        mixed.save_pretrained(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
 
 
 def damage_json(folder, **changes):
