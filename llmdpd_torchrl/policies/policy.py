@@ -104,7 +104,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """Write the action for observations of any batch shape.
 
         Args:
-            tensordict: holds ``in_keys``; ``observation`` is [*, O].
+            tensordict: holds ``in_keys``; ``observation`` is ``[*, O]``.
 
         Keyword Args:
             generator (torch.Generator, optional): of sampled actions. Defaults to the global one.

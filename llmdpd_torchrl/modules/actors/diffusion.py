@@ -31,10 +31,10 @@ class DiffusionActor(SafeModule):
             output width). Needed only for the default network.
 
     Keyword Args:
-        score_network (nn.Module, optional): [*, A + C + 1] to [*, A]. Defaults to an
+        score_network (nn.Module, optional): ``[*, A + C + 1]`` to ``[*, A]``. Defaults to an
             :class:`MLPDenoiser`.
-        conditioner (nn.Module, optional): maps the tensors of ``in_keys`` to [*, C]. Defaults to
-            their concatenation.
+        conditioner (nn.Module, optional): maps the tensors of ``in_keys`` to ``[*, C]``.
+            Defaults to their concatenation.
         hidden, activation: sizes of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
             learns the residual to it, see :class:`ResidualDenoiser`.
