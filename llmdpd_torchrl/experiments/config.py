@@ -186,6 +186,10 @@ class Family(abc.ABC):
         """The entries of the network's configuration that follow from the data."""
         return {}
 
+    def about(self) -> dict[str, Any]:
+        """What a saved policy has to know of its environments besides the tasks' names, as JSON."""
+        return {}
+
     @abc.abstractmethod
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """How evaluations are made."""

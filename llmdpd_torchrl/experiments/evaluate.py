@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 from llmdpd_torchrl.evaluation import Evaluator
 from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
-from llmdpd_torchrl.evaluation.plots import plot_learning_curves, plot_success_bars
-from llmdpd_torchrl.evaluation.statistics import ResultsSummary, summarise
+from llmdpd_torchrl.evaluation.outputs import write_evaluation
+from llmdpd_torchrl.evaluation.statistics import ResultsSummary
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend
 from llmdpd_torchrl.experiments.config import Run, plain
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
@@ -103,27 +102,23 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
     with make_evaluator(run, split.tasks, cfg.progress) as evaluator:
         episodes = evaluator(policy, evaluation_prompts(run))
     run.failed += sum(episode.error is not None for episode in episodes)
-    summary = summarise(episodes, split.train, split.held_out)
-    extra = {
-        **about,
-        "name": name,
-        "prompt": cfg.prompt,
-        "seed": cfg.seed,
-        "split": dataclasses.asdict(split) | {"table": None},
-        "data_hash": run.dataset.manifest.data_hash,
-        "command": ["python", *sys.argv],
-        "starts": evaluator.suite.starts(),
-        "episodes": [dataclasses.asdict(episode) for episode in episodes],
-    }
-    report.write_results_json(path, summary, extra)
-    report.write_markdown(summary, output / "results.md")
-    title = f"{'Success' if summary.measure == 'success %' else 'Score'} by task: {name}"
-    if cfg.evaluation.control != "both":
-        title += f", prompted with {cfg.evaluation.control}"
-    plot_success_bars(summary, output / "success.png", title=title)
-    if (output / "metrics.csv").exists():
-        plot_learning_curves(output / "metrics.csv", output / "learning_curves.png")
-    report.print_table(summary)
+    control = cfg.evaluation.control
+    summary = write_evaluation(
+        output,
+        episodes,
+        evaluator.suite,
+        seen=split.train,
+        unseen=split.held_out,
+        about={
+            **about,
+            "name": name,
+            "prompt": cfg.prompt,
+            "seed": cfg.seed,
+            "split": dataclasses.asdict(split) | {"table": None},
+            "data_hash": run.dataset.manifest.data_hash,
+        },
+        note="" if control == "both" else f", prompted with {control}",
+    )
     _evaluate_confusion(run, policy, output)
     return summary
 

@@ -184,6 +184,12 @@ class Locomotion(Family):
             "residual_on_retrieved": False,
         }
 
+    def about(self) -> dict[str, Any]:
+        """The environments by task, and the returns that score 0 and 100."""
+        variants = {name: dict(options) for name, options in self.protocol.variants.items()}
+        references = {name: list(ends) for name, ends in self.protocol.references.items()}
+        return {"variants": variants, "references": references}
+
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """How evaluations are made; the suite has the tasks' own limits of steps."""
         return read(EvaluationSettings, cfg.evaluation, max_steps=EvaluationSettings.max_steps)

@@ -135,12 +135,15 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
     about = {
         "fingerprint": run.fingerprint,
         "algorithm": cfg.algorithm,
+        "seed": run.cfg.seed,
         "trained_tasks": list(run.split.train),
+        "held_out_tasks": list(run.split.held_out),
         "task_table": list(run.split.table.names),
         "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
         "text_encoder_identity": run.text_encoder_identity if config.uses_text else None,
         "data_hash": dataset.manifest.data_hash,
         "hide_goal": run.family.settings(cfg).hide_goal,
+        **run.family.about(),
     }
     for critic in networks.qvalues:  # initialised on the CPU, so that all devices start alike
         critic.to(run.device)
