@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 def test_the_composed_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = CollectionSettings(episodes_per_task=2, max_steps=20)
-    collect_metaworld("data_cache/metaworld/train", ["reach-v3", "push-v3"], settings, workers=1)
+    collect_metaworld("my_data", ["reach-v3", "push-v3"], settings, workers=1)
     names = {}
     exec(BLOCKS[0].replace("total_updates=1000", "total_updates=2"), names)
     export_d4rl(names["data"], "episodes.hdf5")  # instead of a download

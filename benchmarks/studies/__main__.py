@@ -13,7 +13,7 @@ deleted to run it from scratch. Re-run the same command to resume; several proce
 work, by themselves or by ``variants`` and ``seeds``. Further settings:
 
     variants=[pooled,retrieved]  seeds=[0]    only these; also variants that need something special
-    data=PATH                                 default: data_cache/metaworld_ml45, made if needed
+    data=PATH                                 default: in the user's cache, made if needed
     workers=N                                 processes of evaluations; default: one a core
     output=FOLDER                             of the trainings; default: outputs/results
     definitions=FOLDER  store=FOLDER  page=FILE
@@ -91,7 +91,7 @@ def run(study: Study, options: Options, store: Store, plan: bool) -> None:
 def _place(options: Options, store: Store) -> Any:
     from benchmarks.studies.runner import Place
 
-    data = Path(options.data or ROOT / "data_cache" / "metaworld_ml45").resolve()
+    data = Path(options.data).resolve() if options.data else None
     return Place(store, data, Path(options.output).resolve(), options.workers)
 
 

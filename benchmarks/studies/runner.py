@@ -55,13 +55,14 @@ class Place:
 
     Attributes:
         store: the stored files.
-        data: replaces ``{data}`` in settings: a folder, or a file of recorded episodes.
+        data: replaces ``{data}`` in settings: a folder, or a file of recorded episodes; ``None``:
+            collected data are in the user's cache.
         output: the folder of the trainings.
         workers: processes of evaluations; ``None``: one a core.
     """
 
     store: Store
-    data: Path
+    data: Path | None
     output: Path
     workers: int | None = None
 
@@ -95,8 +96,11 @@ class Job:
             ConfigError: if there is no such setting.
         """
         name, _, data = _FAMILIES[self.study.family]
+        about_data = [*data, *self.variant.settings]
+        if place.data is None:
+            about_data = [s for s in about_data if not s.startswith("data.folder={data}")]
         settings = [
-            *(_with_path(setting, place.data) for setting in (*data, *self.variant.settings)),
+            *(_with_path(setting, place.data or Path("data")) for setting in about_data),
             f"name={self.name}",
             _with_path("output_dir={data}", self.folder(place)),
             f"seed={self.seed}",

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.envs.gym_mujoco import HalfCheetahVelocityEnv
+from llmdpd_torchrl.utils.cache import locked_folder
 from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_atomic
+from llmdpd_torchrl.utils.files import write_atomic
 
 GAIT_SPEEDS = tuple(0.25 * step for step in range(1, 13))
 """Target speeds in m/s, all within the reach of the gait."""
@@ -77,9 +78,10 @@ def collect_gait(
     for name, value, least in (("episodes", episodes, 1), ("steps", steps, 1), ("seed", seed, 0)):
         if value < least:
             raise ConfigError(f"{name} is {value}: it must be at least {least}")
-    make_writable_folder(path.parent, "data", "data.folder")
-    with folder_lock(path.parent):
-        if not path.exists():
+    if path.exists():  # perhaps in a folder that is only readable
+        return path
+    with locked_folder(path.parent, "data", "data.folder"):
+        if not path.exists():  # another process may have made it in the meantime
             columns, tasks = _collect(episodes, steps, noise, seed, progress)
             write_atomic(path, lambda temporary: _write(temporary, columns, tasks, steps))
     return path

@@ -6,9 +6,10 @@ number of workers, or interruptions.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,7 +23,8 @@ from safetensors.numpy import save
 from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps, goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
-from llmdpd_torchrl.utils.files import folder_lock, make_writable_folder, write_bytes
+from llmdpd_torchrl.utils.cache import cache_root, locked_folder
+from llmdpd_torchrl.utils.files import write_bytes
 from llmdpd_torchrl.utils.processes import run_jobs
 from llmdpd_torchrl.utils.settings import (
     Count,
@@ -70,6 +72,13 @@ class CollectionSettings:
             del settings["expert_gain"]
         return settings
 
+    @property
+    def folder(self) -> Path:
+        """The folder of these data in the user's cache; other settings have another."""
+        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        name = f"{self.episodes_per_task}-episodes-seed-{self.seed}-{digest[:10]}"
+        return cache_root() / "data" / "metaworld" / name
+
 
 def collect_metaworld(
     folder: str | Path,
@@ -83,10 +92,11 @@ def collect_metaworld(
 
     Existing task files with the same settings are reused, so that an interrupted collection
     resumes, and tasks can be added later. Complete data are only read: their folder may be
-    read-only.
+    read-only. Of several processes, one collects and the others wait.
 
     Args:
-        folder: of the dataset; created if it does not exist.
+        folder: of the dataset; created if it does not exist. The user's cache has one for every
+            settings, :attr:`CollectionSettings.folder`.
         tasks: Meta-World task names.
         settings: see :class:`CollectionSettings`.
         workers: number of processes; default: one per available core, at most one per task.
@@ -113,11 +123,9 @@ def collect_metaworld(
     names = METAWORLD_TASKS.check(tasks)
     if (folder / MANIFEST_NAME).exists():
         manifest = Manifest.read(folder)  # refuses to write into another kind of dataset
-        is_complete = manifest.tasks.keys() >= {*names} and manifest.settings == settings.to_dict()
-        if is_complete and not os.access(folder, os.W_OK):
+        if _is_complete(manifest, folder, names, settings):
             return manifest
-    make_writable_folder(folder, "data", "data.folder")
-    with folder_lock(folder):
+    with locked_folder(folder, "data", "data.folder"):
         for path in folder.glob(".*.tmp*"):  # left by a killed process, never by a finished one
             path.unlink(missing_ok=True)
         paths = {name: folder / f"{name}.safetensors" for name in METAWORLD_TASKS.names}
@@ -138,7 +146,7 @@ def collect_metaworld(
         manifest = Manifest(
             environment="metaworld",
             settings=settings.to_dict(),
-            packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+            packages=_versions(),
             task_table=list(METAWORLD_TASKS.names),
             observation_layout=METAWORLD_OBSERVATION_LAYOUT,
             action_size=4,
@@ -146,6 +154,28 @@ def collect_metaworld(
         )
         manifest.write(folder)
         return manifest
+
+
+def _is_complete(
+    manifest: Manifest, folder: Path, names: Sequence[str], settings: CollectionSettings
+) -> bool:
+    """Whether nothing has to be collected or described anew; the files are checked when loaded."""
+    is_as_written = (
+        manifest.settings == settings.to_dict()
+        and manifest.task_table == list(METAWORLD_TASKS.names)
+        and manifest.observation_layout == METAWORLD_OBSERVATION_LAYOUT
+    )
+    files = [manifest.tasks[name].file for name in names if name in manifest.tasks]
+    return is_as_written and len(files) == len(names) and all((folder / f).is_file() for f in files)
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that the data depend on; to describe files, no simulator is needed."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,6 +111,8 @@ class TrajectoryDataset:
                 f"{', '.join(manifest.tasks)}); collect it into the same folder"
             )
         names.sort(key=manifest.task_table.index)
+        # The data's hash is that of what is loaded, whatever else is in the folder.
+        manifest = replace(manifest, tasks={name: manifest.tasks[name] for name in names})
         files = [folder / manifest.tasks[name].file for name in names]
         size = sum(file.stat().st_size for file in files if file.is_file())
         check_memory(2 * size, f"{folder} ({len(files)} tasks)")  # read, then concatenated

@@ -23,13 +23,9 @@ from llmdpd_torchrl.data.d4rl import check_file, iter_d4rl_arrays, iter_d4rl_fil
 from llmdpd_torchrl.data.minari import minari_metadata_file, read_minari
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.data.recording import Recording
+from llmdpd_torchrl.utils.cache import cache_root, locked_folder
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
-from llmdpd_torchrl.utils.files import (
-    folder_lock,
-    make_writable_folder,
-    write_atomic,
-    write_folder_atomic,
-)
+from llmdpd_torchrl.utils.files import write_atomic, write_folder_atomic
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUFFIXES = (".hdf5", ".h5")
@@ -77,7 +73,7 @@ def load_episodes(
         infos: further columns to load, under ``"info"``.
         action_range: bounds of the actions, which are mapped to [-1, 1]. Default: [-1, 1], or the
             bounds of a Minari dataset's action space.
-        cache: folder of D4RL's files; default: ``data_cache/d4rl``.
+        cache: folder of D4RL's files; default: in the user's cache, see :func:`fetch_d4rl`.
         root: folder of converted data; default: they are read into memory.
         verify: compare the hash of each mapped file, which reads it once.
         progress: whether downloads, conversion and verification display a progress bar.
@@ -117,8 +113,7 @@ def load_episodes(
 
     fresh = False
     if not folder.is_dir():
-        make_writable_folder(root, "converted data", "root")
-        with folder_lock(Path(root)):
+        with locked_folder(root, "converted data", "root"):
             if not folder.is_dir():  # another process may have made it in the meantime
                 write_folder_atomic(folder, convert)
                 fresh = True
@@ -218,7 +213,7 @@ def fetch_d4rl(
 
     Args:
         name: such as ``"hopper-medium-v2"``.
-        cache: folder; default: ``data_cache/d4rl``.
+        cache: folder; default: ``data/d4rl`` in the user's cache.
         progress: whether to display a progress bar.
 
     Raises:
@@ -232,13 +227,12 @@ def fetch_d4rl(
             "... (a file's path ends in .hdf5, an id of Minari's may begin with 'minari:')"
         )
     url = D4RL_DATASETS[name]
-    folder = Path("data_cache/d4rl" if cache is None else cache)
+    folder = cache_root() / "data" / "d4rl" if cache is None else Path(cache)
     path, by_hand = folder / url.rpartition("/")[2], folder / f"{name}.hdf5"
     for found in (by_hand, path):
         if found.is_file():
             return found
-    make_writable_folder(folder, "download", "the cache folder")
-    with folder_lock(folder):
+    with locked_folder(folder, "download", "the argument cache"):
         if not path.is_file():  # another process may have downloaded it in the meantime
             write_atomic(path, lambda part: _download(url, part, path, progress))
     return path

@@ -42,6 +42,7 @@ from llmdpd_torchrl.prompts import (
     velocity_task,
 )
 from llmdpd_torchrl.tasks import TaskSplit, TaskTable, normalized_score
+from llmdpd_torchrl.utils.cache import cache_root
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 
@@ -61,7 +62,7 @@ class _Data:
     environment: str | None
     max_episode_steps: Size | None
     validation: Flag
-    folder: Text
+    folder: Text | None
     gait_episodes: Size
 
 
@@ -151,6 +152,7 @@ class Locomotion(Family):
         cfg, split = run.cfg, run.split
         sources, held_out = self._sources(cfg)
         is_speeds = bool(self.protocol.codes)
+        print(f"data: {', '.join([*sources, *held_out])}")
         dataset = load_episodes(
             [*sources, *held_out],
             task_key="task_id" if is_speeds else None,
@@ -206,13 +208,15 @@ class Locomotion(Family):
             return sources, held_out
         if held_out:
             raise ConfigError("data.held_out is given without data.sources: nothing to train on")
-        path = Path(cfg.data.folder) / "halfcheetah_gait.hdf5"
+        folder, episodes = cfg.data.folder, cfg.data.gait_episodes
+        folder = cache_root() / "data" / "halfcheetah" if folder is None else Path(folder)
+        path = folder / f"halfcheetah_gait_{episodes}_episodes.hdf5"
         if not path.exists():
             print(
                 "no data.sources are given: generating a small data set, a half cheetah at several "
-                f"speeds ({path})"
+                "speeds"
             )
-        collect_gait(path, episodes=cfg.data.gait_episodes, progress=cfg.progress)
+        collect_gait(path, episodes=episodes, progress=cfg.progress)
         return [str(path)], []
 
 

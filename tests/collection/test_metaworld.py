@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -107,6 +108,27 @@ def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot create the data folder"):
         collect_metaworld(tmp_path / "file" / "data", ["reach-v3"], SETTINGS, progress=False)
+
+
+def test_every_settings_have_a_folder_of_their_own_in_the_cache(cache_folder):
+    others = [{"episodes_per_task": 4}, {"seed": 1}, {"max_steps": 80}, {"noise_levels": (0.0,)},
+              {"steps_after_success": 9}, {"expert_gain": 0.5}]  # fmt: skip
+    folders = {CollectionSettings(**{**asdict(SETTINGS), **other}).folder for other in others}
+    assert len(folders | {SETTINGS.folder}) == len(others) + 1
+    assert {folder.parent for folder in folders} == {cache_folder / "data" / "metaworld"}
+    assert CollectionSettings(**SETTINGS.to_dict()).folder == SETTINGS.folder
+    assert not SETTINGS.folder.exists()
+
+
+def test_a_damaged_description_is_made_anew(collected, tmp_path):
+    folder, manifest = collected
+    for path in folder.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"size": 39', '"size": 38'))
+    assert collect_metaworld(tmp_path, TASKS, SETTINGS, progress=False) == manifest
+    (tmp_path / f"{TASKS[0]}.safetensors").unlink()
+    assert collect_metaworld(tmp_path, TASKS, SETTINGS, workers=1, progress=False) == manifest
 
 
 @pytest.mark.parametrize(

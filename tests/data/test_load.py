@@ -77,9 +77,12 @@ def test_a_name_is_downloaded_once(served, tmp_path):
     assert [p.name for p in cache.iterdir() if p.name[0] != "."] == ["hopper_medium-v2.hdf5"]
 
 
-def test_the_default_cache_is_in_the_working_folder(served, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert fetch_d4rl(NAME, progress=False).parts[:2] == ("data_cache", "d4rl")
+def test_the_default_is_in_the_users_cache(served, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMDPD_CACHE", str(tmp_path))
+    path = tmp_path / "data" / "d4rl" / "hopper_medium-v2.hdf5"
+    assert fetch_d4rl(NAME, progress=False) == path
+    assert fetch_d4rl(NAME, progress=False) == path
+    assert Handler.requests == ["/hopper_medium-v2.hdf5"]
 
 
 @pytest.mark.parametrize("name", ["hopper_medium-v2.hdf5", f"{NAME}.hdf5"])

@@ -41,12 +41,15 @@ def hopper(tmp_path_factory):
     return folder
 
 
-def test_with_no_file_one_is_generated_and_said_so(finished):
+def test_with_no_file_one_is_generated_in_the_cache_and_said_so(finished, cache_folder):
     folder, process = finished
     assert process.returncode == 0, process.stderr
     assert "generating a small data set" in process.stdout
     assert "collect gait" in process.stderr  # the bar
-    assert (folder / "data_cache" / "d4rl_smoke" / "halfcheetah_gait.hdf5").exists()
+    path = cache_folder / "data" / "halfcheetah" / "halfcheetah_gait_2_episodes.hdf5"
+    assert path.exists()
+    assert f"data: {path}" in process.stdout
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["outputs"]
 
 
 def test_all_artefacts_are_there(finished):

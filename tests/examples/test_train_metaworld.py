@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,35 @@ def run(run_example):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("run")
-    return folder, run(folder, "preset=smoke")
+    with pytest.MonkeyPatch.context() as patch:  # nothing is there yet
+        patch.setenv("LLMDPD_CACHE", str(folder / "cache"))
+        yield folder, run(folder, "preset=smoke")
+
+
+@pytest.fixture
+def train_data(finished):
+    """Where the run says that its training data are."""
+    (line,) = (line for line in finished[1].stdout.splitlines() if line.endswith("(train)"))
+    return Path(line.removeprefix("data: ").removesuffix(" (train)"))
+
+
+def test_the_data_are_in_the_users_cache(finished, train_data, run, tmp_path):
+    folder, process = finished
+    assert train_data.parent == folder / "cache" / "data" / "metaworld"
+    assert process.stdout.count("data: ") == 2  # the demonstrations lie apart
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"cache", "outputs"}
+    before = {path: path.stat().st_mtime_ns for path in train_data.iterdir()}
+    # From another working folder, with one task more, and one less.
+    for tasks in ("[reach-v3,window-open-v3,push-v3]", "[reach-v3]"):
+        again = run(tmp_path, "preset=smoke", f"tasks.train={tasks}", "until=collect")
+        assert again.returncode == 0, again.stderr
+        assert f"data: {train_data} (train)" in again.stdout
+    after = {path: path.stat().st_mtime_ns for path in train_data.iterdir()}
+    assert {p.name for p in after.keys() - before.keys()} == {"push-v3.safetensors"}
+    assert [p.name for p in before if before[p] != after[p]] == ["manifest.json"]
+    # What others collected changes nothing of what a run is: it is not trained again.
+    again = run(folder, "preset=smoke", "until=train")
+    assert "train: reusing" in again.stdout, again.stderr
 
 
 def test_all_artefacts_are_there(finished):
@@ -61,18 +90,17 @@ def test_all_artefacts_are_there(finished):
     assert "Traceback" not in process.stderr
 
 
-def test_the_checkpoint_loads_with_nothing_else(finished):
+def test_the_checkpoint_loads_with_nothing_else(finished, train_data):
     folder, _ = finished
     checkpoint = folder / "outputs" / "smoke-both-seed0" / "checkpoint"
     policy = LLMDPDPolicy.from_pretrained(checkpoint)
     assert policy.info["trained_tasks"] == ["reach-v3", "window-open-v3"]
-    data = json.loads((folder / "data_cache" / "smoke" / "train" / "manifest.json").read_text())
-    assert policy.info["data_hash"] == data["data_hash"]
-    assert f"| data (SHA-256) | {data['data_hash']} |" in (checkpoint / "README.md").read_text()
+    data = TrajectoryDataset.load(train_data, ["reach-v3", "window-open-v3"]).manifest.data_hash
+    assert policy.info["data_hash"] == data
+    assert f"| data (SHA-256) | {data} |" in (checkpoint / "README.md").read_text()
 
 
-def test_a_text_is_embedded_as_in_the_training_or_refused(finished):
-    from llmdpd_torchrl.data import TrajectoryDataset
+def test_a_text_is_embedded_as_in_the_training_or_refused(finished, train_data):
     from llmdpd_torchrl.prompts import SmolLM2Encoder, load_text_prompts
     from llmdpd_torchrl.utils.errors import PromptError
 
@@ -80,7 +108,7 @@ def test_a_text_is_embedded_as_in_the_training_or_refused(finished):
     policy = LLMDPDPolicy.from_pretrained(folder / "outputs" / "smoke-both-seed0" / "checkpoint")
     assert policy.info["text_encoder_identity"] == SmolLM2Encoder().identity
     text = load_text_prompts()["door-lock-v3"].render()  # embedded in the package
-    shown = TrajectoryDataset.load(folder / "data_cache" / "smoke" / "train", ["reach-v3"])
+    shown = TrajectoryDataset.load(train_data, ["reach-v3"])
     told = {"text": text, "trajectories": shown.trajectory(0)}
     assert policy.prompt(**told).embedding is not None
     policy.info["text_encoder"] = {"model": "smollm2", "layer": 7}
@@ -132,9 +160,8 @@ def test_a_sweep_leaves_every_run_in_its_folder(finished, run):
 @pytest.mark.gpu
 @pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_training_is_reused_on_another_device(finished, run, tmp_path, devices):
-    folder, _ = finished
-    shared = ("preset=smoke", f"data.folder={folder / 'data_cache' / 'smoke'}", "progress=false",
-              "output_dir=out", "video.tasks=[]", "trainer.save_every=20")  # fmt: skip
+    shared = ("preset=smoke", "progress=false", "output_dir=out", "video.tasks=[]",
+              "trainer.save_every=20")  # fmt: skip
     first, second = devices
     process = run(tmp_path, *shared, f"device={first}", "until=train")
     assert process.returncode == 0, process.stderr
@@ -262,9 +289,7 @@ def test_help_and_configuration_read_well(run, tmp_path):
     ],
 )
 def test_mistakes_end_in_one_clear_line(finished, check_mistake, overrides, message):
-    folder, _ = finished
-    data = f"data.folder={folder / 'data_cache' / 'smoke'}"
-    check_mistake("train_metaworld.py", [data, *overrides], message)
+    check_mistake("train_metaworld.py", overrides, message)
 
 
 def damage_truncate(folder):
@@ -281,12 +306,9 @@ def damage_layout(folder):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("damage", [damage_truncate, damage_layout])
-def test_damaged_data_ends_in_one_clear_line(finished, tmp_path, run, damage):
-    import shutil
-
-    source, _ = finished
+def test_damaged_data_ends_in_one_clear_line(train_data, tmp_path, run, damage):
     folder = tmp_path / "data"
-    shutil.copytree(source / "data_cache" / "smoke", folder)
+    shutil.copytree(train_data, folder / "train")
     message = damage(folder)
     command = [sys.executable, "-c", "import sys; from llmdpd_torchrl.data import *; from llmdpd_torchrl.utils.errors import UserError\ntry: TrajectoryDataset.load(sys.argv[1])\nexcept UserError as e: sys.exit(str(e))", str(folder / "train")]  # fmt: skip  # noqa: E501
     process = subprocess.run(command, capture_output=True, text=True, check=False)

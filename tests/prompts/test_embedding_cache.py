@@ -15,7 +15,6 @@ from llmdpd_torchrl.commands.prompts import builtin_prompts
 from llmdpd_torchrl.prompts import (
     SmolLM2Encoder,
     TextPrompt,
-    cache_root,
     centred_similarity,
     embed_texts,
     load_text_prompts,
@@ -75,14 +74,10 @@ def test_encoders_do_not_share_entries(counting, tmp_path):
     assert entry_name(counting.identity, "a") != entry_name(other.identity, "a")
 
 
-def test_the_default_root_follows_the_environment(counting, tmp_path, monkeypatch):
+def test_the_default_is_in_the_users_cache(counting, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMDPD_CACHE", str(tmp_path / "own"))
-    assert cache_root() == tmp_path / "own"
     embed_texts(["a"], counting)
     assert cache_file(tmp_path / "own" / "embeddings").is_file()
-    monkeypatch.delenv("LLMDPD_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    assert cache_root() == tmp_path / "shared" / "llmdpd_torchrl"
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "nan", "shape", "dtype"])

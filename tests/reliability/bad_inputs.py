@@ -59,7 +59,7 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
             (["evaluation.every_episodes=0"], "evaluation.every_episodes"),
             (["evaluation.workers=many"], "evaluation.workers"),
             (["data.workers=0"], "data.workers"),
-            (["data.folder=null"], "data.folder"),
+            (["data.folder=''"], "data.folder"),
             (["output_dir=[x]"], "output_dir"),
             (["output_dir=''"], "output_dir"),
             (["video.tasks=[reach-v9]"], "reach-v9"),
