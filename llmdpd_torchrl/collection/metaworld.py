@@ -24,6 +24,7 @@ from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps, goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.utils.cache import cache_root, locked_folder
+from llmdpd_torchrl.utils.errors import import_optional
 from llmdpd_torchrl.utils.files import write_bytes
 from llmdpd_torchrl.utils.processes import run_jobs
 from llmdpd_torchrl.utils.settings import (
@@ -106,7 +107,8 @@ def collect_metaworld(
         the manifest of all tasks in the folder.
 
     Raises:
-        ConfigError: if a task is unknown or the folder cannot be written.
+        ConfigError: if a task is unknown, the folder cannot be written, or Meta-World, which only
+            missing tasks need, is not installed.
         DataError: if the folder holds data of other settings, or a damaged file.
 
     Examples:
@@ -133,6 +135,7 @@ def collect_metaworld(
         records = {name: task_record(path, settings.to_dict()) for name, path in there.items()}
         missing = [name for name in names if name not in records]
         if missing:
+            import_optional("metaworld", f"collecting {', '.join(missing)}", "metaworld")
             run_jobs(
                 collect_task,
                 [(name, paths[name], settings) for name in missing],

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, import_optional
 from llmdpd_torchrl.utils.settings import Positive, checked_dataclass
 
 #: Version 4 has the rewards and models of D4RL's data; version 5 changes Walker2d's friction and
@@ -76,7 +76,7 @@ class GymMujocoEnv(SimulatorEnv):
     and under ``"next"`` ``reward`` [1], ``terminated``, ``truncated``, ``done`` [1] bool.
 
     Raises:
-        ConfigError: if the task is unknown or ``max_steps`` is below 1.
+        ConfigError: if the task is unknown, ``max_steps`` is below 1, or MuJoCo is not installed.
 
     Examples:
         >>> env = GymMujocoEnv("Hopper-v4", seed=1, dynamics=Dynamics(gravity=0.5))
@@ -101,6 +101,7 @@ class GymMujocoEnv(SimulatorEnv):
             raise ConfigError(f"unknown task {task!r}: use one of {', '.join(GYM_MUJOCO_TASKS)}")
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}: it must be at least 1")
+        import_optional("mujoco", f"the simulator of {task}", "metaworld")
         dynamics = dynamics or Dynamics()
         options: dict[str, Any] = {"max_episode_steps": max_steps}
         if render is not None:

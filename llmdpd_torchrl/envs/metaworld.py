@@ -21,7 +21,7 @@ from torchrl.data import Categorical
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, import_optional
 
 if TYPE_CHECKING:
     import mujoco
@@ -44,9 +44,10 @@ def make_simulator(task: str, *, render: tuple[int, int] | None = None) -> Any:
         a ``metaworld.sawyer_xyz_env.SawyerXYZEnv``; reset it with :func:`reset_simulator`.
 
     Raises:
-        ConfigError: if the task is unknown.
+        ConfigError: if the task is unknown, or Meta-World is not installed.
     """
     METAWORLD_TASKS.index(task)
+    import_optional("metaworld", f"the simulator of {task}", "metaworld")
     options: dict[str, Any] = {}
     if render is not None:
         options = {"render_mode": "rgb_array", "camera_name": "corner2"}
@@ -172,7 +173,8 @@ class MetaWorldEnv(SimulatorEnv):
     ``truncated``, ``done`` [1] bool.
 
     Raises:
-        ConfigError: if the task is unknown or ``max_steps`` is out of range.
+        ConfigError: if the task is unknown, ``max_steps`` is out of range, or Meta-World is not
+            installed.
 
     Examples:
         >>> env = MetaWorldEnv("reach-v3", num_goals=2, max_steps=5)

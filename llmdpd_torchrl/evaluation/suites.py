@@ -84,7 +84,7 @@ class MetaWorldSuite:
         """Placements of ``seed``, which differ from those of every collection.
 
         Raises:
-            ConfigError: if a task is unknown.
+            ConfigError: if a task is unknown, or Meta-World is not installed.
 
         Examples:
             >>> suite = MetaWorldSuite.sampled(["reach-v3"], episodes=2)

@@ -163,6 +163,7 @@ class Family(abc.ABC):
     """A family of environments: its settings, tasks, data, prompts and simulators."""
 
     schema: ClassVar[type[Schema]]
+    simulator: ClassVar[str]  # the package that evaluations need
 
     @abc.abstractmethod
     def check(self, cfg: DictConfig) -> TaskSplit:

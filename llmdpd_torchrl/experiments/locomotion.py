@@ -130,6 +130,7 @@ class Locomotion(Family):
     """
 
     schema = LocomotionSchema
+    simulator = "mujoco"
     protocol: Protocol
     codes: Mapping[str, float]
 

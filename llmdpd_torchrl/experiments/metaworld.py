@@ -90,6 +90,7 @@ class MetaWorld(Family):
     """
 
     schema = MetaWorldSchema
+    simulator = "metaworld"
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """Name the tasks of the split."""

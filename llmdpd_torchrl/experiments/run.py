@@ -26,7 +26,7 @@ from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.trainers import check_logger
-from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
+from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError, import_optional
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.utils.processes import available_cores, check_backend
 
@@ -96,6 +96,9 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
             f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, the "
             "updates after which the trainer can save"
         )
+    if cfg.until not in ("collect", "embed", "train") or cfg.evaluation.every:
+        purpose = "an evaluation (until=train does without)"
+        import_optional(family.simulator, purpose, "metaworld")
     check_backend(cfg.evaluation.backend)
     check_logger(cfg.logger.kind, cfg.logger.get("wandb_mode"))
     algorithm = get_algorithm(cfg.algorithm)
