@@ -60,6 +60,7 @@ def train(run: Run) -> None:
     run.policy, networks = _build(run)
     trainer = _make_trainer(run, networks, saved)
     with contextlib.ExitStack() as stack:
+        stack.callback(trainer.logger.shutdown)  # or a sweep's next run would log into this one
         if run.cfg.evaluation.every:
             _evaluate_meanwhile(run, trainer, stack)
         # Last of the hooks: it saves what the others found in a round.

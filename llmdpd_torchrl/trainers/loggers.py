@@ -4,49 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import imageio.v3 as imageio
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.record.loggers import Logger, WandbLogger, get_logger
+from torchrl.record.loggers import Logger, MLFlowLogger, WandbLogger, get_logger
 
 from llmdpd_torchrl.trainers.metrics_file import MetricsFile
 from llmdpd_torchrl.utils.errors import ConfigError, first_line, notice
-from llmdpd_torchrl.utils.files import sync, write_bytes, write_json
+from llmdpd_torchrl.utils.files import sync, write_bytes, write_json, write_text
+
+Metrics: TypeAlias = dict[str, Any] | TensorDictBase
 
 
-class _RowLogger(Logger):
-    """A logger of rows; a single scalar is a row of one."""
-
-    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
-        self.log_metrics({name: value}, step)
-
-    def log_metrics(
-        self,
-        metrics: dict[str, Any] | TensorDictBase,
-        step: int | None = None,
-        *,
-        keys_sep: str = "/",
-    ) -> dict[str, float]:
-        """Log scalars as one row and return them as floats; nested keys are joined."""
-        if isinstance(metrics, TensorDictBase):
-            metrics = metrics.flatten_keys(keys_sep).to_dict()
-        values = {name: float(value) for name, value in metrics.items()}
-        self._log_row(values, step)
-        return values
-
-    def _log_row(self, values: dict[str, float], step: int | None) -> None:
-        raise NotImplementedError
-
-
-class MetricsCSVLogger(_RowLogger):
+class MetricsCSVLogger(Logger):
     """TorchRL logger that writes all scalars of a run into one tidy ``metrics.csv``.
 
     TorchRL's own ``CSVLogger`` writes one file per scalar. A scalar without a step goes into the
@@ -66,8 +45,17 @@ class MetricsCSVLogger(_RowLogger):
     def _create_experiment(self) -> MetricsFile:
         return MetricsFile(Path(self.log_dir) / "metrics.csv", self._resume_step)
 
-    def _log_row(self, values: dict[str, float], step: int | None) -> None:
+    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
+        """Log one scalar."""
+        self.log_metrics({name: value}, step)
+
+    def log_metrics(
+        self, metrics: Metrics, step: int | None = None, *, keys_sep: str = "/"
+    ) -> dict[str, float]:
+        """Log scalars as one row and return them as floats; nested keys are joined."""
+        values = _floats(metrics, keys_sep)
         self.experiment.write(self.experiment.next_step(values) if step is None else step, values)
+        return values
 
     def log_video(
         self, name: str, video: torch.Tensor, step: int | None = None, *, fps: float = 20
@@ -111,11 +99,11 @@ class MetricsCSVLogger(_RowLogger):
             )
 
 
-class LoggerGroup(_RowLogger):
+class LoggerGroup(Logger):
     """Several loggers as one; without any, it logs nothing.
 
     A logger that raises is reported in one line and left out from then on: a lost connection must
-    not end a training.
+    not end a training. One that cannot show videos or histograms is left out of these alone.
 
     Attributes:
         failed: members that raised.
@@ -128,56 +116,71 @@ class LoggerGroup(_RowLogger):
     ) -> None:
         self.loggers = list(loggers)
         self.failed: list[Logger] = []
+        self._lacking: list[tuple[Logger, str]] = []
         super().__init__(exp_name, os.fspath(log_dir))
 
     def _create_experiment(self) -> list[Any]:
         return [logger.experiment for logger in self.loggers]
 
-    def _log_row(self, values: dict[str, float], step: int | None) -> None:
-        self._each(lambda logger: logger.log_metrics(dict(values), step))
+    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
+        """Log one scalar."""
+        self.log_metrics({name: value}, step)
+
+    def log_metrics(
+        self, metrics: Metrics, step: int | None = None, *, keys_sep: str = "/"
+    ) -> dict[str, float]:
+        """Log scalars and return them as floats; nested keys are joined."""
+        values = _floats(metrics, keys_sep)
+        self._each("log_metrics", values, step)
+        return values
 
     def log_video(
         self, name: str, video: torch.Tensor, step: int | None = None, **kwargs: Any
     ) -> None:
         """Log a video, uint8 [..., T, C, H, W]."""
-        self._each(lambda logger: logger.log_video(name, video, step=step, **kwargs))
+        self._each("log_video", name, video, step=step, **kwargs)
 
     def log_hparams(self, cfg: DictConfig | dict) -> None:
         """Log the configuration."""
-        self._each(lambda logger: logger.log_hparams(cfg))
+        self._each("log_hparams", cfg)
 
     def log_histogram(self, name: str, data: Sequence | torch.Tensor, **kwargs: Any) -> None:
-        """Log a histogram."""
-        self._each(lambda logger: logger.log_histogram(name, data, **kwargs))
+        """Log a histogram, of 64 bins unless told otherwise."""
+        self._each("log_histogram", name, data, **{"bins": 64, **kwargs})
 
     def flush(self, timeout: float | None = None) -> None:
         """Flush every logger."""
-        self._each(lambda logger: logger.flush(timeout))
+        self._each("flush", timeout)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Close every logger."""
-        self._each(lambda logger: logger.shutdown(timeout))
+        self._each("shutdown", timeout)
         self._service_shutdown = True
 
-    def _each(self, call: Callable[[Logger], Any]) -> None:
-        """Call every logger that has not failed."""
+    def _each(self, method: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Call a method of every logger that has not failed; what they return, by their names."""
+        returned = {}
         for logger in self.loggers:
-            if logger in self.failed:
+            if logger in self.failed or (logger, method) in self._lacking:
                 continue
             try:
-                call(logger)
+                returned[self._name(logger)] = getattr(logger, method)(*args, **kwargs)
             except Exception as error:  # of any kind: a network, an account, a disk
-                self.failed.append(logger)
+                kind, what = type(logger).__name__.strip("_"), "it"
+                if method in ("log_video", "log_histogram"):
+                    self._lacking.append((logger, method))
+                    what = f"its {method.removeprefix('log_')}s"
+                else:
+                    self.failed.append(logger)
                 reason = f"{type(error).__name__}: {first_line(error)}"
-                notice(f"{type(logger).__name__} failed ({reason}): continuing without it")
+                notice(f"{kind} failed ({reason}): continuing without {what}")
+        return returned
 
     def __repr__(self) -> str:
         return f"LoggerGroup({self.loggers!r})"
 
     def _checkpoint_state(self) -> dict[str, Any]:
-        states: dict[str, Any] = {}
-        self._each(lambda logger: states.update({self._name(logger): logger.state_dict()}))
-        return {"loggers": states}
+        return {"loggers": self._each("state_dict")}
 
     def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
         # A logger that had failed, or was added, has no state.
@@ -190,10 +193,7 @@ class LoggerGroup(_RowLogger):
 
 
 class _Wandb(WandbLogger):
-    """TorchRL's logger where it needs moviepy (for videos) or a keyword (for histograms)."""
-
-    def log_histogram(self, name: str, data: Sequence | torch.Tensor, **kwargs: Any) -> None:
-        super().log_histogram(name, data, **{"bins": 64, **kwargs})  # wandb refuses bins=None
+    """TorchRL's logger, without moviepy for videos."""
 
     def log_video(
         self, name: str, video: torch.Tensor, step: int | None = None, fps: float = 20
@@ -203,6 +203,20 @@ class _Wandb(WandbLogger):
         path = Path(self.log_dir) / "wandb" / "videos" / f"{name}_{step}.mp4"
         _write_video(path, video, fps)
         self._log_payload({name: wandb.Video(str(path), format="mp4")}, step=step)
+
+
+class _MLFlow(MLFlowLogger):
+    """TorchRL's logger with an end, so that the next run of a sweep can start in its own store."""
+
+    has_own_store = False
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        import mlflow
+
+        super().shutdown(timeout)
+        mlflow.end_run()
+        if self.has_own_store:  # which MLflow has put into the environment
+            mlflow.set_tracking_uri(None)
 
 
 def check_logger(kind: str, wandb_mode: str | None = None) -> None:
@@ -219,7 +233,9 @@ def check_logger(kind: str, wandb_mode: str | None = None) -> None:
             f"logger.wandb_mode is {wandb_mode!r}: choose online, offline or disabled"
         )
     if kind in remote and importlib.util.find_spec(kind) is None:
-        raise ConfigError(f"logger.kind is {kind!r}: it needs the package, pip install {kind}")
+        raise ConfigError(
+            f'logger.kind is {kind!r}: it needs its package, pip install "llmdpd_torchrl[{kind}]"'
+        )
 
 
 def make_logger(
@@ -248,8 +264,8 @@ def make_logger(
         resume_step: last finished update of the run to continue, ``None`` for a new run.
 
     Raises:
-        ConfigError: see :func:`check_logger`; also if wandb cannot start, or ``directory`` holds
-            the metrics of another run.
+        ConfigError: see :func:`check_logger`; also if its service cannot start, or ``directory``
+            holds the metrics of another run.
     """
     check_logger(kind, wandb_mode)  # before the CSV file exists, so that a second try can make it
     if kind == "none":
@@ -259,44 +275,74 @@ def make_logger(
     if kind == "csv":
         return table
     project = wandb_project or os.environ.get("WANDB_PROJECT") or "llmdpd_torchrl"
-    if kind == "wandb":
-        beside = _start_wandb(directory, name, config, wandb_mode, project, resume_step is not None)
-    else:
-        folder = str(Path(directory) / kind)
-        beside = get_logger(kind, folder, name, trackio_kwargs={"project": project})
-        beside.log_hparams(_plain(config))
+    folder = Path(directory)
+    id_file = folder / f"{kind}_id.txt"  # of the service's run, which a resumed training continues
+    continues = resume_step is not None and id_file.exists()
+    run_id = id_file.read_text().strip() if continues else None
+    try:
+        if kind == "wandb":
+            beside = _start_wandb(folder, name, project, run_id, wandb_mode)
+        elif kind == "mlflow":
+            beside = _start_mlflow(folder, name, project, run_id)
+        else:  # trackio and tensorboard continue a run by its name
+            options = {"project": project, "resume": "allow" if run_id else "never"}
+            beside = get_logger(kind, str(folder / kind), name, trackio_kwargs=options)
+        if run_id is None:
+            write_text(id_file, f"{_run_id(beside)}\n")
+            is_nested = kind in ("wandb", "trackio")
+            beside.log_hparams(_plain(config) if is_nested else _flat(_plain(config)))
+    except Exception as error:  # of any kind: no login, no network, a locked database
+        hint = "run `wandb login`, set the wandb mode to offline, or " if kind == "wandb" else ""
+        raise ConfigError(
+            f"{kind} cannot start ({first_line(error)}): {hint}use logger=csv"
+        ) from error
     return LoggerGroup([table, beside], name, directory)
 
 
 def _start_wandb(
-    directory: str | os.PathLike[str],
-    name: str,
-    config: dict[str, Any],
-    mode: str | None,
-    project: str,
-    resumed: bool,
-) -> Logger:
-    import wandb
-
+    folder: Path, name: str, project: str, run_id: str | None, mode: str | None
+) -> _Wandb:
     mode = mode or os.environ.get("WANDB_MODE")
-    id_file = Path(directory) / "wandb_id.txt"  # a resumed run continues the same wandb run
-    try:
-        logger = _Wandb(
-            name,
-            save_dir=directory,
-            id=id_file.read_text().strip() if resumed and id_file.exists() else None,
-            project=project,
-            config=_plain(config),
-            log_env_packages=False,  # the run's environment report has them
-            **({"mode": mode} if mode else {}),
-        )
-    except (wandb.errors.UsageError, wandb.errors.CommError) as error:  # no login, no network
-        reason = first_line(error)
-        raise ConfigError(
-            f"wandb cannot start ({reason}): run `wandb login`, or set the wandb mode to offline"
-        ) from error
-    id_file.write_text(f"{logger.experiment.id}\n")
+    return _Wandb(
+        name,
+        save_dir=folder,
+        id=run_id,
+        project=project,
+        log_env_packages=False,  # the run's environment report has them
+        **({"mode": mode} if mode else {}),
+    )
+
+
+def _start_mlflow(folder: Path, name: str, project: str, run_id: str | None) -> _MLFlow:
+    """In the database that ``MLFLOW_TRACKING_URI`` names, or one in the run's folder.
+
+    TorchRL's ``get_logger`` asks for a folder of files, which MLflow no longer writes.
+    """
+    import mlflow
+
+    uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+    if not uri:
+        store = (folder / "mlflow").resolve()
+        store.mkdir(exist_ok=True)
+        uri, artifacts = f"sqlite:///{store / 'mlflow.db'}", store.as_uri()
+    if run_id is not None:
+        os.environ["MLFLOW_RUN_ID"] = run_id  # read by the next start, which removes it
+    logger = _MLFlow(project, uri, artifact_location=artifacts)
+    logger.has_own_store = artifacts is not None
+    mlflow.set_tag("mlflow.runName", name)
     return logger
+
+
+def _run_id(logger: Logger) -> str:
+    if isinstance(logger, _Wandb):
+        return logger.experiment.id
+    return logger.experiment.info.run_id if isinstance(logger, _MLFlow) else logger.exp_name
+
+
+def _floats(metrics: Metrics, keys_sep: str = "/") -> dict[str, float]:
+    if isinstance(metrics, TensorDictBase):
+        metrics = metrics.flatten_keys(keys_sep).to_dict()
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _plain(cfg: Any) -> Any:
@@ -310,6 +356,18 @@ def _plain(cfg: Any) -> Any:
     if cfg is None or isinstance(cfg, bool | int | str):
         return cfg
     return cfg if isinstance(cfg, float) and math.isfinite(cfg) else str(cfg)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration without nesting, ``{"loss.gamma": 0.99}``; other values become JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            is_scalar = isinstance(value, bool | int | float | str)
+            flat[f"{prefix}{key}"] = value if is_scalar else json.dumps(value)
+    return flat
 
 
 def _write_video(path: Path, video: torch.Tensor, fps: float) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import imageio.v3 as imageio
 import numpy as np
@@ -135,6 +138,25 @@ def test_group_passes_everything_to_all(tmp_path):
         assert (tmp_path / name / "videos" / "film_1.mp4").exists()
 
 
+class Silent(MetricsCSVLogger):
+    """A logger that cannot show videos."""
+
+    def log_video(self, *args, **kwargs):
+        raise ImportError("no encoder")
+
+
+def test_a_logger_without_videos_keeps_its_curves(tmp_path, capsys):
+    member = Silent("run", tmp_path)
+    group = LoggerGroup([member], "run", tmp_path)
+    for step in (1, 2):
+        group.log_video("film", torch.zeros(2, 3, 16, 16).byte(), step=step)
+        group.log_scalar("loss", 1.0, step=step)
+    assert not group.failed
+    assert read_metrics(tmp_path / "metrics.csv")[0].tolist() == [1, 2]
+    notes = capsys.readouterr().err.splitlines()
+    assert notes == ["note: Silent failed (ImportError: no encoder): continuing without its videos"]
+
+
 # --- make_logger -----------------------------------------------------------------------------
 
 
@@ -175,15 +197,19 @@ def test_without_the_package_the_line_names_it(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == kind else find_spec(name)
     )
-    with pytest.raises(ConfigError, match=rf"logger.kind is .{kind}.: .* pip install {kind}"):
+    with pytest.raises(
+        ConfigError, match=rf"logger.kind is .{kind}.: .* pip install .llmdpd_torchrl.{kind}"
+    ):
         make_logger(kind, tmp_path, name="run", config={})
     assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_beside_the_csv(tmp_path):
     pytest.importorskip("tensorboard")
-    logger = make_logger("tensorboard", tmp_path, name="run", config={"seed": 1})
+    config = {"seed": 1, "optim": {"learning_rate": 1e-3, "widths": [8, 8], "limit": None}}
+    logger = make_logger("tensorboard", tmp_path, name="run", config=config)
     logger.log_scalar("loss", 1.0, step=0)
+    logger.log_histogram("weights", torch.arange(5.0), step=0)
     logger.flush()
     assert not logger.failed
     state = logger.state_dict()
@@ -233,6 +259,59 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path):
     second = make_logger("wandb", tmp_path / "run", resume_step=0, **settings)
     assert second.loggers[1].experiment.id == name
     second.shutdown()
+
+
+@has_wandb
+@pytest.mark.usefixtures("_quiet_wandb")
+def test_the_next_run_of_a_sweep_is_another_wandb_run(tmp_path):
+    ids = []
+    for name in ("a", "b"):
+        logger = make_logger("wandb", tmp_path / name, name=name, config={}, wandb_mode="offline")
+        ids.append(logger.loggers[1].experiment.id)
+        logger.shutdown()
+    assert ids[0] != ids[1]
+
+
+def test_mlflow_gets_curves_and_configuration_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = {"optim": {"learning_rate": 0.5}}
+    for name, resume_step, step in (("a", None, 0), ("a", 0, 1), ("b", None, 0)):
+        folder = tmp_path / name
+        logger = make_logger("mlflow", folder, name=name, config=config, resume_step=resume_step)
+        logger.log_scalar("loss", 1.0, step=step)
+        logger.log_video("film", torch.zeros(2, 3, 16, 16).byte(), step=step)
+        logger.shutdown()
+        assert not logger.failed
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'a' / 'mlflow' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'llmdpd_torchrl'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "a"
+    assert run.data.params == {"optim.learning_rate": "0.5"}
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [0, 1]
+
+
+def test_trackio_goes_on_in_the_same_run_and_starts_others_anew(tmp_path):
+    """In a process of its own: trackio reads its folder when it is imported."""
+    pytest.importorskip("trackio")
+    code = """
+import sys
+from llmdpd_torchrl.trainers.loggers import make_logger
+for resume_step in (None, 0, None):
+    if resume_step is None:
+        (Path("run/metrics.csv")).unlink(missing_ok=True)
+    logger = make_logger("trackio", "run", name="run", config={}, resume_step=resume_step)
+    print("id", logger.loggers[1].experiment.id)
+    logger.log_scalar("loss", 1.0, step=0)
+    logger.shutdown()
+"""
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "store")}
+    done = subprocess.run(
+        [sys.executable, "-c", "from pathlib import Path" + code],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, resumed, new = [line for line in done.stdout.splitlines() if line.startswith("id ")]
+    assert first == resumed != new
 
 
 @has_wandb
