@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "collect Meta-World data, train, evaluate on seen and unseen tasks, report",
     "train-d4rl": "the same on recorded locomotion: D4RL, Minari, HDF5 files",
     "report": "turn a folder of runs into tables, plots and one HTML page",
-    "data": "collect a dataset, or show the content of one",
+    "data": "collect or fetch datasets, list those in the cache, show what is in one",
     "prompts": "list, embed and compare text prompts",
 }
 """Each in the file of its name in ``llmdpd_torchrl/commands``, imported when it is run."""

@@ -1,19 +1,24 @@
-"""``llmdpd data``: collect a dataset, or show the content of one."""
+"""``llmdpd data``: collect or fetch datasets, list those in the cache, show what is in one."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.data.manifest import Manifest
+from llmdpd_torchrl.data.load import fetch_d4rl
+from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, SPLITS
-from llmdpd_torchrl.utils.errors import run_command_line
+from llmdpd_torchrl.utils.cache import CACHE_VARIABLE, cache_root
+from llmdpd_torchrl.utils.errors import DataError, run_command_line
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="llmdpd data", description="Collect a dataset, or show the content of one."
+        prog="llmdpd data",
+        description="Collect or fetch datasets, list those in the cache, show what is in one.",
+        epilog=f"{CACHE_VARIABLE} names another cache folder than the platform's.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     collect = commands.add_parser(
@@ -21,7 +26,12 @@ def _parser() -> argparse.ArgumentParser:
         help="collect Meta-World episodes with scripted experts (resumes what is there)",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    collect.add_argument("folder", help="of the dataset; created if it does not exist")
+    collect.add_argument(
+        "folder",
+        nargs="?",
+        help="of the dataset, created if it does not exist; None: the cache's for these settings, "
+        "where trainings with the same settings find it",
+    )
     collect.add_argument(
         "--tasks",
         nargs="+",
@@ -39,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     collect.add_argument("--seed", type=int, default=defaults.seed, help="of placements and noise")
     collect.add_argument("--workers", type=int, default=None, help="processes; None: one per core")
+    fetch = commands.add_parser("fetch", help="download datasets of D4RL into the cache")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="such as hopper-medium-v2")
+    commands.add_parser("list", help="print what is in the cache: kind, size, content, path")
     show = commands.add_parser("show", help="print the tasks and figures of a dataset")
     show.add_argument("folder")
     return parser
@@ -50,22 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        return _list()
+    if options.command == "fetch":
+        for name in options.names:
+            print(fetch_d4rl(name))
+        return 0
     if options.command == "collect":
         tasks = options.tasks
         if tasks == ["all"]:
             tasks = METAWORLD_TASKS.names
         elif len(tasks) == 1 and tasks[0] in SPLITS:
             tasks = SPLITS[tasks[0]].train
-        manifest = collect_metaworld(
-            options.folder,
-            tasks,
-            CollectionSettings(
-                episodes_per_task=options.episodes,
-                noise_levels=tuple(options.noise),
-                seed=options.seed,
-            ),
-            workers=options.workers,
+        settings = CollectionSettings(
+            episodes_per_task=options.episodes, noise_levels=options.noise, seed=options.seed
         )
+        folder = settings.folder if options.folder is None else options.folder
+        print(f"data: {folder}")
+        manifest = collect_metaworld(folder, tasks, settings, workers=options.workers)
     else:
         manifest = Manifest.read(options.folder)
     for name, record in manifest.tasks.items():
@@ -75,3 +90,28 @@ def _run(options: argparse.Namespace) -> int:
         )
     print(f"episode success {manifest.episode_success:.3f}  data hash {manifest.data_hash}")
     return 0
+
+
+def _list() -> int:
+    """Print what is in the cache, one line for each dataset, model and file of embeddings."""
+    root = cache_root()
+    print(f"{root} ({CACHE_VARIABLE} names another)")
+    for pattern in ("data/*/*", "models/*", "embeddings/*"):
+        for path in sorted(root.glob(pattern)):
+            if path.name.startswith("."):  # locks, and what is being written
+                continue
+            files = [path, *path.rglob("*")]
+            megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+            kind = path.parent.relative_to(root).as_posix()
+            print(f"{kind:18s} {megabytes:8.1f} MB  {_content(path):26s}  {path}")
+    return 0
+
+
+def _content(path: Path) -> str:
+    if not (path / MANIFEST_NAME).is_file():
+        return "not complete" if path.parent.name == "metaworld" else ""
+    try:
+        tasks = Manifest.read(path).tasks
+    except DataError:
+        return f"damaged {MANIFEST_NAME}"
+    return f"{len(tasks)} tasks, {sum(len(task.episodes) for task in tasks.values())} episodes"
