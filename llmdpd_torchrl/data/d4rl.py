@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
-from llmdpd_torchrl.data.recording import Recording, as_flags, numbered_tasks
+from llmdpd_torchrl.data.recording import ActionRange, Recording, as_flags, numbered_tasks
 from llmdpd_torchrl.utils.errors import DataError, first_line
 from llmdpd_torchrl.utils.files import write_atomic
 from llmdpd_torchrl.utils.memory import check_memory
@@ -56,7 +56,7 @@ def read_d4rl_file(path: str | os.PathLike[str], **options: Any) -> Recording:
             file has the attribute ``task_table``, as those of :func:`export_d4rl`; otherwise the
             file is one task.
         infos (sequence of str): further columns of the group ``infos`` to load.
-        action_range (pair of float): see :class:`~llmdpd_torchrl.data.Recording`.
+        action_range (pair of float, or of lists): see :class:`~llmdpd_torchrl.data.Recording`.
 
     Raises:
         ConfigError: if it does not fit into memory.
@@ -89,7 +89,7 @@ def iter_d4rl_arrays(
     max_episode_steps: int | None = None,
     task_key: str | None = None,
     infos: Sequence[str] = (),
-    action_range: tuple[float, float] | None = None,
+    action_range: ActionRange | None = None,
 ) -> Iterator[Recording]:
     """Arrays in D4RL's layout as recordings of complete episodes, ``block_bytes`` at once.
 

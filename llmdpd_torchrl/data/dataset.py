@@ -173,6 +173,8 @@ class TrajectoryDataset:
         """A TorchRL dataset buffer of the loaded transitions, sampled uniformly with replacement.
 
         It is read-only and does not copy them. A trainer on a GPU moves it there if there is room.
+        For slices of episodes, put ``transitions`` into a buffer with TorchRL's
+        ``SliceSampler(end_key=("next", "done"))``; its ``traj_key`` takes no column ``[N, 1]``.
 
         Args:
             batch_size: rows a sample.

@@ -16,13 +16,14 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torchrl.data.datasets.d4rl_infos import D4RL_DATASETS
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.d4rl import check_file, iter_d4rl_arrays, iter_d4rl_file
 from llmdpd_torchrl.data.minari import minari_metadata_file, read_minari
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
-from llmdpd_torchrl.data.recording import Recording
+from llmdpd_torchrl.data.recording import ActionRange, Recording
 from llmdpd_torchrl.utils.cache import cache_root, locked_folder
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.files import write_atomic, write_folder_atomic
@@ -43,7 +44,7 @@ def load_episodes(
     max_episode_steps: int | None = None,
     task_key: str | None = None,
     infos: Sequence[str] = (),
-    action_range: tuple[float, float] | None = None,
+    action_range: ActionRange | None = None,
     cache: str | os.PathLike[str] | None = None,
     root: str | os.PathLike[str] | None = None,
     verify: bool = True,
@@ -71,8 +72,9 @@ def load_episodes(
             environment: its own.
         task_key: the column of the source's infos with the task ids.
         infos: further columns to load, under ``"info"``.
-        action_range: bounds of the actions, which are mapped to [-1, 1]. Default: [-1, 1], or the
-            bounds of a Minari dataset's action space.
+        action_range: the lowest and the highest value of the actions, which are mapped to [-1, 1];
+            or two lists with those of each component. Default: [-1, 1], or the bounds of a Minari
+            dataset's action space.
         cache: folder of D4RL's files; default: in the user's cache, see :func:`fetch_d4rl`.
         root: folder of converted data; default: they are read into memory.
         verify: compare the hash of each mapped file, which reads it once.
@@ -96,7 +98,7 @@ def load_episodes(
         "max_episode_steps": max_episode_steps,
         "task_key": task_key,
         "infos": list(infos),
-        "action_range": action_range and tuple(action_range),
+        "action_range": action_range and [np.asarray(end).tolist() for end in action_range],
     }
     found = [_find(source, options, cache, progress) for source in sources]
     if root is None:

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from llmdpd_torchrl.data.recording import Recording
+from llmdpd_torchrl.data.recording import ActionRange, Recording
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line, import_optional
 from llmdpd_torchrl.utils.memory import check_memory
 
@@ -22,7 +22,7 @@ def read_minari(
     *,
     task_key: str | None = None,
     infos: Sequence[str] = (),
-    action_range: tuple[float, float] | None = None,
+    action_range: ActionRange | None = None,
 ) -> Recording:
     """Read a local Minari dataset, after downloading it if necessary.
 
@@ -119,13 +119,12 @@ def _opened(dataset_id: str) -> Iterator[Any]:
         ) from None
 
 
-def _bounds(space: spaces.Box, source: str) -> tuple[float, float]:
-    low, high = float(space.low.min()), float(space.high.max())
-    if (space.low != low).any() or (space.high != high).any() or not np.isfinite(high - low):
+def _bounds(space: spaces.Box, source: str) -> ActionRange:
+    if not np.isfinite([space.low, space.high]).all():
         raise DataError(
-            f"{source}: the action space {space} has no single finite range; give action_range"
+            f"{source}: the action space {space} has no finite range; give action_range"
         )
-    return low, high
+    return space.low.tolist(), space.high.tolist()
 
 
 def _flatten(observations: Any, space: spaces.Space[Any], source: str) -> NDArray[Any]:

@@ -14,6 +14,9 @@ from llmdpd_torchrl.utils.errors import DataError
 #: Tolerance of actions outside of their range, relative to its half width, for rounding.
 _ROUNDING = 1e-4
 
+ActionRange = tuple[float | Sequence[float], float | Sequence[float]]
+"""The lowest and the highest value of all components of an action, or of each."""
+
 
 @dataclass
 class Recording:
@@ -42,7 +45,8 @@ class Recording:
         infos: further columns ``[N, ...]`` by name.
         attributes: metadata of the source, as JSON values.
         fields: half-open index ranges of the observation by name; default: one called ``state``.
-        action_range: bounds of the source's actions, which are mapped to [-1, 1].
+        action_range: bounds of the source's actions, which are mapped to [-1, 1]: numbers, or one
+            number for each component of an action.
         first_row: number of preceding rows of the same source, for messages.
 
     Raises:
@@ -78,7 +82,7 @@ class Recording:
     infos: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, tuple[int, int]] | None = None
-    action_range: tuple[float, float] = (-1.0, 1.0)
+    action_range: ActionRange = (-1.0, 1.0)
     first_row: int = 0
 
     def __post_init__(self) -> None:
@@ -145,20 +149,34 @@ class Recording:
             raise DataError(f"{self.source}: the task id changes within an episode")
 
     def _scale_actions(self) -> None:
-        low, high = self.action_range
-        if not low < high:
-            raise DataError(f"{self.source}: action_range is {self.action_range}: low must be less")
-        least, most = float(self.action.min()), float(self.action.max())
-        middle, half = (low + high) / 2, (high - low) / 2
-        if max(most - middle, middle - least) > half * (1 + _ROUNDING):
+        size = self.action.shape[1]
+        try:
+            ends = (np.asarray(end, np.float64) for end in self.action_range)
+            low, high = (np.broadcast_to(end, (size,)) for end in ends)
+        except (TypeError, ValueError):
             raise DataError(
-                f"{self.source}: action reaches from {least:.4g} to {most:.4g}, outside of "
-                f"[{low:g}, {high:g}]; give the environment's own range as action_range"
+                f"{self.source}: action_range is {self.action_range}: give the lowest and the "
+                f"highest value, each one number or a list of {size}"
+            ) from None
+        if not (low < high).all() or not np.isfinite(high - low).all():
+            raise DataError(
+                f"{self.source}: action_range is {self.action_range}: low must be less than high, "
+                "and both finite"
             )
-        if (low, high) != (-1.0, 1.0):
-            self.action = (self.action - middle) / half
-            least, most = float(self.action.min()), float(self.action.max())
-        if least < -1.0 or most > 1.0:
+        least, most = self.action.min(0), self.action.max(0)
+        middle, half = (low + high) / 2, (high - low) / 2
+        outside = np.maximum(most - middle, middle - least) > half * (1 + _ROUNDING)
+        if outside.any():
+            worst = int(np.argmax(outside))
+            where = f" in component {worst}" if size > 1 else ""
+            raise DataError(
+                f"{self.source}: action reaches from {least[worst]:.4g} to {most[worst]:.4g}"
+                f"{where}, outside of [{low[worst]:g}, {high[worst]:g}]; give the environment's "
+                "own range as action_range"
+            )
+        if (low != -1.0).any() or (high != 1.0).any():
+            self.action = (self.action - middle.astype(np.float32)) / half.astype(np.float32)
+        if self.action.min() < -1.0 or self.action.max() > 1.0:
             self.action = self.action.clip(-1.0, 1.0)
 
 

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 DEBUG_FLAG = "--debug"
 """Accepted by every command: prints the traceback of an error above its line."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""``OSError`` numbers that the disk causes: full, over quota, read-only, broken."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
+"""``OSError`` numbers that the disk causes: full, over quota, read-only, broken, not permitted."""
 
 
 class UserError(Exception):
@@ -133,6 +133,8 @@ def run_command(work: Callable[[], int], *, debug: bool = False) -> int:
         file, reason = error.filename or "a file", os.strerror(error.errno)
         cause, code = error, 2
         message = f"cannot write {file} ({reason}): make room, then run the same command again"
+        if error.errno in (errno.EACCES, errno.EROFS):
+            message = f"no access to {file} ({reason}): allow it, or choose another folder"
     if debug:
         inner: BaseException | None = cause
         while inner is not None:  # undo `from None`, which keeps the line short

@@ -140,9 +140,17 @@ def test_what_is_not_of_vectors_is_refused():
         load_episodes("test/discrete-v0")
     unbounded = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     create([episode(2)], "test/unbounded-v0", action_space=unbounded)
-    with pytest.raises(DataError, match="has no single finite range; give action_range"):
+    with pytest.raises(DataError, match="has no finite range; give action_range"):
         load_episodes("test/unbounded-v0")
     assert load_episodes("test/unbounded-v0", action_range=(-4.0, 4.0)).lengths.tolist() == [2]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_range_of_each_component_is_that_of_the_action_space():
+    pedals = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
+    actions = np.array([[-1, 0], [1, 2]], np.float32)
+    create([episode(2, actions=actions)], action_space=pedals)
+    assert load_episodes("test/line-v0").transitions["action"].tolist() == [[-1, -1], [1, 0]]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -48,6 +48,10 @@ def test_a_terminated_end_is_not_truncated():
         ({"next_observation": np.zeros((5, 3))}, r"shape \(5, 3\), observation \(5, 2\)"),
         ({"infos": {"x": np.zeros(3)}}, r"infos/x has shape \(3,\), observation has 5 rows"),
         ({"action_range": (1.0, 1.0)}, "low must be less"),
+        ({"action_range": (-np.inf, 1.0)}, "and both finite"),
+        ({"action_range": ([-1, -1], [1, 1])}, "each one number or a list of 1"),
+        ({"action_range": ("low", "high")}, "each one number or a list of 1"),
+        ({"action_range": (1.0,)}, "give the lowest and the highest value"),
         ({"task_ids": [0, 1, 1, 0, 0]}, "the task id changes within an episode"),
         ({"task_ids": [0.5] * 5}, "integers"),
         ({"task_ids": [3] * 5, "task_names": ("a",)}, "has task id 3, but 1 task names"),
@@ -72,6 +76,15 @@ def test_refuses_no_rows():
 def test_maps_actions_to_the_unit_range():
     recording = make(action=np.linspace(0, 4, 5)[:, None], action_range=(0, 4))
     assert recording.action[:, 0].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+
+
+def test_maps_every_component_of_an_action_by_its_own_range():
+    action = np.stack([np.linspace(-1, 1, 5), np.linspace(0, 4, 5)], -1)
+    recording = make(action=action, action_range=([-1, 0], [1, 4]))
+    assert (recording.action == recording.action[:, :1]).all()
+    assert recording.action[:, 1].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    with pytest.raises(DataError, match=r"from 0 to 4 in component 1, outside of \[0, 3\]"):
+        make(action=action, action_range=([-1, 0], [1, 3]))
 
 
 def test_rounding_beyond_the_range_is_clipped():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.datasets.common import BaseDatasetExperienceReplay
-from torchrl.data.replay_buffers import RandomSampler
+from torchrl.data.replay_buffers import RandomSampler, SliceSampler
 from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.data import load_episodes
@@ -42,6 +42,16 @@ def test_a_seed_samples_what_it_samples_of_a_plain_buffer(data):
         sample, expected = ours.sample(), plain.sample()
         assert torch.equal(sample["index"], expected["index"])
         assert torch.equal(sample["next", "reward"], expected["next", "reward"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_torchrls_slices_are_of_one_episode(data):
+    sampler = SliceSampler(end_key=("next", "done"), slice_len=3, strict_length=True)
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(11), sampler=sampler, batch_size=30)
+    buffer.extend(data.transitions)
+    slices = buffer.sample().view(10, 3)
+    assert (slices["trajectory_id"] == slices["trajectory_id"][:, :1]).all()
+    assert (slices["step_count"].diff(dim=1) == 1).all()
 
 
 def test_transforms_see_samples_and_leave_the_data(data):

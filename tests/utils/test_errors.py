@@ -41,6 +41,18 @@ def test_debug_shows_also_suppressed_causes(capsys):
     assert text.splitlines()[-1] == "error: the file: damaged; make it anew"
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_one_line(capsys, number):
+    def fail():
+        raise OSError(number, os.strerror(number), "runs/report")
+
+    assert run_command(fail) == 2
+    assert capsys.readouterr().err == (
+        f"error: no access to runs/report ({os.strerror(number)}): allow it, or choose another "
+        "folder\n"
+    )
+
+
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, capsys, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
