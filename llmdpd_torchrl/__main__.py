@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "turn a folder of runs into tables, plots and one HTML page",
     "data": "collect or fetch datasets, list those in the cache, show what is in one",
     "prompts": "list, embed and compare text prompts",
+    "hub": "publish a policy on the Hugging Face Hub, or download one",
 }
 """Each in the file of its name in ``llmdpd_torchrl/commands``, imported when it is run."""
 

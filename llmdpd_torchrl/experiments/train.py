@@ -143,12 +143,30 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
         "text_encoder_identity": run.text_encoder_identity if config.uses_text else None,
         "data_hash": dataset.manifest.data_hash,
+        **_describe_data(run),
         "hide_goal": run.family.settings(cfg).hide_goal,
         **run.family.about(),
     }
     for critic in networks.qvalues:  # initialised on the CPU, so that all devices start alike
         critic.to(run.device)
     return LLMDPDPolicy.from_networks(config, networks, about).to(run.device), networks
+
+
+def _describe_data(run: Run) -> dict[str, str]:
+    """The benchmark and the training data in words, for the policy's card."""
+    manifest, family = run.dataset.manifest, run.family.simulator
+    title = {"metaworld": "Meta-World"}.get(family, "recorded locomotion")
+    if "noise_levels" in manifest.settings:
+        only = run.cfg.data.use_noise
+        noise = manifest.settings["noise_levels"] if only is None else [only]
+        source = f"scripted experts, action noise {', '.join(f'{level:g}' for level in noise)}"
+    else:  # by their files' names: their folders are nobody else's business
+        source = ", ".join(Path(name).name for name in manifest.settings)
+    benchmark = f"{title}, split {run.split.name}"
+    tasks, episodes = len(run.split.train), len(run.dataset.lengths)
+    steps = len(run.dataset.transitions)
+    counts = f"{tasks} task{'s' * (tasks > 1)}, {episodes} episodes, {steps} transitions"
+    return {"benchmark": benchmark, "data": f"{benchmark}: {counts}; {source}"}
 
 
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:

@@ -49,8 +49,10 @@ class LLMDPDPolicy(TensorDictModuleBase):
         info: anything JSON can hold that belongs to the policy. ``text_encoder``, an argument of
             :func:`~llmdpd_torchrl.prompts.make_text_encoder`, is read where it is prompted with
             words, and ``text_encoder_identity`` must then be its ``identity``. With ``hide_goal``
-            it sees the goal entries of every observation as zero. The card shows
-            ``trained_tasks``, ``updates``, ``data``, ``data_hash``, ``results``, ``license``.
+            it sees the goal entries of every observation as zero. The card shows ``name``,
+            ``license``, ``algorithm``, ``trained_tasks``, ``updates``, ``seed``, ``data``,
+            ``data_hash``, ``benchmark`` and, of it, ``results``: a list of the arguments of
+            :class:`~llmdpd_torchrl.policies.card.CardResult`.
 
     Attributes:
         retrieval: what a prompted policy retrieves from, if it does.
@@ -351,7 +353,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
         ``ConfigError``: the encoder is not the one that the configuration describes.
         """
-        own = pretrained.find_own(self, make_networks(self.config))
+        own = pretrained.find_own(self)
         pretrained.write_policy(Path(folder), self.config, self.info, self._weights(), own=own)
 
     def push_to_hub(

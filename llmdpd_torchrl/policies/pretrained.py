@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llmdpd_torchrl import __version__
-from llmdpd_torchrl.modules.build import Networks
+from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.policies.card import MARK, model_card
 from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
 from llmdpd_torchrl.utils.errors import (
     ConfigError,
@@ -29,7 +28,6 @@ from llmdpd_torchrl.utils.errors import (
     PromptError,
     explain_hub_errors,
     first_line,
-    import_optional,
 )
 from llmdpd_torchrl.utils.files import (
     check_kinds,
@@ -60,7 +58,8 @@ _MALFORMED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _PLAIN = (bool, int, float, str)
-_GENERATED = "<!-- written by save_pretrained -->"
+#: Of a run, published beside its policy; the Hub plays the video of that name.
+RESULTS, PLOT, VIDEO = "results.json", "success.png", "replay.mp4"
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
@@ -68,8 +67,8 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
     return any((Path(folder) / name).is_file() for name in (CONFIG, _CONFIG_4))
 
 
-def find_own(policy: Any, networks: Networks) -> list[str]:
-    """Whether a policy's actor is another than its configuration's, whose ``networks`` these are.
+def find_own(policy: Any) -> list[str]:
+    """Whether a policy's actor is another than its configuration's.
 
     Compared are modules, tensors, and plain attributes such as what a denoiser predicts. Returns
     ``["actor"]`` or nothing.
@@ -86,6 +85,8 @@ def find_own(policy: Any, networks: Networks) -> list[str]:
             attributes.pop("training", None)
         return [parts, [(name, value.shape) for name, value in module.state_dict().items()]]
 
+    with torch.random.fork_rng(devices=[]):  # a training that saves goes on as without
+        networks = make_networks(policy.config)
     if structure(policy.encoder) != structure(networks.encoder):
         raise ConfigError(
             "the policy's prompt encoder is not the one that its configuration describes, so that "
@@ -121,8 +122,14 @@ def write_policy(
     }
     write_json(folder / CONFIG, description)
     card = folder / CARD  # one written by hand stays
-    if not card.exists() or _GENERATED in card.read_text(encoding="utf-8", errors="replace"):
-        write_text(card, model_card(config, description))
+    if not card.exists() or is_generated(card):
+        files = [path.name for path in folder.iterdir()]
+        write_text(card, model_card(config, description, files))
+
+
+def is_generated(card: Path) -> bool:
+    """Whether a card was written with its policy, and not by hand."""
+    return MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> 
     """Read the description of a saved policy, of this format or the one before."""
     name = os.fspath(folder)
     if _looks_like_hub_id(name):
-        folder = _download_policy(name, revision)
+        folder = download_policy(name, revision)
     path, version, weights = Path(folder) / CONFIG, _FORMAT_VERSION, WEIGHTS
     if not path.is_file():
         path, version, weights = Path(folder) / _CONFIG_4, 4, "policy.safetensors"
@@ -234,68 +241,86 @@ def _embed_words(words: list[str], info: Mapping[str, Any]) -> Tensor:
     return embed_texts(words, encoder)
 
 
-def model_card(config: NetworkConfig, description: dict[str, Any]) -> str:
-    """The text of ``README.md``, in the Hub's format; ``description`` is in ``config.json``."""
-    info = description["info"]
-    prompts = {
-        "both": "a text and one demonstration of the task",
-        "text": "a text that describes the task",
-        "trajectory": "one demonstration of the task",
-        "none": "no prompt",
-    }
-    results = info.get("results") or {}
-    rows = {
-        "reads": f"{config.observation_dim} observation entries and {prompts[config.prompt]}",
-        "writes": f"{config.action_dim} action entries in [-1, 1]",
-        "actor": config.actor,
-        "denoising steps": config.diffusion_steps if config.diffuses else None,
-        "text encoder": info.get("text_encoder"),
-        "trained tasks": ", ".join(map(str, info.get("trained_tasks", ()))),
-        "updates": info.get("updates"),
-        "data": info.get("data"),
-        "data (SHA-256)": info.get("data_hash"),
-        **{f"result: {name}": f"{value} %" for name, value in results.items()},
-        "weights (SHA-256)": description["weights"]["sha256"],
-        "written with": ", ".join(f"{k} {v}" for k, v in description["versions"].items()),
-    }
-    arguments = ['text="..."'] * config.uses_text
-    arguments += ["trajectories=demonstration"] * config.uses_trajectory
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("llmdpd_torchrl.policies", "."),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"cell": _cell, "json": json.dumps}
-    card = environment.get_template("card.md.j2")
-    own = description.get("own_modules")
-    return card.render(info=info, rows=rows, arguments=arguments, own=own, mark=_GENERATED)
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def _looks_like_hub_id(name: str) -> bool:
     """Whether ``name`` may be an ``owner/name`` of the Hub: one slash, and no folder here."""
     part = r"[A-Za-z0-9][\w.-]*"
     return re.fullmatch(f"{part}/{part}", name) is not None and not Path(name).exists()
 
 
-def _download_policy(repository: str, revision: str | None) -> Path:
-    hub = import_optional("huggingface_hub", "a policy on the Hub", "hub")
+def check_repository(name: str) -> None:
+    """Refuse what cannot be the name of a repository on the Hub, ``"owner/name"``."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        if name.count("/") != 1:
+            raise HFValidationError("it has no owner")
+    except HFValidationError as error:
+        raise ConfigError(
+            f"{name!r} is no repository of the Hub ({first_line(error)}): give owner/name"
+        ) from None
+
+
+def download_policy(
+    repository: str, revision: str | None = None, folder: Path | None = None
+) -> Path:
+    """Get a policy's files from the Hub into ``folder``, default: the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
     # Only these files, whatever else lies there.
-    patterns = (CONFIG, WEIGHTS, CARD, _CONFIG_4, "policy.safetensors")
+    patterns = [CONFIG, WEIGHTS, CARD, _CONFIG_4, "policy.safetensors"]
     with explain_hub_errors(f"no folder {repository}, and no policy {repository} from the Hub"):
-        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
-
-
-def upload_policy(folder: Path, repository: str, *, private: bool = True) -> str:
-    """Publish a saved policy as ``"owner/name"``, and return its address."""
-    hub = import_optional("huggingface_hub", "a policy on the Hub", "hub")
-    with explain_hub_errors(f"cannot publish {folder} as {repository}"):
-        hub.HfApi().create_repo(repository, private=private, exist_ok=True)
-        commit = hub.HfApi().upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]
+        path = snapshot_download(
+            repository, revision=revision, allow_patterns=patterns, local_dir=folder
         )
+    return Path(path)
+
+
+def upload_policy(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool = True,
+    message: str | None = None,
+    extras: Sequence[str] = (),
+) -> str:
+    """Publish a saved policy as ``"owner/name"``, and return its address.
+
+    Args:
+        folder: of the policy; of its files only the policy's own and ``extras`` are sent.
+        repository: which is created if it does not exist.
+        private: whether a new repository is.
+        message: of the commit.
+        extras: names of further files.
+
+    Raises:
+        ConfigError: if the name is malformed, or there is no token, or it may not write there.
+        DataError: if the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, errors, get_token
+
+    check_repository(repository)
+    what, login = f"cannot publish {folder} as {repository}", "`hf auth login`, or set HF_TOKEN"
+    if get_token() is None:
+        raise ConfigError(f"{what}: there is no token of the Hub: run {login}")
+    try:
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        commit = HfApi().upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[CONFIG, WEIGHTS, CARD, *extras],
+            commit_message=message or f"Policy of llmdpd_torchrl {__version__}",
+        )
+    except errors.OfflineModeIsEnabled:
+        raise ConfigError(f"{what}: HF_HUB_OFFLINE is set: unset it") from None
+    except errors.HfHubHTTPError as error:
+        reason = first_line(error)
+        if error.response.status_code in (401, 403):
+            raise ConfigError(
+                f"{what}: the token may not write there ({reason}): use one that may: {login}"
+            ) from error
+        raise DataError(f"{what}: {reason}") from error
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:
+        raise DataError(f"{what}: the Hub cannot be reached ({first_line(error)})") from error
     return str(commit.commit_url)

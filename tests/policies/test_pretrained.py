@@ -1,10 +1,10 @@
 import json
 import pickle
-import sys
 import types
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
@@ -196,7 +196,7 @@ def test_everything_that_its_user_needs_is_in_the_description(saved):
     assert {"llmdpd_torchrl", "torch", "torchrl"} <= set(description["versions"])
     assert description["weights"]["sha256"] == file_sha256(folder / "model.safetensors")
     card = (folder / "README.md").read_text()
-    assert card.startswith('---\nlibrary_name: "llmdpd_torchrl"\n')
+    assert ModelCard.load(folder / "README.md").data.library_name == "llmdpd_torchrl"
     for part in ("| trained tasks | a |", "smollm2", description["weights"]["sha256"]):
         assert part in card
 
@@ -337,13 +337,11 @@ def test_everything_is_loaded_onto_one_device(saved):
     assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cuda"}
 
 
-def test_the_card_says_licence_data_and_results(saved):
+def test_a_save_leaves_the_random_numbers_of_a_training_alone(saved):
     policy, folder = saved
-    policy.info |= {"license": "apache-2.0", "data": "30 demonstrations", "results": {"reach": 97}}
+    state = torch.get_rng_state()
     policy.save_pretrained(folder)
-    card = (folder / "README.md").read_text()
-    for part in ('license: "apache-2.0"', "| data | 30 demonstrations |", "reach | 97 % |"):
-        assert part in card
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # --- the Hub ---------------------------------------------------------------------------------
@@ -395,16 +393,9 @@ def test_what_the_hub_says_is_one_line(monkeypatch, tmp_path, error, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_hubs_client_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r'pip install "llmdpd_torchrl\[hub\]"'):
-        LLMDPDPolicy.from_pretrained("outputs/mine")
-
-
-def test_a_policy_is_published_with_its_card_and_nothing_else(saved, monkeypatch):
-    policy, folder = saved
-    (folder / "secret.csv").write_text("")
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that takes everything, and what it was asked."""
     calls = {}
 
     class Api:
@@ -416,7 +407,56 @@ def test_a_policy_is_published_with_its_card_and_nothing_else(saved, monkeypatch
             return types.SimpleNamespace(commit_url="https://hub/commit")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    return calls
+
+
+def test_a_policy_is_published_with_its_card_and_nothing_else(saved, hub):
+    policy, folder = saved
+    (folder / "secret.csv").write_text("")
     assert policy.push_to_hub("someone/policy", folder) == "https://hub/commit"
-    assert calls["create"] == ("someone/policy", {"private": True, "exist_ok": True})
+    assert hub["create"] == ("someone/policy", {"private": True, "exist_ok": True})
     expected = ["config.json", "model.safetensors", "README.md"]
-    assert calls["upload"]["allow_patterns"] == expected
+    assert hub["upload"]["allow_patterns"] == expected
+
+
+@pytest.mark.parametrize("name", ["policy", "a/b/c", "a b/c", "../x", "/x", "a/", "a/b..c"])
+def test_what_is_no_repository_is_refused_before_anything_is_sent(saved, hub, name):
+    policy, folder = saved
+    with pytest.raises(ConfigError, match=r"is no repository of the Hub .*give owner/name"):
+        policy.push_to_hub(name, folder)
+    assert not hub
+
+
+def test_without_a_token_the_login_is_named(saved, hub, monkeypatch):
+    policy, folder = saved
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ConfigError, match="`hf auth login`, or set HF_TOKEN"):
+        policy.push_to_hub("someone/policy", folder)
+    assert not hub
+
+
+def refusal(status):
+    response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+    return hub_errors.HfHubHTTPError("no\nmore", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (hub_errors.OfflineModeIsEnabled("x"), ConfigError, "HF_HUB_OFFLINE is set"),
+        (refusal(403), ConfigError, "may not write there .*HF_TOKEN"),
+        (refusal(500), DataError, "no"),
+        (ConnectionError("x"), DataError, "cannot be reached"),
+    ],
+)
+def test_a_push_that_fails_says_why_in_one_line(saved, hub, monkeypatch, error, kind, reason):
+    policy, folder = saved
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    with pytest.raises(kind, match=f"cannot publish .* as someone/policy: .*{reason}") as caught:
+        policy.push_to_hub("someone/policy", folder)
+    assert "\n" not in str(caught.value)
