@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -68,7 +69,10 @@ def folder_lock(folder: Path) -> FileLock:
 
 def sync(path: str | os.PathLike[str]) -> None:
     """Flush a file's content, or a folder's entries, to disk."""
-    handle = os.open(path, os.O_RDONLY)
+    is_windows = platform.system() == "Windows"
+    if is_windows and os.path.isdir(path):
+        return  # a folder cannot be opened there
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

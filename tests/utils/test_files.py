@@ -1,6 +1,9 @@
 import json
+import os
+import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,7 @@ from llmdpd_torchrl.utils.files import (
     CHECKSUMS,
     file_sha256,
     folder_lock,
+    sync,
     verify_checksums,
     write_atomic,
     write_checksums,
@@ -52,6 +56,22 @@ def test_hash(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_sha256(tmp_path / "a") == expected
+
+
+def test_windows_opens_no_folder_and_flushes_only_what_may_be_written(tmp_path, monkeypatch):
+    opened, really = [], os.open
+
+    def note(path, flags, *args, **options):
+        opened.append((Path(path).name, flags))
+        return really(path, flags, *args, **options)
+
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    monkeypatch.setattr(os, "open", note)
+    sync(tmp_path)
+    sync(path)
+    assert opened == [("a.txt", os.O_RDWR)]
 
 
 def test_the_lock_is_exclusive(tmp_path):
