@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from llmdpd_torchrl.policies.pretrained import (
     upload_policy,
 )
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, run_command_line
-from llmdpd_torchrl.utils.files import make_writable_folder, write_json
+from llmdpd_torchrl.utils.files import make_writable_folder, write_bytes, write_json
 
 EXTRAS = {RESULTS: RESULTS, PLOT: PLOT, "episodes.mp4": VIDEO}
 """Files of a run that are published, and their names there."""
@@ -118,7 +117,7 @@ def prepare(folder: Path, output: Path, repository: str, licence: str | None = N
         for name in (CARD, *EXTRAS.values()):
             (output / name).unlink(missing_ok=True)
         if (source / CARD).exists() and not is_generated(source / CARD):
-            shutil.copyfile(source / CARD, output / CARD)
+            write_bytes(output / CARD, (source / CARD).read_bytes())
         _copy_extras(folder, output)
     policy.save_pretrained(output)
 
@@ -136,7 +135,7 @@ def _copy_extras(folder: Path, output: Path) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
             write_json(output / name, {k: v for k, v in content.items() if k != "command"})
         else:
-            shutil.copyfile(path, output / name)
+            write_bytes(output / name, path.read_bytes())
 
 
 def _results(path: Path, info: dict[str, Any]) -> Iterator[dict[str, Any]]:
