@@ -185,14 +185,16 @@ def test_ablations_are_one_setting(finished, prompt, run):
 
 
 @pytest.mark.integration
-def test_wandb_without_network(finished, run):
+def test_each_run_of_a_sweep_is_a_wandb_run_and_needs_no_network(finished, run):
     folder, _ = finished
     process = run(
-        folder, "preset=smoke", "name=w", "logger=wandb", "logger.wandb_mode=offline",
-        "until=train", "progress=false", "force=[train]", WANDB_SILENT="true",
+        folder, "-m", "preset=smoke", "seed=101,102", "trainer.total_updates=20", "logger=wandb",
+        "logger.wandb_mode=offline", "until=train", "progress=false", WANDB_SILENT="true",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert list((folder / "outputs" / "w").glob("wandb/offline-run-*"))
+    outputs = folder / "outputs"
+    assert len({path.read_text() for path in outputs.glob("*seed10?/wandb_id.txt")}) == 2
+    assert len(list(outputs.glob("*seed10?/wandb/offline-run-*"))) == 2
 
 
 @pytest.mark.integration
