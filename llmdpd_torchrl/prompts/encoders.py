@@ -25,7 +25,7 @@ from llmdpd_torchrl.prompts.model_files import (
     minilm_folder,
     smollm2_folder,
 )
-from llmdpd_torchrl.utils.errors import ConfigError, PromptError, import_optional
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 ENCODERS: dict[str, dict[str, Any]] = {
     # The paper's two. Llama's licence must be accepted on the Hub.
@@ -247,7 +247,8 @@ def resolve_commit(model: str, revision: str) -> str:
     """
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    hub = import_optional("huggingface_hub", f"using {model} of the Hub", "llm", PromptError)
+    import huggingface_hub as hub  # not above: most encoders are of other sources
+
     folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
     if (folder / "refs" / revision).is_file():
         return (folder / "refs" / revision).read_text().strip()

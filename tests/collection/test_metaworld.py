@@ -150,11 +150,11 @@ def test_settings_are_checked(wrong):
 @pytest.mark.integration
 def test_a_killed_collection_goes_on_to_the_same_data(tmp_path):
     tasks = ["reach-v3", "window-open-v3", "drawer-close-v3"]
-    command = [sys.executable, "-m", "llmdpd_torchrl.collection", "collect", "", "--tasks", *tasks]
-    command += ["--episodes", "4", "--workers", "1"]
+    command = [sys.executable, "-m", "llmdpd_torchrl", "data", "collect", ""]
+    command += ["--tasks", *tasks, "--episodes", "4", "--workers", "1"]
 
     def collect(folder):
-        command[4] = str(folder)
+        command[5] = str(folder)
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"

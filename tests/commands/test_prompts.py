@@ -70,7 +70,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, capsys):
 
 @pytest.mark.integration
 def test_help_as_a_module():
-    command = [sys.executable, "-m", "llmdpd_torchrl.prompts"]
+    command = [sys.executable, "-m", "llmdpd_torchrl", "prompts"]
     done = subprocess.run([*command, "embed", "--help"], capture_output=True, text=True, check=True)
     assert "training with them needs no language model" in " ".join(done.stdout.split())
     assert subprocess.run(command, capture_output=True, check=False).returncode == 2
