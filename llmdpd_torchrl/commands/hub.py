@@ -147,7 +147,6 @@ def _results(path: Path, info: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 f"{path}: the results are another training's ({key} is {about.get(key)!r}, the "
                 f"policy's is {info.get(key)!r}): evaluate this policy, or move the file away"
             )
-    control = about.get("control", "both")
     measure = "success rate, %" if summary.measure == "success %" else "normalised score"
     for group, mean in (("unseen", summary.unseen), ("seen", summary.seen)):
         if mean is not None:
@@ -161,5 +160,15 @@ def _results(path: Path, info: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "low": low,
                 "high": high,
                 "episodes": mean.episodes,
-                "note": "" if control == "both" else f", prompted with {control}",
+                "note": _note(about),
             }
+
+
+def _note(about: dict[str, Any]) -> str:
+    """What was unusual about the prompts of an evaluation."""
+    control, count = about.get("control", "both"), about.get("demonstrations", 1)
+    part = about.get("demonstration_fraction", 1.0)
+    notes = [f"prompted with {control}"] * (control != "both")
+    notes += [f"{count} demonstrations"] * (count != 1)
+    notes += [f"first {100 * part:g} % of the demonstration"] * (part != 1)
+    return "".join(f", {note}" for note in notes)

@@ -127,6 +127,18 @@ def test_results_of_another_training_are_refused(run, capsys):
     assert not Path("hub").exists()
 
 
+def test_unusual_prompts_of_the_evaluation_are_named(run):
+    content = json.loads((run / "results.json").read_text())
+    unusual = {"control": "wrong", "demonstrations": 2, "demonstration_fraction": 0.5}
+    (run / "results.json").write_text(json.dumps(content | unusual))
+    assert publish(run, "--repo", "me/mine", "--dry-run") == 0
+    result = ModelCard.load("hub/me/mine/README.md").data.eval_results[0]
+    assert result.dataset_name == (
+        "Meta-World, split quick: 1 unseen task, prompted with wrong, 2 demonstrations, "
+        "first 50 % of the demonstration"
+    )
+
+
 def test_what_cannot_be_published_is_one_line(run, capsys):
     line = fails(capsys, "publish", "nowhere", "--repo", "me/mine", "--dry-run")
     assert "no policy in nowhere: give the folder of a run" in line
