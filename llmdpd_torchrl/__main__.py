@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,14 @@ from llmdpd_torchrl import __version__
 COMMANDS = {
     "train": "collect Meta-World data, train, evaluate on seen and unseen tasks, report",
     "train-d4rl": "the same on recorded locomotion: D4RL, Minari, HDF5 files",
+    "eval": "evaluate a saved policy on tasks, texts and demonstrations of your own",
+    "video": "record a saved policy as an MP4",
     "report": "turn a folder of runs into tables, plots and one HTML page",
     "data": "collect or fetch datasets, list those in the cache, show what is in one",
     "prompts": "list, embed and compare text prompts",
     "hub": "publish a policy on the Hugging Face Hub, or download one",
+    "check-env": "check an environment before it is trained or evaluated on",
+    "info": "show versions, devices, rendering and folders",
 }
 """Each in the file of its name in ``llmdpd_torchrl/commands``, imported when it is run."""
 
@@ -29,13 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"llmdpd_torchrl {__version__}")
     elif name in ("-h", "--help"):
-        print("usage: llmdpd COMMAND ...\n\nOffline RL policies that act on tasks they were never")
-        print("trained on. `llmdpd COMMAND --help` lists a command's options.\n")
+        print("usage: llmdpd COMMAND ...\n")
+        print("Offline RL policies that act on tasks they were never trained on.\n")
         for command_name, about in COMMANDS.items():
             print(f"  {command_name:12}{about}")
+        print(
+            "\n`llmdpd COMMAND --help` lists a command's options, `llmdpd --version` the version."
+        )
+        print("Exit codes: 0, 1 if something is missing from the result, 2 for a user error.")
     else:
-        known = ", ".join(COMMANDS)
-        print(f"error: there is no command {name!r}: use one of {known}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+        print(f"error: there is no command {name!r}: {hint}", file=sys.stderr)
         return 2
     return 0
 

@@ -17,12 +17,18 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory):
-    """Three successful episodes each of two tasks."""
+def dataset_folder(tmp_path_factory):
+    """Folder of three episodes each of two tasks."""
     folder = tmp_path_factory.mktemp("dataset")
     settings = CollectionSettings(episodes_per_task=3, noise_levels=(0.0, 0.1))
     collect_metaworld(folder, ["reach-v3", "window-open-v3"], settings, progress=False)
-    dataset = TrajectoryDataset.load(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_folder):
+    """The episodes, all successful."""
+    dataset = TrajectoryDataset.load(dataset_folder)
     assert dataset.trajectory_success.all()
     return dataset
 

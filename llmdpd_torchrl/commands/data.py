@@ -6,12 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
-from llmdpd_torchrl.data.load import fetch_d4rl
-from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, SPLITS
 from llmdpd_torchrl.utils.cache import CACHE_VARIABLE, cache_root
 from llmdpd_torchrl.utils.errors import DataError, run_command_line
+
+# What needs torch is imported in the functions, so that `--help` does not wait for it.
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,33 +21,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     collect = commands.add_parser(
-        "collect",
-        help="collect Meta-World episodes with scripted experts (resumes what is there)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "collect", help="collect Meta-World episodes with scripted experts (resumes what is there)"
     )
     collect.add_argument(
         "folder",
         nargs="?",
-        help="of the dataset, created if it does not exist; None: the cache's for these settings, "
-        "where trainings with the same settings find it",
+        help="of the dataset, created if it does not exist (default: the cache's for these "
+        "settings, where trainings with the same settings find it)",
     )
     collect.add_argument(
         "--tasks",
         nargs="+",
         default=["all"],
-        help=f"task names, 'all', or a split's training tasks: {', '.join(SPLITS)}",
+        help=f"task names, 'all', or a split's training tasks: {', '.join(SPLITS)} (default: all)",
     )
-    defaults = CollectionSettings()
-    collect.add_argument("--episodes", type=int, default=defaults.episodes_per_task, help="a task")
+    collect.add_argument("--episodes", type=int, help="per task (default: 30)")
     collect.add_argument(
         "--noise",
         type=float,
         nargs="+",
-        default=list(defaults.noise_levels),
-        help="levels of action noise; the episodes of a task cycle through them",
+        help="levels of action noise, which the episodes of a task cycle through (default: 0.0 0.1 "
+        "0.3 0.5)",
     )
-    collect.add_argument("--seed", type=int, default=defaults.seed, help="of placements and noise")
-    collect.add_argument("--workers", type=int, default=None, help="processes; None: one per core")
+    collect.add_argument("--seed", type=int, help="of placements and noise (default: 0)")
+    collect.add_argument("--workers", type=int, help="processes (default: one per core)")
     fetch = commands.add_parser("fetch", help="download datasets of D4RL into the cache")
     fetch.add_argument("names", nargs="+", metavar="NAME", help="such as hopper-medium-v2")
     commands.add_parser("list", help="print what is in the cache: kind, size, content, path")
@@ -65,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.command == "list":
         return _list()
+    from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
+    from llmdpd_torchrl.data.load import fetch_d4rl
+    from llmdpd_torchrl.data.manifest import Manifest
+
     if options.command == "fetch":
         for name in options.names:
             print(fetch_d4rl(name))
@@ -75,9 +75,12 @@ def _run(options: argparse.Namespace) -> int:
             tasks = METAWORLD_TASKS.names
         elif len(tasks) == 1 and tasks[0] in SPLITS:
             tasks = SPLITS[tasks[0]].train
-        settings = CollectionSettings(
-            episodes_per_task=options.episodes, noise_levels=options.noise, seed=options.seed
-        )
+        given = {
+            "episodes_per_task": options.episodes,
+            "noise_levels": options.noise,
+            "seed": options.seed,
+        }
+        settings = CollectionSettings(**{k: v for k, v in given.items() if v is not None})
         folder = settings.folder if options.folder is None else options.folder
         print(f"data: {folder}")
         manifest = collect_metaworld(folder, tasks, settings, workers=options.workers)
@@ -108,6 +111,8 @@ def _list() -> int:
 
 
 def _content(path: Path) -> str:
+    from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest
+
     if not (path / MANIFEST_NAME).is_file():
         return "not complete" if path.parent.name == "metaworld" else ""
     try:

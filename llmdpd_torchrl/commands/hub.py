@@ -9,25 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdpd_torchrl.evaluation.results import read_results_json
-from llmdpd_torchrl.policies import LLMDPDPolicy
-from llmdpd_torchrl.policies.pretrained import (
-    CARD,
-    CONFIG,
-    PLOT,
-    RESULTS,
-    VIDEO,
-    WEIGHTS,
-    check_repository,
-    download_policy,
-    is_generated,
-    upload_policy,
-)
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, run_command_line
-from llmdpd_torchrl.utils.files import make_writable_folder, write_bytes, write_json
 
-EXTRAS = {RESULTS: RESULTS, PLOT: PLOT, "episodes.mp4": VIDEO}
-"""Files of a run that are published, and their names there."""
+# What needs torch is imported in the functions, so that `--help` does not wait for it.
+
+RESULTS = "results.json"
+EXTRAS = {RESULTS: RESULTS, "success.png": "success.png", "episodes.mp4": "replay.mp4"}
+"""Files of a run that are published, and their names there: the Hub plays a video of that name."""
 LARGEST = 10_000_000
 """Bytes of a plot or a video that is published; larger ones are left out."""
 
@@ -41,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     publish = commands.add_parser(
         "publish",
         help="prepare a folder with weights, card and results, and push it",
-        description=f"Writes {CONFIG}, {WEIGHTS} and {CARD}, with the results of the run, into a "
-        f"folder, beside {', '.join(EXTRAS.values())} if they are there, and pushes these files "
-        f"only. A {CARD} written by hand stays.",
+        description="Writes config.json, model.safetensors and README.md, with the results of the "
+        f"run, into a folder, beside {', '.join(EXTRAS.values())} if they are there, and pushes "
+        "these files only. A README.md written by hand stays.",
     )
     publish.add_argument("folder", type=Path, help="of a run, or of a policy alone")
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME", help="on the Hub")
@@ -62,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from llmdpd_torchrl.policies.pretrained import (
+        CARD,
+        CONFIG,
+        WEIGHTS,
+        check_repository,
+        upload_policy,
+    )
+
     check_repository(options.repo)
     if options.command == "download":
         return _download(options)
@@ -88,6 +84,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
+    from llmdpd_torchrl.policies import LLMDPDPolicy
+    from llmdpd_torchrl.policies.pretrained import download_policy
+
     if options.output is not None and options.output.exists():
         raise ConfigError(f"{options.output} exists: choose a new folder")
     folder = download_policy(options.repo, options.revision, options.output)
@@ -103,6 +102,10 @@ def prepare(folder: Path, output: Path, repository: str, licence: str | None = N
         ConfigError: if ``output`` is not writable.
         DataError: if there is no policy, it does not load, or the results are another policy's.
     """
+    from llmdpd_torchrl.policies import LLMDPDPolicy
+    from llmdpd_torchrl.policies.pretrained import CARD, is_generated
+    from llmdpd_torchrl.utils.files import make_writable_folder, write_bytes
+
     source = folder / "checkpoint" if LLMDPDPolicy.is_saved(folder / "checkpoint") else folder
     if not LLMDPDPolicy.is_saved(source):
         raise DataError(f"no policy in {folder}: give the folder of a run, or of a policy")
@@ -123,6 +126,8 @@ def prepare(folder: Path, output: Path, repository: str, licence: str | None = N
 
 
 def _copy_extras(folder: Path, output: Path) -> None:
+    from llmdpd_torchrl.utils.files import write_bytes, write_json
+
     for found, name in EXTRAS.items():
         path = folder / found if (folder / found).exists() else folder / name
         if not path.exists():
@@ -140,6 +145,8 @@ def _copy_extras(folder: Path, output: Path) -> None:
 
 def _results(path: Path, info: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The means of ``results.json`` for the card, as ``CardResult`` has them."""
+    from llmdpd_torchrl.evaluation.results import read_results_json
+
     summary, about = read_results_json(path)
     for key in ("fingerprint", "updates"):
         if about.get(key) != info.get(key):

@@ -5,25 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from llmdpd_torchrl import prompts
-from llmdpd_torchrl.prompts import (
-    ENCODERS,
-    PROMPT_SUITES,
-    SmolLM2Encoder,
-    TextEncoder,
-    TextPrompt,
-    embed_texts,
-    load_text_prompts,
-    make_text_encoder,
-    nearest_tasks,
-    velocity_prompt,
-)
-from llmdpd_torchrl.prompts.embedding_cache import entry_name
 from llmdpd_torchrl.utils.errors import UserError, run_command_line
 from llmdpd_torchrl.utils.files import write_json, write_tensors
+
+if TYPE_CHECKING:
+    from llmdpd_torchrl.prompts import TextEncoder, TextPrompt
+
+# What needs torch is imported in the functions, so that `--help` does not wait for it.
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     source = listing.add_mutually_exclusive_group()
     source.add_argument("--file", type=Path, help="a prompt file, instead of built-in prompts")
     source.add_argument(
-        "--suite", choices=PROMPT_SUITES, default=PROMPT_SUITES[0], help="default: %(default)s"
+        "--suite", default="metaworld", help="built-in: %(default)s (default) or gym_mujoco"
     )
     listing.add_argument(
         "--full", action="store_true", help="print complete prompts with paraphrases"
@@ -76,7 +68,7 @@ def _add_encoder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--encoder",
         default="smollm2",
-        help=f"smollm2, {', '.join(ENCODERS)}, a Hub id, or a model folder (default: %(default)s)",
+        help="smollm2, minilm, llama-3-8b, olmo-1b, a Hub id, or a model folder (default: smollm2)",
     )
     command.add_argument(
         "--option",
@@ -89,6 +81,8 @@ def _add_encoder(command: argparse.ArgumentParser) -> None:
 
 
 def _encoder(options: argparse.Namespace) -> TextEncoder:
+    from llmdpd_torchrl.prompts import make_text_encoder
+
     settings = {"model": options.encoder}
     for option in options.option:
         name, equals, value = option.partition("=")
@@ -102,6 +96,10 @@ def _encoder(options: argparse.Namespace) -> TextEncoder:
 
 
 def _list(options: argparse.Namespace) -> None:
+    from llmdpd_torchrl.prompts import PROMPT_SUITES, load_text_prompts
+
+    if options.suite not in PROMPT_SUITES:
+        raise UserError(f"--suite is {options.suite!r}: use one of {', '.join(PROMPT_SUITES)}")
     for prompt in load_text_prompts(options.file or options.suite).values():
         if options.full:
             print(f"{prompt.name}\n{prompt.render()}")
@@ -111,6 +109,8 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
+    from llmdpd_torchrl.prompts import embed_texts, load_text_prompts
+
     if options.builtin:
         if options.encoder != "smollm2" or options.option:
             raise UserError("--builtin is for the embedded model: leave --encoder and --option out")
@@ -128,11 +128,17 @@ def _texts(given: Iterable[TextPrompt]) -> list[str]:
 
 def builtin_prompts() -> list[TextPrompt]:
     """All prompts whose embeddings come with the package: the suites, and speeds up to 6 m/s."""
+    from llmdpd_torchrl.prompts import PROMPT_SUITES, load_text_prompts, velocity_prompt
+
     tasks = [prompt for suite in PROMPT_SUITES for prompt in load_text_prompts(suite).values()]
     return tasks + [velocity_prompt(number / 4) for number in range(1, 25)]
 
 
 def _write_package_data(texts: list[str]) -> None:
+    from llmdpd_torchrl import prompts
+    from llmdpd_torchrl.prompts import SmolLM2Encoder
+    from llmdpd_torchrl.prompts.embedding_cache import entry_name
+
     encoder = SmolLM2Encoder()
     folder = Path(prompts.__file__).parent / "embeddings"
     # Computed without package data and cache, so that they are reproducible.
@@ -148,6 +154,8 @@ def _write_package_data(texts: list[str]) -> None:
 
 
 def _nearest(options: argparse.Namespace) -> None:
+    from llmdpd_torchrl.prompts import nearest_tasks
+
     if options.count < 1:
         raise UserError(f"--count must be at least 1, got {options.count}")
     for name, similarity in nearest_tasks(

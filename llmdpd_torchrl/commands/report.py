@@ -6,11 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
-from llmdpd_torchrl.evaluation.report import compare, write_report
-from llmdpd_torchrl.evaluation.results import find_runs, variants
 from llmdpd_torchrl.utils.errors import run_command_line
 
 
@@ -30,6 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    # Not above: `--help` should not wait for torch.
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from llmdpd_torchrl.evaluation.report import compare, write_report
+    from llmdpd_torchrl.evaluation.results import find_runs, variants
+
     page = write_report(options.folder, options.output)
     table = compare(variants(find_runs(options.folder)))
     Console().print(Markdown(table.markdown()))

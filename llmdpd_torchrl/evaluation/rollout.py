@@ -24,6 +24,7 @@ from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import environment_transforms
 from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import Flag, Seed, Size, checked_dataclass
 
 
@@ -120,7 +121,19 @@ class GroupTiming(NamedTuple):
 def make_policy_env(
     policy: LLMDPDPolicy, env: SimulatorEnv | MultiTaskEnv, tables: PromptTables
 ) -> TransformedEnv:
-    """An environment that gives ``policy`` its prompts, encoded once per episode."""
+    """An environment that gives ``policy`` its prompts, encoded once per episode.
+
+    Raises:
+        ConfigError: if its observations or actions are not as wide as the policy's.
+    """
+    config = policy.config
+    widths = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    if widths != (config.observation_dim, config.action_dim):
+        raise ConfigError(
+            f"the environment has {widths[0]} observation and {widths[1]} action entries, the "
+            f"policy reads {config.observation_dim} and writes {config.action_dim}: use the tasks "
+            "that it was trained for"
+        )
     return TransformedEnv(env, Compose(*environment_transforms(policy, tables)))
 
 

@@ -223,8 +223,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
                 state and the task's embedding besides the demonstration.
 
         Raises:
-            ConfigError: if a prompt is missing that the policy cannot do without, or one is given
-                that it does not read; or if the policy reads sequences.
+            ConfigError: if a prompt is missing, or not read, or the policy reads sequences.
             PromptError: if a demonstration lacks an entry, has another width than the training's,
                 holds a number that is not finite, or spans several episodes.
         """
@@ -349,12 +348,11 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors``, ``config.json`` and a card, each complete or not at all.
 
-        The normalisation of the observation is among the weights. A prompt is not saved.
-
-        ``ConfigError``: the encoder is not the one that the configuration describes.
+        The normalisation of the observation is among the weights. A prompt is not saved, an encoder
+        that the configuration does not describe is refused with a ``ConfigError``.
         """
-        own = pretrained.find_own(self)
-        pretrained.write_policy(Path(folder), self.config, self.info, self._weights(), own=own)
+        own, weights = pretrained.find_own(self), self._weights()
+        pretrained.write_policy(Path(folder), self.config, self.info, weights, own=own)
 
     def push_to_hub(
         self, repository: str, folder: str | os.PathLike[str], *, private: bool = True

@@ -58,8 +58,6 @@ _MALFORMED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _PLAIN = (bool, int, float, str)
-#: Of a run, published beside its policy; the Hub plays the video of that name.
-RESULTS, PLOT, VIDEO = "results.json", "success.png", "replay.mp4"
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.envs import MetaWorldEnv
+from llmdpd_torchrl.envs import GymMujocoEnv, MetaWorldEnv
 from llmdpd_torchrl.evaluation import EpisodeResult, EvaluationSettings, evaluate
 from llmdpd_torchrl.evaluation.rollout import GroupTiming, make_policy_env, run_group
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec
@@ -252,3 +252,9 @@ def test_a_policy_trained_without_a_prompt_acts_without(bank, backend, condition
     strict = make_policy(conditioning=conditioning)
     with pytest.raises(ConfigError, match="this policy reads"):
         evaluate(strict, TASKS, tables, settings=SETTINGS, backend=backend, progress=False)
+
+
+def test_an_environment_of_other_widths_is_refused():
+    policy = make_policy(prompt="none")
+    with pytest.raises(ConfigError, match="11 observation and 3 action entries, the"):
+        make_policy_env(policy, GymMujocoEnv("Hopper-v4"), PromptTables())

@@ -27,9 +27,12 @@ import h5py
 import numpy as np
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
+from llmdpd_torchrl.commands import check_env as check_env_main
 from llmdpd_torchrl.commands import data as data_main
+from llmdpd_torchrl.commands import eval as eval_main
 from llmdpd_torchrl.commands import prompts as prompts_main
 from llmdpd_torchrl.commands import report as report_main
+from llmdpd_torchrl.commands import video as video_main
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
 from llmdpd_torchrl.evaluation import EpisodeResult, summarise
 from llmdpd_torchrl.evaluation.results import write_results_json
@@ -146,6 +149,15 @@ def _make_policy(folder: Path) -> None:
     LLMDPDPolicy.from_networks(config, make_networks(config)).save_pretrained(folder)
 
 
+def _make_policies(folder: Path) -> None:
+    """One for each of the prompts."""
+    for prompt in ("none", "text", "trajectory"):
+        config = NetworkConfig(prompt=prompt, text_dim=576, trajectory_length=4, hidden=[8])
+        info = {"trained_tasks": ["reach-v3"], "text_encoder": "smollm2"}
+        policy = LLMDPDPolicy.from_networks(config, make_networks(config), info)
+        policy.save_pretrained(folder / prompt)
+
+
 def _make_training(folder: Path) -> None:
     short_training.train(folder, updates=20, keep=1)
 
@@ -213,6 +225,17 @@ def _command(module: ModuleType) -> Callable[[Path, Any], Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return module.main(list(arguments))
+
+    return run
+
+
+def _saved_policy(module: ModuleType) -> Callable[[Path, Any], Any]:
+    """A command on ``policies/PROMPT``, beside episodes of reach-v3 in ``dataset``."""
+
+    def run(folder: Path, given: Sequence[str]) -> Any:
+        _copy("dataset", _make_dataset, folder)
+        _copy("policies", _make_policies, folder)
+        return module.main([*given, "--device", "cpu"] if "--device" not in given else [*given])
 
     return run
 
@@ -285,10 +308,12 @@ def _logger(folder: Path, given: dict[str, Any]) -> None:
 
 
 ENTRIES: dict[str, Callable[[Path, Any], Any]] = {
+    "check_env": _command(check_env_main),
     "checkpoint": _checkpoint,
     "data": _command(data_main),
     "dataset": _dataset,
     "episodes": lambda folder, given: load_episodes(given),
+    "eval": _saved_policy(eval_main),
     "evaluation": _command(report_main),
     "hdf5": _hdf5,
     "logger": _logger,
@@ -300,4 +325,5 @@ ENTRIES: dict[str, Callable[[Path, Any], Any]] = {
     "train": _train("train_metaworld"),
     "train_d4rl": _train("train_d4rl"),
     "training": _training,
+    "video": _saved_policy(video_main),
 }
