@@ -162,6 +162,22 @@ def test_the_time_of_an_interrupted_training_is_added_up(tmp_path, monkeypatch):
     assert runner._timed_training(Fake()) is None
 
 
+def test_data_are_in_the_users_cache_or_where_they_are_said_to_be(tmp_path):
+    text = HEAD + (
+        "arms: [both]\nvariants: {ours: {}, others: {overrides: "
+        "['data.folder={data}_noisy', 'data.noise_levels=[1.0]']}}"
+    )
+    study = read_studies(write(tmp_path / "definitions", tiny=text))["tiny"]
+    for data, folders in (
+        (None, [None, None]),
+        (tmp_path / "mine", [f"{tmp_path}/mine", f"{tmp_path}/mine_noisy"]),
+    ):
+        place = runner.Place(Store(tmp_path), data, tmp_path)
+        read = [job.read(place).data for job in runner.jobs(study, (), (0,))]
+        assert [found.folder for found in read] == folders
+        assert read[1].noise_levels == [1.0]
+
+
 @pytest.mark.integration
 def test_stored_trainings_are_recognised(tmp_path):
     """By settings, defaults and data: renaming a setting must not lose what is stored."""
