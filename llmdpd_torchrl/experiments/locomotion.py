@@ -153,13 +153,13 @@ class Locomotion(Family):
         cfg, split = run.cfg, run.split
         sources, held_out = self._sources(cfg)
         is_speeds = bool(self.protocol.codes)
-        print(f"data: {', '.join([*sources, *held_out])}")
         dataset = load_episodes(
             [*sources, *held_out],
             task_key="task_id" if is_speeds else None,
             max_episode_steps=cfg.data.max_episode_steps,
             progress=cfg.progress,
         )
+        print(f"data: {', '.join(dataset.manifest.settings)}")
         dataset = self.protocol.name_tasks(dataset)
         self.codes = self.protocol.codes or level_codes(dataset, self.protocol)
         dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.top_fraction))
