@@ -58,6 +58,24 @@ class TrajectoryPromptSchema:
 
 
 @checked_dataclass()
+class _TextEncoder:
+    """``text_encoder``; what its options may be, the encoders say."""
+
+    model: Text
+    revision: Any
+    layer: Any
+    layers: Any
+    pooling: Any
+    skip_first: Any
+    max_length: Any
+    device: Any
+    device_map: Any
+    dtype: Any
+    quantization: Any
+    batch_size: Any
+
+
+@checked_dataclass()
 class _Optim:
     learning_rate: Positive
     max_grad_norm: Positive | None
@@ -110,7 +128,7 @@ class Schema:
     seed: Seed
     device: Text
     prompt: Prompt
-    text_encoder: Any
+    text_encoder: _TextEncoder
     progress: Flag
     until: Literal["collect", "embed", "train", "evaluate", "video", "report"]
     resume: Literal["auto", "never"]
@@ -135,6 +153,15 @@ class Schema:
 def plain(value: Any) -> Any:
     """A setting without the configuration around it, as JSON has it."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def text_encoder(cfg: DictConfig) -> str | dict[str, Any]:
+    """The configured argument of :func:`~llmdpd_torchrl.prompts.make_text_encoder`.
+
+    Options that are null are left out, and a model without options is its name alone.
+    """
+    given = {key: value for key, value in plain(cfg.text_encoder).items() if value is not None}
+    return given["model"] if len(given) == 1 else given
 
 
 def read(kind: type[Kind], cfg: DictConfig, **more: Any) -> Kind:
@@ -179,7 +206,7 @@ class Family(abc.ABC):
 
     def embed(self, run: Run) -> torch.Tensor:
         """The texts' embeddings, a row a task, for a policy that reads texts."""
-        encoder = make_text_encoder(plain(run.cfg.text_encoder))
+        encoder = make_text_encoder(text_encoder(run.cfg))
         run.text_encoder_identity = encoder.identity
         return text_embedding_table(run.split.table.names, encoder, self.prompts())
 

@@ -14,7 +14,7 @@ from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.outputs import write_evaluation
 from llmdpd_torchrl.evaluation.statistics import ResultsSummary
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend
-from llmdpd_torchrl.experiments.config import Run, plain
+from llmdpd_torchrl.experiments.config import Run, text_encoder
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.trainers.loggers import write_mp4
@@ -54,7 +54,7 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
         cfg.evaluation.control,
         tasks,
         tables,
-        encoder=plain(cfg.text_encoder),
+        encoder=text_encoder(cfg),
         table=run.split.table,
         prompts=run.family.prompts(),
     )

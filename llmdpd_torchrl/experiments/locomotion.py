@@ -32,6 +32,7 @@ from llmdpd_torchrl.experiments.config import (
     TrajectoryPromptSchema,
     plain,
     read,
+    text_encoder,
 )
 from llmdpd_torchrl.prompts import (
     FrameSpec,
@@ -47,7 +48,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 
 ORACLE = "oracle"
-"""As ``text_encoder``: the target speed, or the level's mean score, instead of an embedding."""
+"""As ``text_encoder.model``: the target speed, or the level's mean score, instead of an embedding."""
 
 
 @checked_dataclass()
@@ -136,8 +137,8 @@ class Locomotion(Family):
 
     def check(self, cfg: DictConfig) -> TaskSplit:
         """Name the tasks; generates the default data."""
-        if cfg.prompt in ("both", "text") and cfg.text_encoder != ORACLE:
-            make_text_encoder(plain(cfg.text_encoder))
+        if cfg.prompt in ("both", "text") and cfg.text_encoder.model != ORACLE:
+            make_text_encoder(text_encoder(cfg))
         sources, held_out = self._sources(cfg)
         speeds = read_speeds(sources[0]) if len(sources) == 1 and not held_out else None
         if speeds is not None:
@@ -174,7 +175,7 @@ class Locomotion(Family):
 
     def embed(self, run: Run) -> torch.Tensor:
         """The texts' embeddings, or the oracle's numbers."""
-        if run.cfg.text_encoder == ORACLE:
+        if run.cfg.text_encoder.model == ORACLE:
             return torch.tensor([[self.codes[name]] for name in run.split.table.names])
         return super().embed(run)
 

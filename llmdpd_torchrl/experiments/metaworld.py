@@ -22,6 +22,7 @@ from llmdpd_torchrl.experiments.config import (
     Schema,
     plain,
     read,
+    text_encoder,
 )
 from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
 from llmdpd_torchrl.tasks import TaskSplit, make_split
@@ -95,7 +96,7 @@ class MetaWorld(Family):
     def check(self, cfg: DictConfig) -> TaskSplit:
         """Name the tasks of the split."""
         if cfg.prompt in ("both", "text"):
-            make_text_encoder(plain(cfg.text_encoder))
+            make_text_encoder(text_encoder(cfg))
         noise, tasks = cfg.data.use_noise, plain(cfg.tasks)
         if noise is not None and noise not in cfg.data.noise_levels:
             raise ConfigError(
@@ -142,7 +143,7 @@ class MetaWorld(Family):
         """The texts' embeddings, or those of as many random letters."""
         if run.cfg.texts == "own":
             return super().embed(run)
-        encoder = make_text_encoder(plain(run.cfg.text_encoder))
+        encoder = make_text_encoder(text_encoder(run.cfg))
         run.text_encoder_identity = encoder.identity
         prompts = self.prompts()
         texts = [prompts[name].render() for name in run.split.table.names]

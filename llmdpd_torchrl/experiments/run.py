@@ -20,7 +20,7 @@ from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.controls import check_control
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
-from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain
+from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain, text_encoder
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
@@ -32,7 +32,7 @@ from llmdpd_torchrl.utils.processes import available_cores, check_backend
 
 #: The settings that a training depends on, beside the data and the family's own settings.
 _IDENTITY = (
-    "seed", "algorithm", "prompt", "text_encoder", "trajectory_prompt", "network", "loss", "optim",
+    "seed", "algorithm", "prompt", "trajectory_prompt", "network", "loss", "optim",
 )  # fmt: skip
 _SWEEP: set[Path] = set()
 """Output folders of this process's sweep."""
@@ -129,7 +129,7 @@ def collect(run: Run) -> None:
 def fingerprint(cfg: DictConfig, family: Family, data_hash: str) -> str:
     """Hash of everything that a training depends on."""
     identity = [
-        {key: plain(cfg[key]) for key in _IDENTITY},
+        {key: plain(cfg[key]) for key in _IDENTITY} | {"text_encoder": text_encoder(cfg)},
         cfg.trainer.total_updates,
         family.identity(cfg),
         data_hash,

@@ -14,7 +14,7 @@ from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import EvaluationHook
-from llmdpd_torchrl.experiments.config import Run, plain
+from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
@@ -140,7 +140,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "trained_tasks": list(run.split.train),
         "held_out_tasks": list(run.split.held_out),
         "task_table": list(run.split.table.names),
-        "text_encoder": plain(cfg.text_encoder) if config.uses_text else None,
+        "text_encoder": text_encoder(cfg) if config.uses_text else None,
         "text_encoder_identity": run.text_encoder_identity if config.uses_text else None,
         "data_hash": dataset.manifest.data_hash,
         **_describe_data(run),

@@ -170,7 +170,7 @@ def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
         (["evaluation.dynamics.mass=0"], "dynamics.mass is 0"),
         (["evaluation.max_steps=none"], "evaluation.max_steps is 'none'"),
         (["evaluation.control=half"], "evaluation.control is 'half'"),
-        (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
+        (["text_encoder.model=no such model"], "unknown text encoder 'no such model'"),
         (["+network.typo=1"], "network.typo: there is no such setting"),
         (["until=dance"], "until is 'dance'"),
     ],

@@ -264,7 +264,7 @@ def test_help_and_configuration_read_well(run, tmp_path):
         (["tasks.split=nothing", "tasks.train=null"], "unknown task split 'nothing'"),
         (["evaluation.control=half"], "evaluation.control is 'half': it must be 'both'"),
         (["evaluation.demonstrations=0"], "evaluation.demonstrations is 0"),
-        (["text_encoder=no such model"], "unknown text encoder 'no such model'"),
+        (["text_encoder.model=no such model"], "unknown text encoder 'no such model'"),
         (["prompt=all"], "prompt is 'all': it must be 'both'"),
         (["output_dir=/dev/null/x"], "cannot create the output folder /dev/null/x"),
         (["data.folder=/dev/null/x"], "cannot create the data folder /dev/null/x"),

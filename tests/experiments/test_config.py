@@ -118,7 +118,9 @@ def test_every_algorithm_and_experiment_is_accepted(tmp_path, monkeypatch):
     given = ["data.sources=[hopper-medium-v2]"]
     run = prepared(*given, "+experiment=d4rl_paper", name="train_d4rl")
     assert (run.cfg.loss.lmbda, run.cfg.trainer.total_updates) == (1.0, 2_000_000)
-    assert prepared(*given, "+experiment=oracle", name="train_d4rl").cfg.text_encoder == "oracle"
+    assert (
+        prepared(*given, "+experiment=oracle", name="train_d4rl").cfg.text_encoder.model == "oracle"
+    )
     for path in sorted((CONFIGS / "dataset").glob("*.yaml")):
         if path.stem != "speeds":  # which generates its data
             prepared(f"dataset={path.stem}", name="train_d4rl")
