@@ -119,10 +119,17 @@ class _Video:
 
 
 @checked_dataclass()
+class _Logger:
+    kind: Text
+    wandb_mode: Text | None = None
+    wandb_project: Text | None = None
+
+
+@checked_dataclass()
 class Schema:
     """The settings that both families have.
 
-    What ``network``, ``loss`` and ``logger`` may be, their own constructors say.
+    What ``network`` and ``loss`` may be, their own constructors say.
     """
 
     seed: Seed
@@ -142,9 +149,9 @@ class Schema:
     trainer: _Trainer
     evaluation: EvaluationSchema
     video: _Video
-    logger: dict[str, Any]
-    preset_name: str  # below: what is made of other settings, whose mistakes come first
-    variant: str
+    logger: _Logger
+    preset_name: str
+    variant: Any  # made of other settings, of whose mistakes a line is enough
     changes: str
     name: Text
     output_dir: Text
@@ -192,9 +199,14 @@ class Family(abc.ABC):
     schema: ClassVar[type[Schema]]
     simulator: ClassVar[str]  # the package that evaluations need
 
+    def check(self, cfg: DictConfig) -> None:
+        """Check the family's own settings, whose types are right, before any work is done."""
+        if cfg.prompt in ("both", "text"):
+            make_text_encoder(text_encoder(cfg))
+
     @abc.abstractmethod
-    def check(self, cfg: DictConfig) -> TaskSplit:
-        """Check the family's own settings, before any work is done, and name the tasks."""
+    def split(self, cfg: DictConfig) -> TaskSplit:
+        """Name the tasks."""
 
     @abc.abstractmethod
     def collect(self, run: Run) -> None:

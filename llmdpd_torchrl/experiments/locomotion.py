@@ -32,13 +32,11 @@ from llmdpd_torchrl.experiments.config import (
     TrajectoryPromptSchema,
     plain,
     read,
-    text_encoder,
 )
 from llmdpd_torchrl.prompts import (
     FrameSpec,
     TextPrompt,
     load_text_prompts,
-    make_text_encoder,
     velocity_prompt,
     velocity_task,
 )
@@ -48,7 +46,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Flag, Fraction, Many, Size, Text, checked_dataclass
 
 ORACLE = "oracle"
-"""As ``text_encoder.model``: the target speed, or the level's mean score, instead of an embedding."""
+"""As ``text_encoder.model``: the target speed, or the level's mean score, for an embedding."""
 
 
 @checked_dataclass()
@@ -120,13 +118,13 @@ class Locomotion(Family):
     """The family of recorded locomotion, with the settings of ``configs/train_d4rl.yaml``.
 
     Attributes:
-        protocol: the tasks of the run, once its settings are checked.
+        protocol: the tasks of the run, once they are named.
         codes: the oracle's number of each task, once the data are loaded.
 
     Examples:
         >>> from llmdpd_torchrl.experiments.command import compose_settings
         >>> cfg = compose_settings("train_d4rl", ["data.sources=[hopper-medium-v2]"])
-        >>> Locomotion().check(cfg).train
+        >>> Locomotion().split(cfg).train
         ('hopper-medium-v2',)
     """
 
@@ -135,10 +133,13 @@ class Locomotion(Family):
     protocol: Protocol
     codes: Mapping[str, float]
 
-    def check(self, cfg: DictConfig) -> TaskSplit:
-        """Name the tasks; generates the default data."""
-        if cfg.prompt in ("both", "text") and cfg.text_encoder.model != ORACLE:
-            make_text_encoder(text_encoder(cfg))
+    def check(self, cfg: DictConfig) -> None:
+        """Check the text encoder, unless it is the oracle."""
+        if cfg.text_encoder.model != ORACLE:
+            super().check(cfg)
+
+    def split(self, cfg: DictConfig) -> TaskSplit:
+        """Speeds or levels of the data; generates the default data."""
         sources, held_out = self._sources(cfg)
         speeds = read_speeds(sources[0]) if len(sources) == 1 and not held_out else None
         if speeds is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from llmdpd_torchrl.utils.settings import (
     Number,
     Size,
     Text,
+    check_all,
     checked_dataclass,
 )
 
@@ -93,16 +94,17 @@ class MetaWorld(Family):
     schema = MetaWorldSchema
     simulator = "metaworld"
 
-    def check(self, cfg: DictConfig) -> TaskSplit:
-        """Name the tasks of the split."""
-        if cfg.prompt in ("both", "text"):
-            make_text_encoder(text_encoder(cfg))
-        noise, tasks = cfg.data.use_noise, plain(cfg.tasks)
-        if noise is not None and noise not in cfg.data.noise_levels:
-            raise ConfigError(
-                f"data.use_noise is {noise}: no episode is collected with it; data.noise_levels "
-                f"has {', '.join(f'{level:g}' for level in cfg.data.noise_levels)}"
-            )
+    def check(self, cfg: DictConfig) -> None:
+        """Check that there are such tasks and data."""
+        check_all(
+            lambda: super(MetaWorld, self).check(cfg),
+            lambda: _check_noise(cfg.data.use_noise, cfg.data.noise_levels),
+            lambda: self.split(cfg),
+        )
+
+    def split(self, cfg: DictConfig) -> TaskSplit:
+        """The tasks of the suite, or those that replace them."""
+        tasks = plain(cfg.tasks)
         return make_split(tasks.pop("split"), seed=tasks.pop("count_seed"), **tasks)
 
     def collect(self, run: Run) -> None:
@@ -166,6 +168,14 @@ class MetaWorld(Family):
         chosen = {key: OmegaConf.select(cfg, key) for key in usual}
         unusual = {key: value for key, value in chosen.items() if value != usual[key]}
         return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
+
+
+def _check_noise(used: float | None, collected: Sequence[float]) -> None:
+    if used is not None and used not in collected:
+        raise ConfigError(
+            f"data.use_noise is {used}: no episode is collected with it; data.noise_levels "
+            f"has {', '.join(f'{level:g}' for level in collected)}"
+        )
 
 
 def _collected(

@@ -8,8 +8,9 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -24,11 +25,13 @@ from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain,
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
 from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
-from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
+from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.trainers import check_logger
 from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError, import_optional
 from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
 from llmdpd_torchrl.utils.processes import available_cores, check_backend
+from llmdpd_torchrl.utils.settings import check_all
 
 #: The settings that a training depends on, beside the data and the family's own settings.
 _IDENTITY = (
@@ -80,11 +83,49 @@ def run_stage(run: Run, stage: str) -> None:
     run.seconds[stage] = round(time.monotonic() - begun, 1)
 
 
+def check_settings(cfg: DictConfig, family: Family) -> None:
+    """Check the settings alone: first types and ranges, then whether they fit together.
+
+    Raises:
+        ConfigError: with a line for every mistake.
+    """
+    settings = plain(cfg)
+    checks: list[Callable[[], object]] = [lambda: family.schema(**settings)]
+    if isinstance(cfg.network, DictConfig) and cfg.prompt in get_args(Prompt):
+        checks.append(lambda: _network(cfg))
+    if isinstance(cfg.loss, DictConfig):
+        checks.append(lambda: get_algorithm(cfg.algorithm).settings(**settings["loss"]))
+    check_all(*checks)
+    check_all(
+        lambda: choose_device(cfg.device),
+        lambda: _check_intervals(cfg),
+        lambda: _check_simulator(cfg, family),
+        lambda: check_backend(cfg.evaluation.backend),
+        lambda: check_logger(cfg.logger.kind, cfg.logger.get("wandb_mode")),
+        lambda: _check_algorithm(cfg),
+        lambda: family.check(cfg),
+    )
+
+
 def prepare(cfg: DictConfig, family: Family) -> Run:
     """Check what can be checked before any work is done, and make the output folder."""
-    family.schema(**plain(cfg))
-    device = choose_device(cfg.device)
-    network = NetworkConfig(**plain(cfg.network) | {"prompt": cfg.prompt})
+    check_settings(cfg, family)
+    split = family.split(cfg)
+    check_all(
+        lambda: check_control(
+            cfg.evaluation.control, cfg.evaluation.demonstrations, _network(cfg), split.tasks
+        ),
+        lambda: _check_video(cfg.video.tasks or (), split),
+    )
+    output = make_writable_folder(cfg.output_dir, "output", "output_dir")
+    return Run(cfg, family, output, split, choose_device(cfg.device))
+
+
+def _network(cfg: DictConfig) -> NetworkConfig:
+    return NetworkConfig(**plain(cfg.network) | {"prompt": cfg.prompt})
+
+
+def _check_intervals(cfg: DictConfig) -> None:
     if cfg.evaluation.every % cfg.trainer.log_every:
         raise ConfigError(
             f"evaluation.every is {cfg.evaluation.every}: use a multiple of trainer.log_every, "
@@ -96,28 +137,32 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
             f"trainer.save_every is {cfg.trainer.save_every}: use a multiple of {round_of}, the "
             "updates after which the trainer can save"
         )
+
+
+def _check_simulator(cfg: DictConfig, family: Family) -> None:
     if cfg.until not in ("collect", "embed", "train") or cfg.evaluation.every:
         purpose = "an evaluation (until=train does without)"
         import_optional(family.simulator, purpose, "metaworld")
-    check_backend(cfg.evaluation.backend)
-    check_logger(cfg.logger.kind, cfg.logger.get("wandb_mode"))
-    algorithm = get_algorithm(cfg.algorithm)
+
+
+def _check_algorithm(cfg: DictConfig) -> None:
+    """Networks and loss refuse what does not fit together."""
+    algorithm, network = get_algorithm(cfg.algorithm), _network(cfg)
     algorithm.check(cfg.algorithm, network, plain(cfg.loss))
     with torch.random.fork_rng(devices=[]):
-        try:  # networks and loss refuse what does not fit together
+        try:
             algorithm.make_loss(make_networks(network), None, **plain(cfg.loss))
         except ValueError as error:
             raise ConfigError(f"network or loss: {error}") from None
-    split = family.check(cfg)
-    check_control(cfg.evaluation.control, cfg.evaluation.demonstrations, network, split.tasks)
-    for task in cfg.video.tasks or ():
+
+
+def _check_video(tasks: Sequence[str], split: TaskSplit) -> None:
+    for task in tasks:
         if task not in split.tasks:
             raise ConfigError(
                 f"video.tasks: unknown task {task!r} in split {split.name!r}: choose some of "
                 f"{', '.join(split.tasks)}"
             )
-    output = make_writable_folder(cfg.output_dir, "output", "output_dir")
-    return Run(cfg, family, output, split, device)
 
 
 def collect(run: Run) -> None:

@@ -118,7 +118,9 @@ def notice(message: str) -> None:
 
 
 def run_command(work: Callable[[], int], *, debug: bool = False) -> int:
-    """Return the exit code of ``work``, or of its :class:`UserError`, which is one line on stderr.
+    """Return the exit code of ``work``, or of its :class:`UserError`, of which stderr has a line.
+
+    An error of several mistakes is a line each.
 
     A disk that cannot be written is one line, too. ``debug`` adds the traceback with its causes.
     """
@@ -141,7 +143,8 @@ def run_command(work: Callable[[], int], *, debug: bool = False) -> int:
             inner.__suppress_context__ = inner.__cause__ is not None
             inner = inner.__cause__ or inner.__context__
         traceback.print_exception(cause)
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201 (commands print)
+    for line in message.splitlines() or [message]:
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201 (commands print)
     return code
 
 

@@ -12,7 +12,7 @@ import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from typing_extensions import dataclass_transform
 
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, UserError
 
 Kind = TypeVar("Kind")
 Item = TypeVar("Item")
@@ -69,7 +69,8 @@ def checked_dataclass(
             try:
                 check(self, *args, **values)
             except ValidationError as error:
-                raise ConfigError(_line(error, made, group)) from None
+                lines = dict.fromkeys(_line(one, made, group) for one in error.errors())
+                raise ConfigError("\n".join(lines)) from None
 
         made.__init__ = init
         return made
@@ -77,30 +78,43 @@ def checked_dataclass(
     return decorate
 
 
-def _line(error: ValidationError, kind: Any, group: str) -> str:
-    """The key and value of the first mistake, and what it must be."""
-    first: Any = error.errors()[0]
-    key, (start, *rest) = group, first["loc"]
+def check_all(*checks: Callable[[], object]) -> None:
+    """Make all checks; what they refuse is one ConfigError with a line each."""
+    errors = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(map(str, errors))))
+
+
+def _line(mistake: Any, kind: Any, group: str) -> str:
+    """The key and value of a mistake that pydantic found, and what it must be."""
+    key, (start, *rest) = group, mistake["loc"]
     by_place = dict(enumerate(item.name for item in dataclasses.fields(kind)))
     for part in (by_place.get(start, start), *rest):
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
     key = key.removeprefix(".")
-    if first["type"] == "missing":
+    if mistake["type"] == "missing":
         return f"{key} is missing"
-    if first["type"] == "unexpected_keyword_argument":
+    if mistake["type"] == "unexpected_keyword_argument":
         where, _, name = key.rpartition(".")
-        for part in first["loc"][:-1]:
+        for part in mistake["loc"][:-1]:
             hint = get_type_hints(kind)[part]
             kind = next(k for k in (hint, *get_args(hint)) if hasattr(k, "__dataclass_fields__"))
         known = [field.name for field in dataclasses.fields(kind)]
         near = difflib.get_close_matches(name, known, n=1) or sorted(known)
         has = f"{where or 'the configuration'} has {', '.join(near)}"
         return f"{key}: there is no such setting; {has}"
-    wanted = first["msg"].replace("Input should be", "it must be")
+    wanted = mistake["msg"].replace("Input should be", "it must be")
     wanted = {
         "is_instance_of": f"it must be a list, such as '{key}=[first,second]'",
         "sequence_str": f"it must be a list, such as '{key}=[first,second]'",
         "too_short": "it must not be empty",
         "string_too_short": "it must not be empty",
-    }.get(first["type"], wanted)
-    return f"{key} is {first['input']!r}: {wanted}"
+    }.get(mistake["type"], wanted)
+    return f"{key} is {mistake['input']!r}: {wanted}"
