@@ -5,7 +5,14 @@ from omegaconf import DictConfig
 from llmdpd_torchrl.experiments.command import hydra_command
 
 
-@hydra_command("train_d4rl")
+def _check(cfg: DictConfig) -> None:
+    from llmdpd_torchrl.experiments.locomotion import Locomotion
+    from llmdpd_torchrl.experiments.run import check_settings
+
+    check_settings(cfg, Locomotion())
+
+
+@hydra_command("train_d4rl", check=_check)
 def main(cfg: DictConfig) -> float:
     """Run all stages and return the mean result, which a sweep can optimise."""
     # Not above: worker processes import this file too, and `--help` should not wait for torch.

@@ -6,15 +6,18 @@ import hashlib
 import json
 import logging
 import math
+import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import torch
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
@@ -23,13 +26,19 @@ from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
 from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain, text_encoder
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
+from llmdpd_torchrl.experiments.sweep import sweep_folder
 from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.trainers import check_logger
 from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError, import_optional
-from llmdpd_torchrl.utils.files import make_writable_folder, write_atomic, write_json
+from llmdpd_torchrl.utils.files import (
+    folder_lock,
+    make_writable_folder,
+    write_atomic,
+    write_json,
+)
 from llmdpd_torchrl.utils.processes import available_cores, check_backend
 from llmdpd_torchrl.utils.settings import check_all
 
@@ -37,8 +46,6 @@ from llmdpd_torchrl.utils.settings import check_all
 _IDENTITY = (
     "seed", "algorithm", "prompt", "trajectory_prompt", "network", "loss", "optim",
 )  # fmt: skip
-_SWEEP: set[Path] = set()
-"""Output folders of this process's sweep."""
 
 
 def run_experiment(cfg: DictConfig, family: Family) -> float:
@@ -51,18 +58,13 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     started = time.monotonic()
     run = prepare(cfg, family)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        if run.output.resolve() in _SWEEP:
-            raise ConfigError(
-                f"output_dir is {run.output}: another run of this sweep has written there; leave "
-                "name and output_dir as they are, or let them contain what is swept"
-            )
-        _SWEEP.add(run.output.resolve())
-    write_environment(run)
-    for stage in STAGES:
-        run_stage(run, stage)
-        if stage == cfg.until:
-            break
+    _share_cores(cfg)
+    with _only_run(run.output):
+        write_environment(run)
+        for stage in STAGES:
+            run_stage(run, stage)
+            if stage == cfg.until:
+                break
     if run.trained:  # the durations of reused stages say nothing
         write_json(run.output / "timings.json", {"stage_seconds": run.seconds})
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
@@ -74,6 +76,34 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
             f"{run.output / 'results.json'} says why (force=[evaluate] evaluates again)"
         )
     return run.objective
+
+
+@contextmanager
+def _only_run(output: Path) -> Iterator[None]:
+    """Hold the lock of the output folder, which the system releases if the process is killed."""
+    try:
+        with folder_lock(output).acquire(timeout=0):
+            yield
+    except Timeout:
+        path = output / "environment.json"
+        holder = json.loads(path.read_text()) if path.exists() else {}
+        raise ConfigError(
+            f"output_dir is {output}: the process {holder.get('pid', '')} on "
+            f"{holder.get('host', 'another machine')} is writing there; wait for it, or give this "
+            "run another name"
+        ) from None
+
+
+def _share_cores(cfg: DictConfig) -> None:
+    """Let the jobs of a sweep that a launcher runs at once share the cores of the machine."""
+    if sweep_folder() is None:
+        return
+    at_once = HydraConfig.get().launcher.get("n_jobs", 1)  # joblib's: -1 is all cores
+    cores = available_cores()
+    for group in (cfg.evaluation, cfg.data):
+        if group.get("workers", 0) is None:
+            at_once = at_once if at_once > 0 else max(1, cores + 1 + at_once)
+            group.workers = max(1, cores // at_once)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -190,9 +220,18 @@ def report(run: Run) -> None:
 def write_environment(run: Run) -> None:
     """The resolved configuration and the versions and machine that it ran on."""
     resolved = OmegaConf.create(OmegaConf.to_yaml(run.cfg, resolve=True))
-    write_atomic(run.output / "config.yaml", lambda path: OmegaConf.save(resolved, path))
+    config, environment = run.output / "config.yaml", run.output / "environment.json"
+    sweep = sweep_folder()
+    if sweep is not None and environment.exists() and config.exists():
+        is_same = json.loads(environment.read_text()).get("sweep") == str(sweep.resolve())
+        if is_same and OmegaConf.load(config) != resolved:
+            raise ConfigError(
+                f"output_dir is {run.output}: another run of this sweep has written there; leave "
+                "name and output_dir as they are, or let them contain what is swept"
+            )
+    write_atomic(config, lambda path: OmegaConf.save(resolved, path))
     write_json(
-        run.output / "environment.json",
+        environment,
         {
             "versions": versions(),
             "seed": run.cfg.seed,
@@ -200,6 +239,9 @@ def write_environment(run: Run) -> None:
             "git_revision": git_revision(),
             "cores": available_cores(),
             "command": sys.argv,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "sweep": None if sweep is None else str(sweep.resolve()),
         },
     )
 

@@ -129,13 +129,13 @@ def test_every_algorithm_and_experiment_is_accepted(tmp_path, monkeypatch):
 def test_runs_that_differ_have_folders_of_their_own():
     assert compose().output_dir == "outputs/smoke-both-seed0"
     assert compose(name="train_d4rl").output_dir == "outputs/speeds-smoke-both-seed0"
-    same = ["progress=false", "device=cpu", "data.folder=x", "evaluation.workers=1", "until=train"]
+    same = ["progress=false", "device=cpu", "evaluation.workers=1", "until=train"]
     assert compose(*same).output_dir == "outputs/smoke-both-seed0"
     variants = [
         [], ["loss.lmbda=0"], ["loss.lmbda=0.2"], ["network.conditioning=pooled"], ["seed=1"],
         ["+experiment=pooled"], ["prompt=none"], ["algorithm=llmdpd_paper"], ["algorithm=iql"],
         ["tasks.train=[reach-v3]"], ["tasks.train=[push-v3]"], ["evaluation.control=wrong"],
-        ["optim.learning_rate=1e-3"], ["text_encoder=minilm"],
+        ["optim.learning_rate=1e-3"], ["text_encoder=minilm"], ["data.folder=a"], ["data.folder=b"],
     ]  # fmt: skip
     folders = {compose(*overrides).output_dir for overrides in variants}
     assert len(folders) == len(variants)
