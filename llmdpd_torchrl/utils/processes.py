@@ -178,6 +178,9 @@ class _Worker:
         self.is_ready = False
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            # We are a worker of joblib's, whose method the new process would not know.
+            multiprocessing.set_start_method("spawn", force=True)
         before = {name: os.environ.get(name) for name in _SINGLE_THREAD}
         os.environ.update(_SINGLE_THREAD)
         try:
