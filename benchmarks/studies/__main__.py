@@ -4,6 +4,7 @@
     python -m benchmarks.studies comparison         # runs what is missing, writes the page
     python -m benchmarks.studies --plan steps       # what that would run, one line a policy
     python -m benchmarks.studies --page             # writes the page from the stored files
+    python -m benchmarks.studies --experiments      # writes configs/experiment/STUDY/VARIANT.yaml
     python -m benchmarks.studies --check            # recomputes the figures from the stored files
     python -m benchmarks.studies hopper data=FILE   # a study that a module of its own runs
 
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, check_figures
-from benchmarks.studies import figures
+from benchmarks.studies import experiments, figures
 from benchmarks.studies.options import read_options
 from benchmarks.studies.page import build_page
 from benchmarks.studies.registry import Study, read_claims, read_studies
@@ -152,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--renamed", action="store_true",
         help="after settings were renamed and nothing else: store the new fingerprints",
     )  # fmt: skip
+    mode.add_argument(
+        "--experiments", action="store_true",
+        help="write the variants for llmdpd train +experiment=STUDY/VARIANT",
+    )  # fmt: skip
     mode.add_argument("--check", action="store_true", help="recompute the committed figures")
     given = parser.parse_args(arguments)
     names = [word for word in given.words if "=" not in word]
@@ -160,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = [s for s in settings if s.startswith("definitions=")]
         studies = read_studies(Path(read_options(Options, own).definitions))
         unknown = [name for name in names if name not in {*studies, *figures.NAMES}]
-        alone = given.list or given.page or given.check or given.renamed
+        alone = given.list or given.page or given.check or given.renamed or given.experiments
         if unknown or not (names or alone):
             name = unknown[0] if unknown else ""
             raise ConfigError(f"study is {name!r}: use one of {', '.join(studies)}")
@@ -192,6 +197,9 @@ def _common(
 
         found = adopt_renames(studies, _place(options, store), write=True)
         print(f"{len(found)} stored trainings have new fingerprints")
+        return 0
+    if given.experiments:
+        print(f"{experiments.write(studies)} experiments in {experiments.FOLDER}")
         return 0
     if given.list:
         list_studies(studies, options, store)

@@ -81,16 +81,20 @@ def hydra_command(
 
             @functools.wraps(function)
             def job(cfg: DictConfig) -> float:
-                objective = math.nan
+                objective, said = math.nan, ""
 
                 def work() -> int:
-                    nonlocal objective
+                    nonlocal objective, said
                     _with_changes(cfg, HydraConfig.get().job.override_dirname)
-                    objective = _translated(lambda: function(cfg))
+                    try:
+                        objective = _translated(lambda: function(cfg))
+                    except UserError as error:
+                        said = str(error)
+                        raise
                     return 0
 
                 codes.append(run_command(work, debug=_translated(lambda: bool(cfg.debug))))
-                note_job(cfg, objective, codes[-1])
+                note_job(cfg, objective, codes[-1], said)
                 return objective
 
             path = str(Path(folder or config_folder()).resolve())
@@ -160,7 +164,7 @@ def _refused(
             compose_settings(name, [*accepted, override], folder=folder)
             accepted.append(override)
         except ConfigError as error:
-            key = argument.partition("=")[0]
+            key = argument.partition("=")[0].lstrip("+~")
             near = difflib.get_close_matches(key, groups, n=1)
             if near and near[0] != key and "." not in key:
                 lines.append(f"{key}: there is no such setting; {near[0]} is a group of them")

@@ -23,7 +23,7 @@ def sweep_folder() -> Path | None:
     return Path(HydraConfig.get().sweep.dir)
 
 
-def note_job(cfg: DictConfig, objective: float, code: int) -> None:
+def note_job(cfg: DictConfig, objective: float, code: int, error: str) -> None:
     """Write ``job-NUMBER.json`` into the folder of the sweep, for :class:`SweepSummary`."""
     folder = sweep_folder()
     if folder is not None:
@@ -32,6 +32,7 @@ def note_job(cfg: DictConfig, objective: float, code: int) -> None:
             "output_dir": cfg.get("output_dir"),
             "objective": objective if math.isfinite(objective) else None,
             "exit_code": code,
+            "error": error,
         }
         write_json(folder / f"job-{number}.json", note)
 
@@ -60,7 +61,9 @@ class SweepSummary(Callback):
         print(f"sweep of {len(notes)} runs{f', {failed} of them failed' if failed else ''}:")
         for note in notes:
             value = "-" if note["objective"] is None else f"{note['objective']:.4f}"
-            print(f"  {'failed' if note['exit_code'] else value:8}{note['output_dir']}")
+            if note["exit_code"]:
+                value = "failed"
+            print(": ".join(filter(None, (f"  {value:8}{note['output_dir']}", note["error"]))))
         best = folder / "optimization_results.yaml"  # written by sweepers that optimise
         if best.exists():
             found = yaml.safe_load(best.read_text())
