@@ -60,9 +60,10 @@ def hydra_command(
 ) -> Callable[[Callable[[DictConfig], float]], Callable[..., int]]:
     """``hydra.main`` for a command that returns its exit code.
 
-    The decorated function returns its objective, which a sweeper optimises (nan if it failed), and
-    raises :class:`UserError`. A sweep (``-m``) returns the highest exit code, also of jobs that a
-    launcher runs in other processes, see :class:`~llmdpd_torchrl.experiments.sweep.SweepSummary`.
+    The decorated function returns its objective, which a sweeper optimises, and raises
+    :class:`UserError`. Of a job that failed, or has no objective (nan), a sweeper gets ``None``.
+    A sweep (``-m``) returns the highest exit code, also of jobs that a launcher runs in other
+    processes, see :class:`~llmdpd_torchrl.experiments.sweep.SweepSummary`.
 
     The command takes its arguments, by default those of the process. The primary YAML file,
     ``config_name`` in ``folder`` (default: :func:`config_folder`), has the keys ``debug`` and
@@ -80,7 +81,7 @@ def hydra_command(
             codes = [0]
 
             @functools.wraps(function)
-            def job(cfg: DictConfig) -> float:
+            def job(cfg: DictConfig) -> float | None:
                 objective, said = math.nan, ""
 
                 def work() -> int:
@@ -95,7 +96,7 @@ def hydra_command(
 
                 codes.append(run_command(work, debug=_translated(lambda: bool(cfg.debug))))
                 note_job(cfg, objective, codes[-1], said)
-                return objective
+                return objective if math.isfinite(objective) else None
 
             path = str(Path(folder or config_folder()).resolve())
             start = hydra.main(version_base="1.3", config_path=path, config_name=config_name)
@@ -204,6 +205,8 @@ def _translated(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if "No trials are completed" in str(error):  # Optuna's
+            raise ConfigError("no trial of the sweep has a result") from error
         if type(error) is ValueError and "Config group override" not in str(error):
             raise
         text, hint = str(error), "--help lists all settings"
