@@ -1,9 +1,13 @@
 """Settings: their names, types and ranges are checked before any work, each in one line."""
 
+import itertools
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from llmdpd_torchrl.envs import Dynamics
@@ -110,6 +114,69 @@ def test_refused_before_any_work(overrides, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_all_mistakes_are_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mistakes = ["optim.batch_size=0", "seed=-1", "network.diffusion_steps=1", "loss.gamma=1.5",
+                "+optim.weight_decay=0.1", "logger.kind=[csv]"]  # fmt: skip
+    fits_not = ["device=gpu", "evaluation.every=30", "tasks.train=[reech-v3]", "data.use_noise=0.5",
+                "logger.kind=paper"]  # fmt: skip
+    for given in (mistakes, fits_not):
+        with pytest.raises(ConfigError) as caught:
+            prepared(*given)
+        lines = str(caught.value).splitlines()
+        assert len(lines) == len(given)
+        for override in given:
+            key, _, value = override.lstrip("+").partition("=")
+            assert any(key in line or value.strip("[]") in line for line in lines), key
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_on_the_command_line_replaces_the_presets_choice():
+    cfg = compose("network=paper", "evaluation=thorough", "task_suite=ml45")
+    assert (cfg.preset_name, cfg.network.hidden, cfg.network.activation) == (
+        "smoke", [256, 256, 256], "mish",
+    )  # fmt: skip
+    assert (cfg.evaluation.episodes_per_task, cfg.tasks.split) == (25, "ml45")
+    assert compose("preset=ml45").tasks.split == "ml45"
+    assert compose("preset=quick").tasks.split == "ml10"
+    assert compose("preset=ml45", "task_suite=ml45_validation").tasks.split == "ml45_validation"
+
+
+def test_conditioning_carries_the_prompts_sizes_of_meta_world():
+    for conditioning, sizes in (("retrieved", (128, 8)), ("pooled", (32, 2))):
+        cfg = compose("preset=quick", f"conditioning={conditioning}")
+        prompt = cfg.trajectory_prompt
+        assert cfg.network.conditioning == conditioning
+        assert (prompt.length, prompt.per_task) == sizes
+    experiment = compose("preset=quick", "+experiment=pooled")
+    assert experiment.trajectory_prompt == prompt
+    assert compose("conditioning=retrieved", name="train_d4rl").trajectory_prompt.per_task == 2
+
+
+def test_text_encoders_have_options():
+    from llmdpd_torchrl.experiments.config import text_encoder
+    from llmdpd_torchrl.prompts import make_text_encoder
+
+    assert text_encoder(compose()) == "smollm2"  # as policies and fingerprints have it
+    cfg = compose("text_encoder=olmo-1b", "text_encoder.pooling=last_token")
+    assert text_encoder(cfg) == {"model": "olmo-1b", "pooling": "last_token"}
+    assert make_text_encoder(text_encoder(cfg)).pooling == "last_token"
+    cfg = compose("text_encoder.model=owner/name", "text_encoder.skip_first=false")
+    assert make_text_encoder(text_encoder(cfg)).skip_first is False
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_choice_of_a_group_is_accepted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["data.sources=[hopper-medium-v2]"] if name == "train_d4rl" else []
+    groups = ["network", "optim", "trainer", "evaluation", "conditioning", "text_encoder"]
+    groups += ["task_suite"] if name == "train_metaworld" else []
+    for group in groups:
+        for path in sorted((CONFIGS / group).glob("*.yaml")):
+            if (name, path.stem) != ("train_metaworld", "oracle"):  # a number of locomotion's
+                prepared(f"{group}={path.stem}", *given, name=name)
+
+
 def test_every_algorithm_and_experiment_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in sorted((CONFIGS / "algorithm").glob("*.yaml")):
@@ -142,6 +209,45 @@ def test_runs_that_differ_have_folders_of_their_own():
     assert all("=" not in folder and "[" not in folder for folder in folders)
     one, two = (compose(f"data.sources=[{x}.hdf5]", name="train_d4rl") for x in "ab")
     assert one.output_dir != two.output_dir
+
+
+def lines_of_commands():
+    """What README.md and the help of both commands call, without the name of the command."""
+    text = (CONFIGS.parent / "README.md").read_text()
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    for name in FAMILIES:
+        text += "\n" + OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.header
+    commands = {
+        "train_d4rl": r"llmdpd train-d4rl|python examples/train_d4rl\.py",
+        "train_metaworld": r"llmdpd train(?!-)|python examples/train_metaworld\.py",
+    }
+    for name, command in commands.items():
+        for given in re.findall(f"(?:{command})(.*)", text):
+            if "--help" not in given:
+                yield name, shlex.split(given, comments=True)
+
+
+def test_no_two_lines_of_the_readme_write_to_one_folder():
+    found = {}
+    lines = list(lines_of_commands())
+    assert len(lines) > 15
+    for name, given in lines:
+        if "hydra/sweeper=tune" in given:  # which adds what it varies
+            given = [item for item in given if "hydra" not in item] + [
+                "optim.learning_rate=0.00017"
+            ]
+        given = [item for item in given if item != "-m" and not item.startswith("hydra/launcher")]
+        parsed = OverridesParser.create().parse_overrides(given)
+        values = (
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            if o.is_sweep_override()
+            else [o.input_line]
+            for o in parsed
+        )
+        for overrides in itertools.product(*values):
+            cfg = compose_settings(name, overrides)
+            other = found.setdefault(cfg.output_dir, cfg)
+            assert cfg == other, f"{given} and another line write other results to {cfg.output_dir}"
 
 
 def test_the_device_is_chosen_once(tmp_path, monkeypatch):
