@@ -116,7 +116,7 @@ def test_refused_before_any_work(overrides, message, tmp_path, monkeypatch):
 
 def test_all_mistakes_are_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mistakes = ["optim.batch_size=0", "seed=-1", "network.diffusion_steps=1", "loss.gamma=1.5",
+    mistakes = ["optim.batch_size=0", "seed=-1", "network.critics=0", "loss.gamma=1.5",
                 "+optim.weight_decay=0.1", "logger.kind=[csv]"]  # fmt: skip
     fits_not = ["device=gpu", "evaluation.every=30", "tasks.train=[reech-v3]", "data.use_noise=0.5",
                 "logger.kind=paper"]  # fmt: skip
