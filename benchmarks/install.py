@@ -37,7 +37,8 @@ ROOT = Path(__file__).parents[1]
 FIRST_COMMANDS = (
     ["info"],
     ["train", "preset=smoke", "progress=false"],
-    ["eval", "outputs/smoke-both-seed0", "--episodes", "2"],
+    ["data", "collect", "demos", "--tasks", "door-close-v3", "--episodes", "1", "--noise", "0"],
+    ["eval", "outputs/smoke-both-seed0", "--demonstration", "demos", "--episodes", "2"],
     ["report"],
 )
 
