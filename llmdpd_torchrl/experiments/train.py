@@ -56,7 +56,6 @@ def train(run: Run) -> None:
     identity = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
     saved = _find_saved(run, states, identity)
     torch.manual_seed(run.cfg.seed)
-    torch.set_num_threads(run.cfg.trainer.threads or available_cores())
     run.policy, networks = _build(run)
     trainer = _make_trainer(run, networks, saved)
     with contextlib.ExitStack() as stack:
@@ -209,6 +208,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         log_every=cfg.trainer.log_every,
         progress_bar=cfg.progress,
         failures=run.output,
+        threads=cfg.trainer.threads or available_cores(),
     )
 
 

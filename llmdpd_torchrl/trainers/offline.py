@@ -98,6 +98,8 @@ class OfflineTrainer(Trainer):
         failures: folder for the batch, the networks and the numbers of an update that is not
             finite (``divergence-UPDATE/``); ``None`` writes nothing.
         device: of loss and batches; default: that of the loss.
+        threads: torch's threads on the CPU while it trains; ``None`` leaves their number. Small
+            networks gain little from several, and lose much where other processes compute.
         check_finite: when to look for values that are not finite: at each ``"update"`` or at each
             ``"log"`` entry; default: the former on the CPU, the latter elsewhere.
 
@@ -137,12 +139,15 @@ class OfflineTrainer(Trainer):
         progress_bar: bool = True,
         failures: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
+        threads: int | None = 1,
         check_finite: Literal["update", "log"] | None = None,
     ) -> None:
         if total_updates < 1 or log_every < 1:
             raise ConfigError(
                 f"total_updates is {total_updates} and log_every {log_every}: both must be >= 1"
             )
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads is {threads}: it must be at least 1, or None")
         current = next(loss_module.parameters()).device
         # An empty tensor's device has its number.
         self.device = current if device is None else torch.empty(0, device=device).device
@@ -187,6 +192,7 @@ class OfflineTrainer(Trainer):
         self._failures = None if failures is None else Path(failures)
         default = "update" if self.device.type == "cpu" else "log"
         self._checks_updates = (check_finite or default) == "update"
+        self._threads = threads
         self._seen: list[_Seen] = []  # updates since the device was last asked
         self._is_broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self.register_op("setup", self._show_progress)
@@ -203,6 +209,9 @@ class OfflineTrainer(Trainer):
         if self.collected_frames >= self.total_frames:
             return
         with self.during_training:
+            if self._threads is not None:
+                self.during_training.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(self._threads)
             super().train()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -88,6 +88,21 @@ def test_a_run_repeats():
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize(("threads", "found"), [(1, 1), (3, 3), (None, 2)])
+def test_threads_are_limited_while_it_trains(threads, found):
+    used = []
+    loss = make_loss()
+    loss.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(loss, 2, threads=threads)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(used) == {found}
+
+
 def test_the_learning_rate_falls_to_zero():
     loss = make_loss()
     stepper = OfflineOptimizationStepper(loss, learning_rate=1e-3, total_updates=10)
@@ -140,6 +155,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
             lambda: OfflineOptimizationStepper(make_loss(), max_grad_norm=-1.0),
             "norm is -1",
         ),
+        (lambda: train(make_loss(), 2, threads=0), "threads is 0"),
     ],
 )
 def test_wrong_numbers(build, message):
