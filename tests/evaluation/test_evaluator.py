@@ -206,3 +206,18 @@ def test_prompts_must_be_there_for_every_environment():
     tables = PromptTables(trajectories=TrajectoryPromptBank.empty(4, 11, 3))
     with pytest.raises(PromptError, match="no trajectory prompt for hopper"):
         evaluate(policy, ["hopper"], tables, settings=settings, suite=suite, workers=1)
+
+
+def test_a_prompted_policy_needs_no_tables(dataset, backend):
+    torch.manual_seed(0)
+    config = NetworkConfig(prompt="trajectory", hidden=[8], trajectory_length=16)
+    policy = LLMDPDPolicy.from_networks(config, make_networks(config))
+    demonstration = dataset.trajectory(0)
+    settings = EvaluationSettings(episodes_per_task=2, max_steps=5)
+    with Evaluator(["reach-v3"], settings, backend=backend, progress=False) as evaluator:
+        task = evaluator.suite.task_id("reach-v3")
+        tables = policy.make_tables({}, {task: [demonstration]})
+        expected = evaluator(policy, tables)
+        assert evaluator(policy.prompt(trajectories=demonstration)) == expected
+        with pytest.raises(ConfigError, match="prompted already: leave the tables out"):
+            evaluator(policy.prompt(trajectories=demonstration), tables)
