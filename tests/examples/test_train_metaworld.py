@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.utils.files import folder_lock
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_metaworld.py"
@@ -123,6 +125,62 @@ def test_a_second_run_reuses_every_stage(finished, run):
     assert "train: reusing" in process.stdout
     assert "evaluate: reusing" in process.stdout
     assert "collect" not in process.stderr
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(finished, run):
+    folder, _ = finished
+    output = folder / "outputs" / "smoke-both-seed0"
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.name != ".lock"}
+    with folder_lock(output):
+        process = run(folder, "preset=smoke", "force=[train]", "progress=false")
+    assert process.returncode == 2
+    environment = json.loads((output / "environment.json").read_text())
+    holder = f"the process {environment['pid']} on {environment['host']}"
+    assert process.stderr == (
+        f"error: output_dir is outputs/smoke-both-seed0: {holder} is writing there; wait for it, "
+        "or give this run another name\n"
+    )
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+@pytest.mark.integration
+def test_two_commands_on_one_folder(finished, run_command_of_example):
+    folder, _ = finished
+    shared = ("preset=smoke", "name=twice", "until=train", "progress=false")
+    command = [sys.executable, str(SCRIPT), *shared, "trainer.total_updates=100000"]
+    first = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE)
+    try:
+        while not (folder / "outputs" / "twice" / "environment.json").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = run_command_of_example(SCRIPT.name, folder, *shared)
+        assert second.returncode == 2
+        assert f"output_dir is outputs/twice: the process {first.pid} on " in second.stderr
+        assert second.stderr.count("\n") == 1
+    finally:
+        first.kill()
+        first.wait()
+    third = run_command_of_example(SCRIPT.name, folder, *shared)  # a crash leaves no lock
+    assert third.returncode == 0, third.stderr
+
+
+def test_a_folder_may_have_any_name(finished, run, monkeypatch):
+    from llmdpd_torchrl.__main__ import main
+
+    folder, _ = finished
+    name = "odd/lr=1 für #1 ~a, [b]"
+    given = ("preset=smoke", "video.tasks=[]", "progress=false", f'output_dir="{name}"')
+    for stage in ("train", "report"):  # the second goes on with the policy of the first
+        process = run(folder, *given, f"until={stage}")
+        assert process.returncode == 0, process.stderr
+    assert f"train: reusing {name}/checkpoint" in process.stdout
+    sweep = ("-m", *given[:-1], 'output_dir="odd/a=b ü/${name}"', "until=evaluate")
+    process = run(folder, *sweep, "loss.lmbda=0.1,0.2")
+    assert process.returncode == 0, process.stderr
+    assert len(list((folder / "odd" / "a=b ü").glob("*/results.json"))) == 2
+    monkeypatch.chdir(folder)
+    assert main(["report", "odd"]) == 0
+    assert (folder / "odd" / "report" / "report.html").exists()
 
 
 @pytest.mark.integration
