@@ -162,7 +162,7 @@ def collect_metaworld(
 def _is_complete(
     manifest: Manifest, folder: Path, names: Sequence[str], settings: CollectionSettings
 ) -> bool:
-    """Whether nothing has to be collected or described anew; the files are checked when loaded."""
+    """Whether nothing has to be collected or described again; the files are checked when loaded."""
     is_as_written = (
         manifest.settings == settings.to_dict()
         and manifest.task_table == list(METAWORLD_TASKS.names)

@@ -82,8 +82,7 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
 def _only_run(output: Path) -> Iterator[None]:
     """Hold the lock of the output folder, which the system releases if the process is killed."""
     try:
-        with folder_lock(output).acquire(timeout=0):
-            yield
+        held = folder_lock(output).acquire(timeout=0)
     except Timeout:
         path = output / "environment.json"
         holder = json.loads(path.read_text()) if path.exists() else {}
@@ -92,6 +91,8 @@ def _only_run(output: Path) -> Iterator[None]:
             f"{holder.get('host', 'another machine')} is writing there; wait for it, or give this "
             "run another name"
         ) from None
+    with held:
+        yield
 
 
 def _share_cores(cfg: DictConfig) -> None:

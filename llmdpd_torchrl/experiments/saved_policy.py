@@ -221,7 +221,7 @@ def _demonstrations(
     """The demonstrations of one of the evaluated tasks, and a line about each."""
     found = []
     for source in sources:
-        shown = task
+        name = task
         if task not in source.tasks:
             if len(tasks) > 1:
                 continue
@@ -230,8 +230,8 @@ def _demonstrations(
                     f"{source.name} has episodes of {', '.join(source.tasks)}, none of {task}: "
                     "give a file of one task"
                 )
-            shown = source.tasks[0]
-        found.append(_choose_episode(source, shown, task, episode))
+            name = source.tasks[0]
+        found.append(_choose_episode(source, name, task, episode))
     if not found:
         names = ", ".join(source.name for source in sources)
         raise DataError(
@@ -242,30 +242,30 @@ def _demonstrations(
 
 
 def _choose_episode(
-    source: _Source, shown: str, task: str, episode: int | None
+    source: _Source, name: str, task: str, episode: int | None
 ) -> tuple[TensorDictBase, str]:
-    data = source.load(shown)
-    rows = data.trajectory_task == data.manifest.task_table.index(shown)
+    data = source.load(name)
+    rows = data.trajectory_task == data.manifest.task_table.index(name)
     numbers = rows.nonzero().squeeze(-1)
     count = f"{len(numbers)} episode{'s' if len(numbers) > 1 else ''}"
     if episode is not None:
         if not 0 <= episode < len(numbers):
             raise ConfigError(
-                f"--episode is {episode}: {source.name} has {count} of {shown}, numbered from 0"
+                f"--episode is {episode}: {source.name} has {count} of {name}, numbered from 0"
             )
         number, why = episode, "--episode"
     elif ("next", "success") in data.transitions.keys(include_nested=True):
         good = data.trajectory_success[numbers].nonzero()
         if not len(good):
             raise DataError(
-                f"{source.name}: none of its {count} of {shown} is successful; choose one with "
+                f"{source.name}: none of its {count} of {name} is successful; choose one with "
                 "--episode N"
             )
         number, why = int(good[0]), "the first successful one"
     else:
         returns = [float(data.trajectory(int(n))["next", "reward"].sum()) for n in numbers]
         number, why = int(torch.tensor(returns).argmax()), "the one of highest return"
-    of = "" if shown == task else f" of {shown}"
+    of = "" if name == task else f" of {name}"
     line = f"demonstration of {task}: episode {number} of {count}{of} in {source.name} ({why})"
     return data.trajectory(int(numbers[number])), line
 

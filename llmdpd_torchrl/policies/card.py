@@ -13,7 +13,7 @@ from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import Number, Size, Text, checked_dataclass
 
 MARK = "<!-- written by save_pretrained"
-"""Begins a comment in every card that is written anew with its policy."""
+"""Begins a comment in every card that is rewritten with its policy."""
 _PROMPTS = {
     "both": "a text and one demonstration of the task",
     "text": "a text that describes the task",

@@ -1,4 +1,4 @@
-"""The user's cache folder: what is kept between runs, from wherever they are started.
+"""The user's cache folder: what is stored between runs, from wherever they are started.
 
 It has a folder for each kind: ``data/metaworld`` and ``data/halfcheetah`` (collected),
 ``data/d4rl`` (downloaded), ``models`` and ``embeddings``. All of it can be made or fetched again.
@@ -45,7 +45,7 @@ def cache_root() -> Path:
 def locked_folder(
     folder: str | os.PathLike[str], what: str = "cache", setting: str = CACHE_VARIABLE
 ) -> Iterator[Path]:
-    """Create a folder and let one process at a time change it; who has to wait is told so.
+    """Create a folder and let one process at a time change it; who has to wait gets a notice.
 
     Args:
         folder: in the cache or elsewhere.
