@@ -193,7 +193,6 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
         "data": [
             ([], "required"),
             (["fly"], "fly"),
-            (["collect"], "folder"),
             (["collect", "d", "--tasks", "reach-v9"], "reach-v9"),
             (["collect", "d", "--tasks", "ml99"], "ml99"),
             (["collect", "d", "--episodes", "0"], "episodes"),
