@@ -215,7 +215,7 @@ def _translated(call: Callable[[], Any]) -> Any:
         if isinstance(error, OverrideParseException) and "=" in error.override:
             key = error.override.partition("=")[0]
             hint = f"special characters need quotes inside quotes: '{key}=\"...\"'"
-        missing = re.search(r"Could not find '([\w/]+)/(\w+)", text)
+        missing = re.search(r"Could not (?:find|load) '((?:hydra/)?\w+)/(\w+)", text)
         if missing and missing[1].startswith("hydra/") and missing[2] in _PLUGINS:
             text, hint = f"{missing[1]}: {missing[2]} is not installed", _PLUGINS[missing[2]]
         elif missing and missing[1] == "experiment":

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 
 from llmdpd_torchrl.experiments.command import compose_settings, hydra_command
@@ -129,6 +130,46 @@ def test_what_hydra_finds_wrong_is_one_line(hydra, capsys, given, said):
     assert hydra(given) == 2  # nothing of it stays
     assert capsys.readouterr().err.splitlines() == [line]
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_all_overrides_that_hydra_refuses_are_named(hydra, capsys):
+    assert hydra("unheard=1", "size=huge", "-m", "sizee=large", "number=1,2") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for said in (
+        "'unheard'",
+        "size/huge",
+        "error: sizee: there is no such setting; size is a group",
+    ):
+        assert any(said in line for line in lines)
+
+
+def test_settings_and_overrides_of_a_training_are_checked_together(tmp_path, monkeypatch, capsys):
+    from llmdpd_torchrl.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    given = ["optim.lr=1", "optim.batch_size=0", "+experiment=unheard", "text_encoder=a/b"]
+    assert main(["train", *given]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == len(given)
+    assert main(["train", "optim.lr=1"]) == 2
+    assert "optim.lr: there is no such setting; optim has batch_size" in capsys.readouterr().err
+    assert main(["train", "+experiment=unheard"]) == 2
+    assert "d4rl_paper oracle pooled (and the variants of studies: " in capsys.readouterr().err
+    assert main(["train", "text_encoder=a/b"]) == 2
+    assert "another model, or a folder: text_encoder.model=NAME" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("group", "choice", "plugin"),
+    [("launcher", "laptop", "joblib"), ("launcher", "slurm", "submitit_slurm"),
+     ("sweeper", "tune", "optuna")],
+)  # fmt: skip
+def test_launchers_and_sweepers_name_their_extra(monkeypatch, group, choice, plugin):
+    known = ConfigStore.instance().repo["hydra"][group]
+    monkeypatch.delitem(known, f"{plugin}.yaml", raising=False)
+    with pytest.raises(ConfigError, match=rf'{plugin} is not installed \(pip install "llmdpd_t'):
+        compose_settings("train_metaworld", [f"hydra/{group}={choice}"])
 
 
 def test_a_bug_keeps_its_traceback_under_hydra(hydra):
