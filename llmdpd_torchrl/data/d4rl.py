@@ -317,7 +317,8 @@ def _find_ends(
     else:
         raise DataError(
             f"{source}: has neither 'timeouts' nor 'next_observations', so nothing says where "
-            "episodes that do not terminate end; give max_episode_steps (1000 for gym-MuJoCo)"
+            "episodes that do not terminate end; give max_episode_steps (1000 for gym-MuJoCo), "
+            "or --max-steps where it is a demonstration"
         )
     return {"terminated": terminated, "truncated": truncated}
 

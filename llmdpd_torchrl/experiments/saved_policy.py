@@ -87,7 +87,8 @@ def prepare_evaluation(
             or that of highest return where nothing says what success is.
         text: the task in words, for all tasks; default: the built-in texts.
         text_file: a prompt file with a text for each task.
-        max_steps: time limit; default: 500 on Meta-World, elsewhere the environment's own.
+        max_steps: time limit, also of demonstrations whose files name none; default: 500 on
+            Meta-World, elsewhere the environment's own.
         device: as ``device`` of a training.
         limit: largest number of tasks that are chosen by default.
         **settings: of :class:`EvaluationSettings`.
@@ -99,7 +100,7 @@ def prepare_evaluation(
         PromptError: if a demonstration or a text does not fit the policy.
     """
     loaded = LLMDPDPolicy.from_pretrained(_policy_folder(policy), choose_device(device))
-    sources = [_open(source) for source in demonstrations]
+    sources = [_open(source, max_steps) for source in demonstrations]
     _check_prompts(loaded, sources, text, text_file)
     names = _choose_tasks(loaded, tasks, sources, limit)
     if tasks is None and text is not None and len(names) > 1:
@@ -198,7 +199,7 @@ class _Source:
     speeds: tuple[list[dict[str, Any]], int] | None = None
 
 
-def _open(name: str) -> _Source:
+def _open(name: str, max_steps: int | None) -> _Source:
     path = Path(name)
     if path.is_dir():
         manifest = Manifest.read(path)
@@ -209,7 +210,13 @@ def _open(name: str) -> _Source:
         data = TrajectoryDataset.load(path.parent, [path.stem])
         return _Source(name, data.tasks, lambda task: data)
     speeds = read_speeds(path)
-    episodes = load_episodes(name, task_key="task_id" if speeds else None)
+    task_key = "task_id" if speeds else None
+    try:
+        episodes = load_episodes(name, task_key=task_key)
+    except DataError:  # it may not say where episodes end
+        if max_steps is None:
+            raise
+        episodes = load_episodes(name, task_key=task_key, max_episode_steps=max_steps)
     if speeds:
         episodes = speed_protocol(*speeds).name_tasks(episodes)
     return _Source(name, episodes.tasks, lambda task: episodes, speeds)

@@ -227,6 +227,11 @@ def test_wrong_demonstrations_are_one_line(make_policy, data, tmp_path, capsys):
         capsys, folder, "--tasks", "door-lock-v3", "--demonstration", data
     )
     assert "nowhere" in error_of(capsys, folder, "--demonstration", "nowhere.hdf5")
+    flags = arrays.pop("timeouts")
+    assert main([folder, *recorded()]) == 2
+    assert "--max-steps" in capsys.readouterr().err
+    assert main([folder, *recorded(), *SHORT, "--max-steps", "4"]) == 0
+    arrays["timeouts"] = flags
     assert main([folder, *recorded(), *SHORT]) == 0  # without flags: that of highest return
     assert "the one of highest return" in capsys.readouterr().out
 
