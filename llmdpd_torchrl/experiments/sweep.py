@@ -63,7 +63,7 @@ class SweepSummary(Callback):
             value = "-" if note["objective"] is None else f"{note['objective']:.4f}"
             if note["exit_code"]:
                 value = "failed"
-            print(": ".join(filter(None, (f"  {value:8}{note['output_dir']}", note["error"]))))
+            print(": ".join(filter(None, (f"  {value:7} {note['output_dir']}", note["error"]))))
         best = folder / "optimization_results.yaml"  # written by sweepers that optimise
         if best.exists():
             found = yaml.safe_load(best.read_text())
