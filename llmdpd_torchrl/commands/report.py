@@ -26,15 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     # Not above: `--help` should not wait for torch.
+    from rich import box, table
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from llmdpd_torchrl.evaluation.report import compare, write_report
     from llmdpd_torchrl.evaluation.results import find_runs, variants
 
     page = write_report(options.folder, options.output)
-    table = compare(variants(find_runs(options.folder)))
-    Console().print(Markdown(table.markdown()))
+    found = compare(variants(find_runs(options.folder)))
+    printed = table.Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    # The name, which tells the runs apart, goes on in the next line where a terminal is narrow.
+    printed.add_column(found.head[0], overflow="fold")
+    for name in found.head[1:]:
+        printed.add_column(name, justify="right")
+    for row in found.rows:
+        printed.add_row(*row)
+    Console().print(printed)
     print(page)
-    failed = sum(int(row[table.head.index("failed")]) for row in table.rows)
+    failed = sum(int(row[found.head.index("failed")]) for row in found.rows)
     return 1 if failed else 0
