@@ -129,6 +129,13 @@ def run_command(work: Callable[[], int], *, debug: bool = False) -> int:
     except UserError as error:
         cause: BaseException = error
         code, message = error.exit_code, str(error)
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads the output, `head` say, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        raise  # another pipe's, a worker's say
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

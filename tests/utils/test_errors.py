@@ -3,6 +3,8 @@
 import argparse
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -72,6 +74,25 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, capsys, monkeypat
 
     with pytest.raises(FileNotFoundError):  # ours to look after, or a bug
         run_command(missing)
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    code = (
+        "import os, sys; from llmdpd_torchrl.utils.errors import run_command\n"
+        "def work():\n"
+        "    os.close(read)\n"
+        "    print('x' * 100_000)\n"
+        "read, write = os.pipe(); os.dup2(write, 1)\n"
+        "sys.exit(run_command(work))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+    def another_pipe():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_command(another_pipe)
 
 
 def parser():
