@@ -131,7 +131,7 @@ def run_command(work: Callable[[], int], *, debug: bool = False) -> int:
         code, message = error.exit_code, str(error)
     except BrokenPipeError:
         try:
-            sys.stdout.flush()
+            print(flush=True)  # noqa: T201 (tells which pipe it was)
         except BrokenPipeError:  # who reads the output, `head` say, has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
