@@ -145,7 +145,7 @@ class LoggerGroup(Logger):
         self._each("log_hparams", cfg)
 
     def log_histogram(self, name: str, data: Sequence | torch.Tensor, **kwargs: Any) -> None:
-        """Log a histogram, of 64 bins unless told otherwise."""
+        """Log a histogram, by default of 64 bins."""
         self._each("log_histogram", name, data, **{"bins": 64, **kwargs})
 
     def flush(self, timeout: float | None = None) -> None:
