@@ -57,7 +57,8 @@ _IGNORED = (".cache", ".git", ".gitattributes", ".gitignore", ".lock", "LICENSE"
 _MALFORMED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_PLAIN = (bool, int, float, str)
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that say nothing of a module's kind: its mode, hooks, and what it holds."""
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
@@ -68,19 +69,21 @@ def is_saved(folder: str | os.PathLike[str]) -> bool:
 def find_own(policy: Any) -> list[str]:
     """Whether a policy's actor is another than its configuration's.
 
-    Compared are modules, tensors, and plain attributes such as what a denoiser predicts. Returns
-    ``["actor"]`` or nothing.
+    Compared are modules, tensors, and plain attributes, such as what a denoiser predicts or the
+    bounds of an action. Returns ``["actor"]`` or nothing.
     """
 
     def structure(module: nn.Module | None) -> list[Any]:
         if module is None:
             return []
         parts = [
-            (name, type(part), {k: v for k, v in vars(part).items() if isinstance(v, _PLAIN)})
+            (
+                name,
+                type(part),
+                {k: v for k, v in vars(part).items() if k not in _OF_ANY_MODULE and _is_plain(v)},
+            )
             for name, part in module.named_modules()
         ]
-        for _, _, attributes in parts:
-            attributes.pop("training", None)
         return [parts, [(name, value.shape) for name, value in module.state_dict().items()]]
 
     with torch.random.fork_rng(devices=[]):  # a training that saves goes on as without
@@ -92,6 +95,15 @@ def find_own(policy: Any) -> list[str]:
             "state_dict()"
         )
     return ["actor"] if structure(policy.actor) != structure(networks.actor) else []
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be compared: a number, a text or None, or a collection of such."""
+    if isinstance(value, dict):
+        return _is_plain([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def write_policy(

@@ -94,7 +94,16 @@ def other_prediction():
     return make_networks(NetworkConfig(**SMALL, prompt="none", prediction="x0")).actor
 
 
-@pytest.mark.parametrize("make_actor", [own_actor, plain_actor, other_activation, other_prediction])
+def other_bounds():
+    """The configuration's own actor, but for the range of its actions."""
+    actor = make_networks(NetworkConfig(**SMALL, prompt="none")).actor
+    actor.module.action_bounds = (-0.1, 0.1)
+    return actor
+
+
+@pytest.mark.parametrize(
+    "make_actor", [own_actor, plain_actor, other_activation, other_prediction, other_bounds]
+)
 def test_an_actor_of_ones_own_is_saved_and_given_back(tmp_path, make_actor):
     config = NetworkConfig(**SMALL, prompt="none")
     policy = LLMDPDPolicy(config, make_actor(), None)
@@ -110,6 +119,16 @@ def test_an_actor_of_ones_own_is_saved_and_given_back(tmp_path, make_actor):
     assert saved.keys() == found.keys()
     assert all(torch.equal(saved[key], found[key]) for key in saved)
     assert "actor=..." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("prompt", ["both", "none"])
+@pytest.mark.parametrize("kind", ["diffusion", "deterministic", "gaussian", "tanh_gaussian"])
+@pytest.mark.parametrize("conditioning", DIFFUSION)
+def test_an_actor_of_the_configuration_is_not_ones_own(tmp_path, kind, conditioning, prompt):
+    policy, _ = make_policy(actor=kind, conditioning=conditioning, prompt=prompt)
+    policy.save_pretrained(tmp_path)
+    LLMDPDPolicy.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["own_modules"] == []
 
 
 def test_an_actor_that_does_not_take_the_weights_is_refused(tmp_path):
