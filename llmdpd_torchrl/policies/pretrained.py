@@ -165,20 +165,32 @@ class SavedPolicy:
                 "describes: build it and give from_pretrained(..., actor=...)"
             )
 
+    def check_weights(self) -> None:
+        """Refuse weights that are missing or not what was saved."""
+        with self._explained():
+            if file_sha256(self.weights) != self.digest:
+                raise DamagedError(
+                    f"{self.weights}: damaged (its SHA-256 is not the one in {self.path.name}); "
+                    "save it again"
+                )
+
     def read_weights(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, which must have the names and shapes of ``expected``."""
+        self.check_weights()
         path = self.weights
-        try:
-            if file_sha256(path) != self.digest:
-                raise DamagedError(
-                    f"{path}: damaged (its SHA-256 is not the one in {self.path.name}); save it "
-                    "again"
-                )
+        with self._explained():
             state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: missing or damaged ({error}); save it again") from None
         check_tensors(state, expected, str(path), self.path.name)
         return state
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{self.weights}: missing or damaged ({error}); save it again"
+            ) from None
 
 
 def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> SavedPolicy:
