@@ -24,7 +24,7 @@ from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps, goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.utils.cache import cache_root, locked_folder
-from llmdpd_torchrl.utils.errors import import_optional
+from llmdpd_torchrl.utils.errors import import_optional, notice
 from llmdpd_torchrl.utils.files import write_bytes
 from llmdpd_torchrl.utils.processes import run_jobs
 from llmdpd_torchrl.utils.settings import (
@@ -126,6 +126,7 @@ def collect_metaworld(
     if (folder / MANIFEST_NAME).exists():
         manifest = Manifest.read(folder)  # refuses to write into another kind of dataset
         if _is_complete(manifest, folder, names, settings):
+            _tell_other_versions(manifest, folder)
             return manifest
     with locked_folder(folder, "data", "data.folder"):
         for path in folder.glob(".*.tmp*"):  # left by a killed process, never by a finished one
@@ -170,6 +171,18 @@ def _is_complete(
     )
     files = [manifest.tasks[name].file for name in names if name in manifest.tasks]
     return is_as_written and len(files) == len(names) and all((folder / f).is_file() for f in files)
+
+
+def _tell_other_versions(manifest: Manifest, folder: Path) -> None:
+    """Say so where another simulator made the data than the one that is installed."""
+    installed = _versions()
+    other = [
+        f"{name} {manifest.packages[name]} (here it is {installed[name]})"
+        for name in ("metaworld", "mujoco")
+        if name in installed and manifest.packages.get(name, installed[name]) != installed[name]
+    ]
+    if other:
+        notice(f"the data in {folder} were collected with {' and '.join(other)}")
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -45,7 +44,8 @@ def _run(options: argparse.Namespace) -> int:
     for name, least in (("steps", 2), ("seed", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name} is {getattr(options, name)}: it must be at least {least}")
-    sys.path.insert(0, os.getcwd())  # as a script that lies here would find its modules
+    if options.modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a module that lies here is found, and hides no other
     for module in options.modules:
         try:
             importlib.import_module(module)
@@ -93,15 +93,16 @@ def _make(name: str) -> tuple[Any, int | None, bool]:
         HalfCheetahVelocityEnv,
         MetaWorldEnv,
     )
+    from llmdpd_torchrl.prompts import task_velocity
     from llmdpd_torchrl.tasks import METAWORLD_TASKS
 
-    speed = re.fullmatch(r"halfcheetah-vel-(\d+(?:\.\d+)?)", name)
+    speed = task_velocity(name)
     if name in METAWORLD_TASKS.names:
         return MetaWorldEnv(name, num_goals=2), 500, True
     if name in GYM_MUJOCO_TASKS:
         return GymMujocoEnv(name), 1000, False
-    if speed:
-        return HalfCheetahVelocityEnv(float(speed[1])), 200, False
+    if speed is not None:
+        return HalfCheetahVelocityEnv(speed), 200, False
     try:
         simulator = gymnasium.make(name)
         simulator.reset(seed=0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, SPLITS
-from llmdpd_torchrl.utils.cache import CACHE_VARIABLE, cache_root
+from llmdpd_torchrl.utils.cache import CACHE_VARIABLE, cache_root, used_bytes
 from llmdpd_torchrl.utils.errors import DataError, run_command_line
 
 # What needs torch is imported in the functions, so that `--help` does not wait for it.
@@ -27,7 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         "folder",
         nargs="?",
         help="of the dataset, created if it does not exist (default: the cache's for these "
-        "settings, where trainings with the same settings find it)",
+        "settings, where trainings with the same settings find it: without options, those of "
+        "`llmdpd train`)",
     )
     collect.add_argument(
         "--tasks",
@@ -35,13 +36,13 @@ def _parser() -> argparse.ArgumentParser:
         default=["all"],
         help=f"task names, 'all', or a split's training tasks: {', '.join(SPLITS)} (default: all)",
     )
-    collect.add_argument("--episodes", type=int, help="per task (default: 30)")
+    collect.add_argument("--episodes", type=int, help="per task (default: 100)")
     collect.add_argument(
         "--noise",
         type=float,
         nargs="+",
         help="levels of action noise, which the episodes of a task cycle through (default: 0.0 0.1 "
-        "0.3 0.5)",
+        "0.2 0.3)",
     )
     collect.add_argument("--seed", type=int, help="of placements and noise (default: 0)")
     collect.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -64,6 +65,8 @@ def _run(options: argparse.Namespace) -> int:
     from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
     from llmdpd_torchrl.data.load import fetch_d4rl
     from llmdpd_torchrl.data.manifest import Manifest
+    from llmdpd_torchrl.experiments.command import compose_settings
+    from llmdpd_torchrl.experiments.config import read
 
     if options.command == "fetch":
         for name in options.names:
@@ -80,7 +83,9 @@ def _run(options: argparse.Namespace) -> int:
             "noise_levels": options.noise,
             "seed": options.seed,
         }
-        settings = CollectionSettings(**{k: v for k, v in given.items() if v is not None})
+        changes = {key: value for key, value in given.items() if value is not None}
+        default = compose_settings("train_metaworld", []).data
+        settings = read(CollectionSettings, default, **changes)
         folder = settings.folder if options.folder is None else options.folder
         print(f"data: {folder}")
         manifest = collect_metaworld(folder, tasks, settings, workers=options.workers)
@@ -103,8 +108,7 @@ def _list() -> int:
         for path in sorted(root.glob(pattern)):
             if path.name.startswith("."):  # locks, and what is being written
                 continue
-            files = [path, *path.rglob("*")]
-            megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+            megabytes = used_bytes(path) / 1e6
             kind = path.parent.relative_to(root).as_posix()
             print(f"{kind:18s} {megabytes:8.1f} MB  {_content(path):26s}  {path}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ Without --tasks: the tasks of the demonstrations, of these the held-out ones if 
 without demonstrations the policy's held-out tasks, or else those that it was trained on. With
 several tasks, each takes the demonstrations of its own name, from a folder of `llmdpd data collect`
 for example; a file of one task serves any single task. A text given with --text is for all tasks.
+Without --episode: on Meta-World the first successful episode, of recorded locomotion, whose files
+do not say what success is, the one of highest return.
 """
 
 
@@ -48,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--episode",
         type=int,
         metavar="N",
-        help="episode of the demonstrations' file, from 0 (default: the first successful one)",
+        help="episode of the demonstrations' file, from 0 (default: see below)",
     )
     tasks.add_argument("--text", help="the task in your own words (default: the built-in text)")
     tasks.add_argument(
@@ -98,6 +101,15 @@ def free_path(stem: str, suffix: str = "") -> Path:
     return next(path for name in names if not (path := Path(name + suffix)).exists())
 
 
+def _new_folder(stem: str) -> Path:
+    """Make the folder of :func:`free_path`; of several processes, each gets another."""
+    while True:
+        path = free_path(stem)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit code: 1 if an episode crashed."""
     parser = argparse.ArgumentParser(
@@ -130,14 +142,15 @@ def _run(options: argparse.Namespace) -> int:
     with Evaluator(
         prepared.seen + prepared.unseen, settings, suite=prepared.suite, workers=options.workers
     ) as evaluator:
-        output = options.output or free_path(f"evaluation-{prepared.label}")
-        is_new = not output.exists()
+        is_new = options.output is None or not options.output.exists()
+        output = options.output or _new_folder(f"evaluation-{prepared.label}")
         make_writable_folder(output, "output", "--output")
         try:
             episodes = evaluator(policy, prepared.tables)
         except BaseException:
             if is_new:
-                output.rmdir()
+                with contextlib.suppress(OSError):
+                    output.rmdir()
             raise
     write_evaluation(
         output,

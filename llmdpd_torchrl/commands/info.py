@@ -10,7 +10,6 @@ import platform
 import shutil
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from llmdpd_torchrl.utils.errors import run_command_line
@@ -93,22 +92,17 @@ def _folders() -> dict[str, Any]:
     from huggingface_hub import constants
 
     from llmdpd_torchrl.evaluation.results import git_revision
-    from llmdpd_torchrl.utils.cache import cache_root
+    from llmdpd_torchrl.utils.cache import cache_root, used_bytes
 
     cache = cache_root()
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = _size(shutil.disk_usage(there).free)
     return {
-        "cache": f"{cache} ({_size(_used(cache))}, {free} free)",
+        "cache": f"{cache} ({_size(used_bytes(cache))}, {free} free)",
         "LLMDPD_CACHE": os.environ.get("LLMDPD_CACHE"),
         "Hugging Face": str(constants.HF_HUB_CACHE),
         "git revision": git_revision(),
     }
-
-
-def _used(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _size(count: int) -> str:

@@ -58,7 +58,8 @@ def _play(env: EnvBase, steps: int, seed: int) -> TensorDictBase:
 
 def _specs(env: EnvBase, seed: int) -> Finding:
     try:
-        check_env_specs(env, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            check_env_specs(env, seed=seed)
     except Exception as error:
         return Finding("specs", f"what it returns is not what it declares: {_line(error)}", True)
     return Finding("specs", "it returns what it declares")

@@ -238,6 +238,10 @@ class Family(abc.ABC):
     def suite(self, run: Run, settings: EvaluationSettings) -> Suite:
         """The environments of all tasks."""
 
+    def starts(self, run: Run, settings: EvaluationSettings) -> dict[str, Any] | None:
+        """The suite's ``starts()`` where the settings alone do not determine the episodes."""
+        return None
+
     def identity(self, cfg: DictConfig) -> Any:
         """The family's own settings that a training depends on, as JSON has them."""
         return None

@@ -79,19 +79,21 @@ def evaluate(run: Run) -> None:
 def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> ResultsSummary:
     """Evaluate on seen and unseen tasks, and write results, table and plots."""
     cfg, split = run.cfg, run.split
-    path = output / "results.json"
+    path, settings = output / "results.json", run.family.settings(cfg)
     about = {
         "fingerprint": run.fingerprint,
         "support_hash": run.support_hash,  # other demonstrations, another result
         "updates": policy.info.get("updates"),
-        "evaluation": run.family.settings(cfg).to_dict(),
+        "evaluation": settings.to_dict(),
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_fraction": cfg.evaluation.demonstration_fraction,
     }
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
-        if all(before.get(key) == value for key, value in about.items()):
+        starts = run.family.starts(run, settings)
+        alike = starts is None or before.get("starts") == json.loads(json.dumps(starts))
+        if alike and all(before.get(key) == value for key, value in about.items()):
             print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
             run.failed += sum(task.errors for task in summary.tasks)
             report.print_table(summary)

@@ -204,6 +204,10 @@ class Locomotion(Family):
         cfg = run.cfg.evaluation
         return self.protocol.suite(settings.seed, cfg.max_steps, read(Dynamics, cfg.dynamics))
 
+    def starts(self, run: Run, settings: EvaluationSettings) -> dict[str, Any]:
+        """The tasks' limits of steps and physics, which the settings do not have."""
+        return self.suite(run, settings).starts()
+
     def _sources(self, cfg: DictConfig) -> tuple[list[str], list[str]]:
         """Sources to train on and held-out ones; by default a file that is generated here."""
         sources, held_out = plain(cfg.data.sources), plain(cfg.data.held_out) or []

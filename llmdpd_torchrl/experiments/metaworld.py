@@ -147,9 +147,7 @@ class MetaWorld(Family):
             return super().embed(run)
         encoder = make_text_encoder(text_encoder(run.cfg))
         run.text_encoder_identity = encoder.identity
-        prompts = self.prompts()
-        texts = [prompts[name].render() for name in run.split.table.names]
-        return embed_texts(random_strings(texts), encoder)
+        return embed_texts(list(random_texts(run.split.table.names).values()), encoder)
 
     def settings(self, cfg: DictConfig) -> EvaluationSettings:
         """How evaluations are made."""
@@ -168,6 +166,15 @@ class MetaWorld(Family):
         chosen = {key: OmegaConf.select(cfg, key) for key in usual}
         unusual = {key: value for key, value in chosen.items() if value != usual[key]}
         return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
+
+
+def random_texts(names: Sequence[str]) -> dict[str, str]:
+    """By task, what ``texts=random`` shows for its text: as many random letters.
+
+    They depend on the whole table of names.
+    """
+    prompts = load_text_prompts()
+    return dict(zip(names, random_strings([prompts[n].render() for n in names]), strict=True))
 
 
 def _check_noise(used: float | None, collected: Sequence[float]) -> None:

@@ -25,12 +25,17 @@ from llmdpd_torchrl.experiments.locomotion import (
     read_speeds,
     speed_protocol,
 )
+from llmdpd_torchrl.experiments.metaworld import random_texts
 from llmdpd_torchrl.policies import LLMDPDPolicy
-from llmdpd_torchrl.prompts import PromptTables, TextPrompt, load_text_prompts, velocity_prompt
+from llmdpd_torchrl.prompts import (
+    PromptTables,
+    TextPrompt,
+    load_text_prompts,
+    task_velocity,
+    velocity_prompt,
+)
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
-
-_SPEED = re.compile(r"halfcheetah-vel-(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def prepare_evaluation(
             collected ones. With several tasks, each takes those of its name.
         episode: number of the episode among those of its task; default: the first successful one,
             or that of highest return where nothing says what success is.
-        text: the task in words, for all tasks; default: the built-in texts.
+        text: the task in words, for all tasks; default: the built-in texts, or the random letters
+            that the policy was trained with.
         text_file: a prompt file with a text for each task.
         max_steps: time limit, also of demonstrations whose files name none; default: 500 on
             Meta-World, elsewhere the environment's own.
@@ -118,6 +124,9 @@ def prepare_evaluation(
     texts = {}
     if loaded.config.uses_text:
         texts = {name: prompts[name].render() if text is None else text for name in names}
+        if text is None and text_file is None and loaded.info.get("texts") == "random":
+            letters = random_texts(METAWORLD_TASKS.names)
+            texts = {name: letters.get(name, words) for name, words in texts.items()}
     chosen = [_demonstrations(name, names, sources, episode) for name in names] if sources else []
     rollouts = {ids[name]: [r for r, _ in some] for name, some in zip(names, chosen, strict=False)}
     tables = loaded.make_tables({ids[name]: words for name, words in texts.items()}, rollouts)
@@ -353,12 +362,11 @@ def _locomotion(
 ) -> tuple[Mapping[str, Any], TextPrompt]:
     """The environment of a locomotion task, as :class:`GymMujocoSuite` reads it, and its text.
 
-    It is one of the ``known`` environments or of the ``recorded`` names, a speed, or a level of
-    D4RL's.
+    It is one of the ``known`` ones or of the ``recorded`` names, a speed, or a level of D4RL's.
     """
-    variant, speed = known.get(name), _SPEED.fullmatch(name)
-    if variant is None and speed:
-        variant = {"target_velocity": float(speed[1]), "max_steps": 200}
+    variant, speed = known.get(name), task_velocity(name)
+    if variant is None and speed is not None:
+        variant = {"target_velocity": speed, "max_steps": 200}
     if variant is not None and "target_velocity" in variant:
         return variant, velocity_prompt(variant["target_velocity"])
     environment = name if name in GYM_MUJOCO_TASKS else None
@@ -371,9 +379,10 @@ def _locomotion(
         protocol = level_protocol([name], [], environment=environment)
     except ConfigError as error:
         reason = error if str(error).startswith("unknown task") else f"unknown task {name!r}"
+        hint = "; name the task with --tasks, such as --tasks door-lock-v3"
         raise ConfigError(
             f"--tasks: {reason} (others are {', '.join(GYM_MUJOCO_TASKS)}, D4RL's levels such as "
-            "hopper-medium, and halfcheetah-vel-SPEED)"
+            f"hopper-medium, and halfcheetah-vel-SPEED){hint if name in recorded else ''}"
         ) from None
     return variant or protocol.variants[name], protocol.prompts[name]
 

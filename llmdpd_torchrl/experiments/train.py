@@ -146,6 +146,9 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         "hide_goal": run.family.settings(cfg).hide_goal,
         **run.family.about(),
     }
+    texts = OmegaConf.select(cfg, "texts")
+    if config.uses_text and texts not in (None, "own"):
+        about["texts"] = texts
     for critic in networks.qvalues:  # initialised on the CPU, so that all devices start alike
         critic.to(run.device)
     return LLMDPDPolicy.from_networks(config, networks, about).to(run.device), networks

@@ -28,6 +28,7 @@ from llmdpd_torchrl.prompts.text import (
     PROMPT_SUITES,
     TextPrompt,
     load_text_prompts,
+    task_velocity,
     velocity_prompt,
     velocity_task,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "load_text_prompts",
     "make_text_encoder",
     "nearest_tasks",
+    "task_velocity",
     "text_embedding_table",
     "velocity_prompt",
     "velocity_task",

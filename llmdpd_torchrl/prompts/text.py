@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -198,6 +199,17 @@ def velocity_task(speed: float) -> str:
         'halfcheetah-vel-1.5'
     """
     return f"halfcheetah-vel-{_digits(speed)}"
+
+
+def task_velocity(name: str) -> float | None:
+    """The speed in a name of :func:`velocity_task`, or ``None`` if it is another task's.
+
+    Examples:
+        >>> task_velocity("halfcheetah-vel-1.5")
+        1.5
+    """
+    match = re.fullmatch(r"halfcheetah-vel-(\d+(?:\.\d+)?)", name)
+    return float(match[1]) if match else None
 
 
 def velocity_prompt(speed: float) -> TextPrompt:

@@ -7,8 +7,9 @@ It has a folder for each kind: ``data/metaworld`` and ``data/halfcheetah`` (coll
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -39,6 +40,16 @@ def cache_root() -> Path:
         raise ConfigError(
             f"there is no home folder for the cache: set {CACHE_VARIABLE} to a writable folder"
         ) from error
+
+
+def used_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of the files in a folder; others may rename or remove them meanwhile."""
+    total = 0
+    for file in (Path(path), *Path(path).rglob("*")):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 @contextmanager

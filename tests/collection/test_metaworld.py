@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def test_what_is_there_is_not_collected_again(collected):
     assert collect_metaworld(folder, TASKS, SETTINGS, progress=False) == manifest
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert before == after
+
+
+def test_data_of_another_simulator_are_told(collected, tmp_path, capsys):
+    folder = shutil.copytree(collected[0], tmp_path / "copy")
+
+    def said(**packages):
+        path = folder / "manifest.json"
+        written = json.loads(path.read_text())
+        written["packages"] = collected[1].packages | packages
+        path.write_text(json.dumps(written))
+        collect_metaworld(folder, TASKS, SETTINGS, progress=False)
+        return capsys.readouterr().err
+
+    assert said() == said(numpy="1.0") == ""
+    here = collected[1].packages["mujoco"]
+    (line,) = said(mujoco="0.9").splitlines()
+    assert line.startswith("note: ")
+    assert f"were collected with mujoco 0.9 (here it is {here})" in line
 
 
 def test_complete_data_may_be_read_only(collected, monkeypatch):

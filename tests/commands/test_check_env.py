@@ -1,5 +1,7 @@
 """``llmdpd check-env``: a line per finding, and an exit code."""
 
+import sys
+
 import pytest
 
 from llmdpd_torchrl.commands.check_env import main
@@ -68,6 +70,15 @@ def test_an_environment_of_the_users_own(own, capsys):
     assert "each step says" in found["success"][1]
     assert main(["Broken-v0", *own]) == 1
     assert "ValueError: no such body" in findings(capsys)["simulator"][1]
+
+
+def test_modules_here_hide_no_others(own, tmp_path, monkeypatch, capsys):
+    path = [entry for entry in sys.path if entry != str(tmp_path)]
+    monkeypatch.setattr(sys, "path", [*path])
+    assert main(["Nope-v1"]) == 2
+    assert sys.path == path
+    assert main(["Drift-v0", *own]) == 1
+    assert sys.path == [*path, str(tmp_path)]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,10 @@ import pytest
 from llmdpd_torchrl.collection.metaworld import CollectionSettings
 from llmdpd_torchrl.commands.data import main
 from llmdpd_torchrl.data import Manifest
+from llmdpd_torchrl.experiments.command import compose_settings
+from llmdpd_torchrl.experiments.metaworld import MetaWorld
+from llmdpd_torchrl.experiments.run import prepare, run_stage
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 @pytest.fixture
@@ -16,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 def test_it_collects_into_the_cache_where_trainings_look(cache, capsys):
     given = ["collect", "--tasks", "reach-v3", "--episodes", "1", "--noise", "0", "--workers", "1"]
     assert main(given) == 0
-    settings = CollectionSettings(episodes_per_task=1, noise_levels=[0])
+    settings = CollectionSettings(episodes_per_task=1, noise_levels=[0], steps_after_success=30)
     assert f"data: {settings.folder}\n" in capsys.readouterr().out
     assert list(Manifest.read(settings.folder).tasks) == ["reach-v3"]
     assert main(["list"]) == 0
@@ -25,6 +29,30 @@ def test_it_collects_into_the_cache_where_trainings_look(cache, capsys):
     assert line.startswith("data/metaworld")
     assert "1 tasks, 1 episodes" in line
     assert line.endswith(str(settings.folder))
+
+
+def test_without_options_it_makes_what_a_training_reads(cache, monkeypatch):
+    asked = []
+
+    def collect(folder, tasks, settings=None, **options):
+        asked.append((str(folder), set(tasks), settings))
+        return Manifest(
+            environment="metaworld", settings={}, packages={}, task_table=[],
+            observation_layout={}, action_size=4, tasks={},
+        )  # fmt: skip
+
+    monkeypatch.setattr("llmdpd_torchrl.collection.metaworld.collect_metaworld", collect)
+    monkeypatch.setattr("llmdpd_torchrl.experiments.metaworld.collect_metaworld", collect)
+
+    def stop(*arguments, **options):
+        raise ConfigError("no data")
+
+    monkeypatch.setattr("llmdpd_torchrl.data.TrajectoryDataset.load", stop)
+    assert main(["collect", "--tasks", "ml10"]) == 0
+    cfg = compose_settings("train_metaworld", [f"output_dir={cache / 'output'}"])
+    with pytest.raises(ConfigError, match="no data"):
+        run_stage(prepare(cfg, MetaWorld()), "collect")
+    assert asked[0] == asked[1]
 
 
 def test_it_lists_all_kinds_with_their_sizes(cache, capsys):

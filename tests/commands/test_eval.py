@@ -7,13 +7,19 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from llmdpd_torchrl.collection.halfcheetah import collect_gait
+from llmdpd_torchrl.commands import eval as commands_eval
 from llmdpd_torchrl.commands import report
 from llmdpd_torchrl.commands.eval import main
+from llmdpd_torchrl.evaluation import evaluator
+from llmdpd_torchrl.evaluation.controls import random_strings
 from llmdpd_torchrl.experiments.locomotion import read_speeds, speed_protocol
 from llmdpd_torchrl.prompts import load_text_prompts
+from llmdpd_torchrl.tasks import METAWORLD_TASKS
+from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import file_sha256
 
 SHORT = ["--episodes", "2", "--max-steps", "5", "--workers", "1", "--device", "cpu"]
@@ -74,6 +80,24 @@ def built_in(task):
     return load_text_prompts()[task].render()
 
 
+def test_a_policy_of_random_letters_reads_its_letters_again(make_policy, here, monkeypatch):
+    read = []
+
+    def embed(texts, info, width):
+        read.extend(texts)
+        return torch.zeros(len(texts), width)
+
+    monkeypatch.setattr("llmdpd_torchrl.policies.pretrained.embed_prompts", embed)
+    folder = make_policy("text", {"texts": "random"})
+    assert main([folder, "--tasks", "reach-v3", *SHORT]) == 0
+    words = [load_text_prompts()[name].render() for name in METAWORLD_TASKS.names]
+    letters = random_strings(words)[METAWORLD_TASKS.index("reach-v3")]
+    assert read == [letters]
+    assert results(here / "evaluation-run-seed3")["texts"] == {"reach-v3": letters}
+    assert main([folder, "--tasks", "reach-v3", "--text", "Go.", *SHORT]) == 0
+    assert read[1:] == ["Go."]
+
+
 def test_own_words_change_what_the_policy_does(make_policy, here):
     folder = make_policy("text")
     given = {"own": ["--text", built_in("door-lock-v3")], "default": []}
@@ -105,6 +129,38 @@ def test_of_several_demonstrations_all_are_read(make_policy, data, here, capsys)
     assert len(results(here / "evaluation-run-seed3")["demonstrations"]) == 2
     pooled = make_policy("trajectory", name="pooled", conditioning="pooled")
     assert "reads one demonstration" in error_of(capsys, pooled, *options, *given)
+
+
+def test_a_folder_that_another_evaluation_just_made_is_left_to_it(make_policy, here, monkeypatch):
+    taken = here / "evaluation-run-seed3"
+    monkeypatch.setattr(commands_eval, "free_path", _after(commands_eval.free_path, taken.mkdir))
+    assert main([make_policy("none"), *SHORT]) == 0
+    assert list(taken.iterdir()) == []
+    assert (here / "evaluation-run-seed3-2" / "results.json").exists()
+
+
+def _after(choose, race):
+    """``choose``, whose first choice another process takes before it is used."""
+    races = [race]
+
+    def chosen(*arguments):
+        path = choose(*arguments)
+        if races:
+            races.pop()()
+        return path
+
+    return chosen
+
+
+def test_a_failed_evaluation_leaves_the_folder_that_others_write_to(make_policy, here, monkeypatch):
+    def fail(self, policy, tables):
+        for folder in here.iterdir():
+            (folder / "theirs.txt").write_text("")
+        raise ConfigError("no")
+
+    monkeypatch.setattr(evaluator.Evaluator, "__call__", fail)
+    assert main([make_policy("none"), *SHORT]) == 2
+    assert (here / "evaluation-run-seed3" / "theirs.txt").exists()
 
 
 def test_each_of_several_tasks_takes_its_own_demonstration(make_policy, data, here, capsys):
@@ -223,6 +279,10 @@ def test_wrong_demonstrations_are_one_line(make_policy, data, tmp_path, capsys):
     actions[2] = np.nan
     assert "finite" in error_of(capsys, folder, *recorded(actions=actions))
     assert "numbered from 0" in error_of(capsys, folder, *recorded(), "--episode", "9")
+    file = recorded()[-1]
+    line = error_of(capsys, folder, "--demonstration", file)
+    assert "unknown task 'demo'" in line
+    assert "name the task with --tasks, such as --tasks door-lock-v3" in line
     assert "none of door-lock-v3" in error_of(
         capsys, folder, "--tasks", "door-lock-v3", "--demonstration", data
     )

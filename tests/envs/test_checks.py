@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from torchrl.envs import GymWrapper
 
 from llmdpd_torchrl.envs.checks import check_environment
@@ -33,6 +34,14 @@ def faults(env, **options):
 
 def changed(**changes):
     return type("Changed", (Small,), changes)()
+
+
+def test_the_random_state_of_the_caller_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    faults(changed(), steps=9)
+    assert torch.equal(torch.rand(2), expected)
 
 
 def test_what_is_right_has_no_fault():

@@ -13,6 +13,7 @@ import pytest
 
 from llmdpd_torchrl.data import OfflineDataset, Recording, export_d4rl
 from llmdpd_torchrl.policies import LLMDPDPolicy
+from llmdpd_torchrl.utils.errors import ConfigError
 
 SCRIPT = "train_d4rl.py"
 NO_VIDEO = ("video.tasks=[]", "progress=false")
@@ -94,6 +95,24 @@ def test_a_second_run_reuses_every_stage(finished, run_example):
     assert "train: reusing" in process.stdout
     assert "evaluate: reusing" in process.stdout
     assert "generating" not in process.stdout
+
+
+def test_results_of_other_physics_or_lengths_are_not_reused(finished, monkeypatch, run_example):
+    folder, _ = finished
+
+    def evaluate_again(*arguments, **settings):
+        raise ConfigError("it evaluates again")
+
+    monkeypatch.setattr("llmdpd_torchrl.experiments.evaluate.make_evaluator", evaluate_again)
+    name = "name=speeds-smoke-both-seed0"  # without a name, each has a folder of its own
+    for changes in (["evaluation.dynamics.gravity=0.5"], ["evaluation.max_steps=4"]):
+        process = run_example(SCRIPT, folder, "preset=smoke", name, *NO_VIDEO, *changes)
+        assert process.returncode == 2
+        assert "train: reusing" in process.stdout
+        assert "evaluate: reusing" not in process.stdout
+        assert "it evaluates again" in process.stderr
+    process = run_example(SCRIPT, folder, "preset=smoke", name, *NO_VIDEO)
+    assert "evaluate: reusing" in process.stdout, process.stderr
 
 
 @pytest.mark.integration

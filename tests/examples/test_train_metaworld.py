@@ -118,6 +118,27 @@ def test_a_text_is_embedded_as_in_the_training_or_refused(finished, train_data):
         policy.prompt(**told)
 
 
+def test_the_saved_policy_does_again_what_it_did_in_the_run(finished, tmp_path, monkeypatch):
+    from llmdpd_torchrl.commands.eval import main
+
+    folder, process = finished
+    output = folder / "outputs" / "smoke-both-seed0"
+    (line,) = (line for line in process.stdout.splitlines() if line.endswith("(support)"))
+    support = line.removeprefix("data: ").removesuffix(" (support)")
+    monkeypatch.chdir(tmp_path)
+    given = ["--episodes", "2", "--max-steps", "40", "--workers", "1", "--output", "again"]
+    assert main([str(output), "--demonstration", support, *given]) == 0
+    before, again = (
+        [e for e in json.loads(path.read_text())["episodes"] if e["task"] == "door-close-v3"]
+        for path in (output / "results.json", tmp_path / "again" / "results.json")
+    )
+    assert len(again) == 2
+    for one, other in zip(before, again, strict=True):
+        for key, value in one.items():  # rounding depends on what is computed together
+            near = pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+            assert other[key] == near
+
+
 def test_a_second_run_reuses_every_stage(finished, run):
     folder, _ = finished
     process = run(folder, "preset=smoke", "video.tasks=[]")

@@ -106,6 +106,17 @@ def test_letters_at_random_in_the_texts_place(folder, monkeypatch):
         assert "Task:" not in text
 
 
+def test_a_policy_says_that_it_was_trained_on_letters(folder, monkeypatch):
+    monkeypatch.setattr(
+        "llmdpd_torchrl.experiments.metaworld.embed_texts",
+        lambda texts, encoder: torch.rand(len(texts), 6),
+    )
+    run = collected(folder, "texts=random", "prompt=text", "resume=never")
+    for stage in ("embed", "train"):
+        run_stage(run, stage)
+    assert run.policy.info["texts"] == "random"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd_torchrl.utils.cache import cache_root, locked_folder
+from llmdpd_torchrl.utils.cache import cache_root, locked_folder, used_bytes
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -52,6 +52,15 @@ def test_a_folder_that_cannot_be_made_names_what_to_set(monkeypatch):
         locked_folder(outside, "data", "data.folder"),
     ):
         pass
+
+
+def test_what_others_remove_meanwhile_is_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(bytes(5))
+    assert used_bytes(tmp_path) == used_bytes(tmp_path / "folder" / "file") == 5
+    there = [*tmp_path.rglob("*"), tmp_path / "renamed"]
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: there)
+    assert used_bytes(tmp_path) == 5
 
 
 def hold(folder, held, release):
