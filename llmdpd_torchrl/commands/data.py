@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         default=["all"],
         help=f"task names, 'all', or a split's training tasks: {', '.join(SPLITS)} (default: all)",
     )
-    collect.add_argument("--episodes", type=int, help="per task (default: 100)")
+    collect.add_argument(
+        "--episodes", type=int, help="per task (default: 100; preset=ml45 reads 60)"
+    )
     collect.add_argument(
         "--noise",
         type=float,

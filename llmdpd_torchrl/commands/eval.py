@@ -19,8 +19,8 @@ Without --tasks: the tasks of the demonstrations, of these the held-out ones if 
 without demonstrations the policy's held-out tasks, or else those that it was trained on. With
 several tasks, each takes the demonstrations of its own name, from a folder of `llmdpd data collect`
 for example; a file of one task serves any single task. A text given with --text is for all tasks.
-Without --episode: on Meta-World the first successful episode, of recorded locomotion, whose files
-do not say what success is, the one of highest return.
+Without --episode: on Meta-World the first successful episode; where the data do not say what
+success is, as in recorded locomotion, the one of highest return.
 """
 
 
