@@ -45,6 +45,13 @@ _FAMILIES: dict[str, Any] = {
 }
 #: Settings of a stored training that do not distinguish it from another.
 _INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45 ")
+#: What stored trainings call what is a choice of a group now.
+_RENAMED = {
+    "network.conditioning=pooled trajectory_prompt.length=32 trajectory_prompt.per_task=2": (
+        "conditioning=pooled"
+    ),
+    "tasks.split=ml45_validation": "task_suite=ml45_validation",
+}
 #: Tasks whose episodes are evaluated, and stored, at a time.
 TASKS_AT_A_TIME = 23
 
@@ -160,11 +167,11 @@ def check(wanted: Sequence[Job], place: Place) -> None:
     """
     for job in wanted:
         stored = place.store.training(job.study, job.variant, job.seed)
-        settings = [s for s in stored.get("settings", ()) if not f"{s} ".startswith(_INCIDENTAL)]
-        if settings and settings != list(job.variant.settings):
+        settings = distinct_settings(stored)
+        if settings and settings != " ".join(job.variant.settings):
             path = place.store.training_path(job.study, job.variant, job.seed)
             raise ConfigError(
-                f"{path}: what is stored was made with other settings, {' '.join(settings)}; "
+                f"{path}: what is stored was made with other settings, {settings}; "
                 f"delete {job.name}-* there, or rename the variant"
             )
     for job in {job.variant.name: job for job in wanted}.values():  # seeds differ in nothing else
@@ -177,6 +184,15 @@ def check(wanted: Sequence[Job], place: Place) -> None:
                     prepare(changed, _FAMILIES[job.study.family][1]())
         except UserError as error:
             raise ConfigError(f"{job.study.name}, variant {job.variant.name!r}: {error}") from None
+
+
+def distinct_settings(stored: Mapping[str, Any]) -> str:
+    """What distinguishes a stored training, as today's definitions have it; empty: not known."""
+    given = (s for s in stored.get("settings", ()) if not f"{s} ".startswith(_INCIDENTAL))
+    settings = " ".join(given)
+    for old, new in _RENAMED.items():
+        settings = settings.replace(old, new)
+    return settings
 
 
 def adopt_renames(studies: Mapping[str, Study], place: Place, *, write: bool) -> list[str]:

@@ -211,6 +211,27 @@ def test_runs_that_differ_have_folders_of_their_own():
     assert one.output_dir != two.output_dir
 
 
+@pytest.mark.parametrize(
+    ("name", "experiments"),
+    [
+        ("train_metaworld", ["pooled", "comparison/pooled", "unseen_validation/retrieved"]),
+        ("train_d4rl", ["pooled", "oracle", "d4rl_paper"]),
+    ],
+)
+def test_presets_with_experiments_have_folders_of_their_own(name, experiments):
+    folders = {}
+    for preset, experiment, other in itertools.product(
+        ([], ["preset=smoke"], ["preset=quick"]),
+        ([], *([f"+experiment={experiment}"] for experiment in experiments)),
+        ([], ["conditioning=retrieved"]),
+    ):
+        cfg = plain(compose_settings(name, [*preset, *experiment, *other]))
+        folder = cfg.pop("output_dir")
+        del cfg["name"], cfg["changes"]
+        assert folders.setdefault(folder, cfg) == cfg
+    assert len(folders) >= 16
+
+
 def lines_of_commands():
     """What README.md and the help of both commands call, without the name of the command."""
     text = (CONFIGS.parent / "README.md").read_text()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from benchmarks.studies import experiments, runner
 from benchmarks.studies.registry import read_studies
@@ -46,3 +47,25 @@ def test_an_experiment_is_the_configuration_of_the_studys_job(study):
         for key in ("name", "changes", "output_dir"):
             assert cfg.pop(key) != wanted.pop(key)
         assert cfg == wanted, chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([], ("pooled", 32, 2, "ml45_validation")),
+        (["conditioning=retrieved"], ("retrieved", 128, 8, "ml45_validation")),
+        (["task_suite=ml10"], ("pooled", 32, 2, "ml10")),
+    ],
+)
+def test_a_group_on_the_command_line_replaces_an_experiments_choice(given, found):
+    cfg = compose_settings("train_metaworld", ["+experiment=unseen_validation/pooled", *given])
+    prompt = cfg.trajectory_prompt
+    assert (cfg.network.conditioning, prompt.length, prompt.per_task, cfg.tasks.split) == found
+
+
+@pytest.mark.parametrize("name", experiments.experiments(STUDIES))
+def test_experiments_set_no_value_that_is_a_groups_choice(name):
+    values = OmegaConf.load(experiments.FOLDER / name)
+    assert OmegaConf.select(values, "network.conditioning") is None
+    for key in ("trajectory_prompt", "tasks.split", "text_encoder", "logger", "algorithm"):
+        assert OmegaConf.select(values, key) is None

@@ -186,6 +186,17 @@ def test_stored_trainings_are_recognised(tmp_path):
     assert runner.adopt_renames(studies, place, write=False) == []
 
 
+def test_the_settings_of_stored_trainings_are_those_of_the_definitions():
+    store, compared = Store(ROOT / "benchmarks" / "results"), 0
+    for study in read_studies(ROOT / "benchmarks" / "studies" / "definitions").values():
+        for variant in study.variants:
+            for seed in study.seeds_of(variant):
+                if found := runner.distinct_settings(store.training(study, variant, seed)):
+                    assert found == " ".join(variant.settings)
+                    compared += 1
+    assert compared > 100
+
+
 def test_fingerprints_of_stored_trainings_can_follow_a_rename(tmp_path):
     text = HEAD.replace("[0, 1, 2]", "[0]") + "arms: [both]\nvariants: {ours: {}}\npreset: ml45"
     studies = read_studies(write(tmp_path / "definitions", tiny=text))
