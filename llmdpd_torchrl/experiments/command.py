@@ -9,12 +9,13 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llmdpd_torchrl
-from llmdpd_torchrl.utils.errors import DEBUG_FLAG, ConfigError, UserError, run_command
+from llmdpd_torchrl.utils.errors import DEBUG_FLAG, ConfigError, UserError, first_line, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -76,7 +77,7 @@ def hydra_command(
             import hydra  # not needed by commands that only parse arguments
             from hydra.core.hydra_config import HydraConfig
 
-            from llmdpd_torchrl.experiments.sweep import SweepSummary, note_job
+            from llmdpd_torchrl.experiments.sweep import SweepSummary, note_job, sweep_folder
 
             codes = [0]
 
@@ -94,7 +95,13 @@ def hydra_command(
                         raise
                     return 0
 
-                codes.append(run_command(work, debug=_translated(lambda: bool(cfg.debug))))
+                try:
+                    codes.append(run_command(work, debug=_translated(lambda: bool(cfg.debug))))
+                except Exception as error:  # a bug
+                    if sweep_folder() is not None:  # Optuna's goes on and does not show it
+                        traceback.print_exc()
+                        note_job(cfg, math.nan, 1, f"{type(error).__name__}: {first_line(error)}")
+                    raise
                 note_job(cfg, objective, codes[-1], said)
                 return objective if math.isfinite(objective) else None
 
@@ -162,6 +169,8 @@ def _refused(
     for argument in (item for item in arguments if item not in flags):
         try:
             override = _first_value(argument)
+            if override is None:
+                continue
             compose_settings(name, [*accepted, override], folder=folder)
             accepted.append(override)
         except ConfigError as error:
@@ -187,29 +196,45 @@ def _refused(
     return [*lines, *found]
 
 
-def _first_value(argument: str) -> str:
-    """An override without the other values that a sweep gives it."""
+def _first_value(argument: str) -> str | None:
+    """An override without the other values that a sweep gives it; ``None``: they are not listed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep
+    from hydra.errors import HydraException
 
     (override,) = _translated(lambda: OverridesParser.create().parse_overrides([argument]))
     if not override.is_sweep_override():
         return argument
-    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+    value = override.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            first = str(value.start)
+        else:
+            first = next(override.sweep_string_iterator())
+    except (HydraException, StopIteration):  # glob(*), or an empty range
+        return None
+    return f"{override.get_key_element()}={first}"
 
 
 def _translated(call: Callable[[], Any]) -> Any:
-    """The result of a call; an error of Hydra or OmegaConf in it is a :class:`ConfigError`."""
+    """The result of a call; an error of Hydra or OmegaConf in it is a :class:`ConfigError`.
+
+    Other errors are not touched. Hydra and Optuna raise a plain ``ValueError``, too, each of which
+    is known by its text.
+    """
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
+    own = (HydraException, OmegaConfBaseException)  # some are ValueErrors
     try:
         return call()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if "No trials are completed" in str(error):  # Optuna's
-            raise ConfigError("no trial of the sweep has a result") from error
-        if type(error) is ValueError and "Config group override" not in str(error):
-            raise
+    except (*own, ValueError) as error:
         text, hint = str(error), "--help lists all settings"
+        if not isinstance(error, own):
+            if type(error) is ValueError and text.startswith("No trials are completed"):
+                raise ConfigError("no trial of the sweep has a result") from error
+            if type(error) is not ValueError or not text.startswith("Config group override"):
+                raise
         for rest in ("Config search path:", "See https://", "object_type="):  # of no use here
             text = text.partition(rest)[0]
         if isinstance(error, OverrideParseException) and "=" in error.override:

@@ -17,8 +17,7 @@ from typing import get_args
 
 import torch
 from filelock import Timeout
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.controls import check_control
@@ -26,7 +25,7 @@ from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
 from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain, text_encoder
 from llmdpd_torchrl.experiments.evaluate import evaluate, record
-from llmdpd_torchrl.experiments.sweep import sweep_folder
+from llmdpd_torchrl.experiments.sweep import share_cores, sweep_folder
 from llmdpd_torchrl.experiments.train import train
 from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
@@ -46,6 +45,11 @@ from llmdpd_torchrl.utils.settings import check_all
 _IDENTITY = (
     "seed", "algorithm", "prompt", "trajectory_prompt", "network", "loss", "optim",
 )  # fmt: skip
+#: Without effect on the results: a job that starts again on another machine may have others.
+_OF_THE_MACHINE = (
+    "device", "progress", "debug", "resume", "data.workers", "evaluation.workers",
+    "evaluation.backend", "trainer.threads",
+)  # fmt: skip
 
 
 def run_experiment(cfg: DictConfig, family: Family) -> float:
@@ -58,7 +62,7 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     started = time.monotonic()
     run = prepare(cfg, family)
-    _share_cores(cfg)
+    share_cores(cfg)
     with _only_run(run.output):
         write_environment(run)
         for stage in STAGES:
@@ -93,18 +97,6 @@ def _only_run(output: Path) -> Iterator[None]:
         ) from None
     with held:
         yield
-
-
-def _share_cores(cfg: DictConfig) -> None:
-    """Let the jobs of a sweep that a launcher runs at once share the cores of the machine."""
-    if sweep_folder() is None:
-        return
-    at_once = HydraConfig.get().launcher.get("n_jobs", 1)  # joblib's: -1 is all cores
-    cores = available_cores()
-    for group in (cfg.evaluation, cfg.data):
-        if group.get("workers", 0) is None:
-            at_once = at_once if at_once > 0 else max(1, cores + 1 + at_once)
-            group.workers = max(1, cores // at_once)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -219,13 +211,17 @@ def report(run: Run) -> None:
 
 
 def write_environment(run: Run) -> None:
-    """The resolved configuration and the versions and machine that it ran on."""
+    """The resolved configuration and the versions and machine that it ran on.
+
+    Raises:
+        ConfigError: if another job of the same sweep, with other settings, has written there.
+    """
     resolved = OmegaConf.create(OmegaConf.to_yaml(run.cfg, resolve=True))
     config, environment = run.output / "config.yaml", run.output / "environment.json"
     sweep = sweep_folder()
     if sweep is not None and environment.exists() and config.exists():
         is_same = json.loads(environment.read_text()).get("sweep") == str(sweep.resolve())
-        if is_same and OmegaConf.load(config) != resolved:
+        if is_same and _comparable(OmegaConf.load(config)) != _comparable(resolved):
             raise ConfigError(
                 f"output_dir is {run.output}: another run of this sweep has written there; leave "
                 "name and output_dir as they are, or let them contain what is swept"
@@ -245,6 +241,14 @@ def write_environment(run: Run) -> None:
             "sweep": None if sweep is None else str(sweep.resolve()),
         },
     )
+
+
+def _comparable(cfg: DictConfig | ListConfig) -> DictConfig | ListConfig:
+    """A resolved configuration without :data:`_OF_THE_MACHINE`."""
+    cfg = cfg.copy()
+    for key in _OF_THE_MACHINE:
+        OmegaConf.update(cfg, key, None)
+    return cfg
 
 
 def embed(run: Run) -> None:

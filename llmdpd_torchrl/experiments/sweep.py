@@ -14,6 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from llmdpd_torchrl.utils.files import write_json
+from llmdpd_torchrl.utils.processes import available_cores
+
+_BEST = "optimization_results.yaml"  # written by sweepers that optimise
 
 
 def sweep_folder() -> Path | None:
@@ -37,6 +40,23 @@ def note_job(cfg: DictConfig, objective: float, code: int, error: str) -> None:
         write_json(folder / f"job-{number}.json", note)
 
 
+def share_cores(cfg: DictConfig) -> None:
+    """Let the jobs of a sweep that a launcher runs at once share the cores of the machine.
+
+    Where ``evaluation.workers`` or ``data.workers`` is null, it gets this job's part.
+    """
+    if sweep_folder() is None:
+        return
+    launcher, cores = HydraConfig.get().launcher, available_cores()
+    jobs = launcher.get("n_jobs") or 1  # joblib's: -1 is all cores, -2 all but one, null is 1
+    part = cores // (jobs if jobs > 0 else max(1, cores + 1 + jobs))
+    if launcher._target_.endswith("submitit_launcher.LocalLauncher"):  # all jobs at once
+        part = min(cores, launcher.cpus_per_task or 1)
+    for group in (cfg.evaluation, cfg.data):
+        if group.get("workers", 0) is None:
+            group.workers = max(1, part)
+
+
 class SweepSummary(Callback):
     """Hydra's callback that prints what became of the jobs, and the best one of an optimisation.
 
@@ -47,9 +67,10 @@ class SweepSummary(Callback):
     codes: ClassVar[list[int]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remove the notes of an earlier sweep in the same folder."""
-        for path in Path(config.hydra.sweep.dir).glob("job-*.json"):
-            path.unlink()
+        """Remove what an earlier sweep has left in the same folder."""
+        folder = Path(config.hydra.sweep.dir)
+        for path in [*folder.glob("job-*.json"), folder / _BEST]:
+            path.unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print a line a job: its objective and its folder."""
@@ -64,7 +85,7 @@ class SweepSummary(Callback):
             if note["exit_code"]:
                 value = "failed"
             print(": ".join(filter(None, (f"  {value:7} {note['output_dir']}", note["error"]))))
-        best = folder / "optimization_results.yaml"  # written by sweepers that optimise
+        best = folder / _BEST
         if best.exists():
             found = yaml.safe_load(best.read_text())
             settings = " ".join(f"{key}={value}" for key, value in found["best_params"].items())

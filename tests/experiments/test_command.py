@@ -1,14 +1,15 @@
 """A command under Hydra: one line for an error, an exit code, a name and an objective."""
 
+import json
 import os
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 
+from llmdpd_torchrl.__main__ import main
 from llmdpd_torchrl.experiments.command import compose_settings, hydra_command
 from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError
 
@@ -30,6 +31,11 @@ defaults:
 """
 
 objectives = []
+bugs = {
+    6: ZeroDivisionError(),
+    5: json.JSONDecodeError("Expecting value", "", 0),
+    4.5: ValueError("one of our own"),
+}
 
 
 @pytest.fixture
@@ -46,8 +52,8 @@ def hydra(tmp_path, monkeypatch):
     def command(cfg):
         if cfg.number > 6:
             raise ConfigError(f"number is {cfg.number}: use at most 6")
-        if cfg.number == 6:
-            raise ZeroDivisionError
+        if cfg.number in bugs:
+            raise bugs[cfg.number]
         if cfg.number < 0:
             raise IncompleteError(f"number is {cfg.number}")
         objectives.append((cfg.number / 2, cfg.changes if cfg.name else None))
@@ -144,9 +150,18 @@ def test_all_overrides_that_hydra_refuses_are_named(hydra, capsys):
         assert any(said in line for line in lines)
 
 
-def test_settings_and_overrides_of_a_training_are_checked_together(tmp_path, monkeypatch, capsys):
-    from llmdpd_torchrl.__main__ import main
+@pytest.mark.parametrize("values", ["interval(0,1)", "glob(*)", "range(1,1)", "choice(1,2)"])
+def test_what_else_is_refused_is_said_of_a_sweep_of_any_kind(hydra, capsys, values):
+    assert hydra("-m", "unheard=1", f"number={values}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Could not override 'unheard'" in line
+    if not values.startswith(("glob", "range")):
+        assert hydra("-m", "unheard=1", f"numberr={values}") == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert ["unheard" in line or "numberr" in line for line in lines] == [True, True]
 
+
+def test_settings_and_overrides_of_a_training_are_checked_together(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["optim.lr=1", "optim.batch_size=0", "+experiment=unheard", "text_encoder=a/b"]
     assert main(["train", *given]) == 2
@@ -172,9 +187,12 @@ def test_launchers_and_sweepers_name_their_extra(monkeypatch, group, choice, plu
         compose_settings("train_metaworld", [f"hydra/{group}={choice}"])
 
 
-def test_a_bug_keeps_its_traceback_under_hydra(hydra):
-    with pytest.raises(ZeroDivisionError):
-        hydra("number=6")
+@pytest.mark.parametrize("number", bugs)
+def test_a_bug_keeps_its_traceback_under_hydra(hydra, number):
+    for arguments in ([], ["-m"]):
+        with pytest.raises(type(bugs[number])) as error:
+            hydra(f"number={number}", *arguments)
+        assert error.value is bugs[number]
 
 
 def test_hydras_own_options_work(hydra, capsys):
@@ -186,7 +204,15 @@ def test_hydras_own_options_work(hydra, capsys):
     assert "debug: true" in capsys.readouterr().out
 
 
-def test_both_examples_name_it_in_their_help():
-    text = (Path(__file__).parents[2] / "configs" / "base.yaml").read_text()
-    assert "\ndebug: false # " in text
-    assert "--debug shows" in text
+@pytest.mark.parametrize(
+    ("command", "others"),
+    [("train", "+experiment=oracle and d4rl_paper"), ("train-d4rl", "preset=ml45")],
+)
+def test_the_help_names_debug_and_what_is_of_the_other_command(capsys, command, others):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "\ndebug: false" in said
+    assert "--debug shows the traceback" in said
+    assert others in said.partition("Examples:")[0]
