@@ -171,7 +171,7 @@ class MetaWorld(Family):
 def random_texts(names: Sequence[str]) -> dict[str, str]:
     """By task, what ``texts=random`` shows for its text: as many random letters.
 
-    They depend on the whole table of names.
+    They depend on the complete table of names.
     """
     prompts = load_text_prompts()
     return dict(zip(names, random_strings([prompts[n].render() for n in names]), strict=True))

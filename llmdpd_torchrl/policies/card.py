@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from llmdpd_torchrl.modules.config import NetworkConfig
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, first_line
 from llmdpd_torchrl.utils.settings import Number, Size, Text, checked_dataclass
 
 MARK = "<!-- written by save_pretrained"
@@ -72,7 +72,8 @@ def model_card(
         results = [CardResult(**entry) for entry in info.get("results") or ()]
     except (TypeError, ConfigError) as error:
         raise ConfigError(
-            f"the policy's info['results'] is no list of CardResult's arguments ({error})"
+            "the policy's info['results'] is no list of CardResult's arguments: "
+            f"{first_line(error)}"
         ) from None
     benchmark = info.get("benchmark", "evaluation")
     data = ModelCardData(

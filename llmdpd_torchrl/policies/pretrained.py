@@ -221,7 +221,7 @@ def explained_description(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {first_line(error)}") from None
     except _MALFORMED as error:
         raise DataError(
             f"{path}: the policy's description is wrong ({type(error).__name__}: "

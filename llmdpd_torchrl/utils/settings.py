@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import pydantic.dataclasses
@@ -92,6 +92,14 @@ def check_all(*checks: Callable[[], object]) -> None:
         raise ConfigError("\n".join(dict.fromkeys(map(str, errors))))
 
 
+def _dataclasses(hint: Any) -> Iterator[Any]:
+    """The dataclasses in an annotation, such as ``dict[str, Kind]``."""
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _dataclasses(part)
+
+
 def _line(mistake: Any, kind: Any, group: str) -> str:
     """The key and value of a mistake that pydantic found, and what it must be."""
     key, (start, *rest) = group, mistake["loc"]
@@ -103,9 +111,8 @@ def _line(mistake: Any, kind: Any, group: str) -> str:
         return f"{key} is missing"
     if mistake["type"] == "unexpected_keyword_argument":
         where, _, name = key.rpartition(".")
-        for part in mistake["loc"][:-1]:
-            hint = get_type_hints(kind)[part]
-            kind = next(k for k in (hint, *get_args(hint)) if hasattr(k, "__dataclass_fields__"))
+        for part in mistake["loc"][:-1]:  # fields, keys of mappings, and places in lists
+            kind = next(_dataclasses(get_type_hints(kind).get(part)), kind)
         known = [field.name for field in dataclasses.fields(kind)]
         near = difflib.get_close_matches(name, known, n=1) or sorted(known)
         has = f"{where or 'the configuration'} has {', '.join(near)}"

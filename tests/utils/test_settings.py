@@ -101,3 +101,16 @@ def test_without_a_group_the_key_stands_alone():
         Settings(fast=True, count=2, slow=1)
     with pytest.raises(ConfigError, match=r"^count is '2'"):
         Settings(True, "2")
+
+
+def test_an_unknown_key_is_named_also_inside_a_mapping_of_groups():
+    @checked_dataclass()
+    class Inner:
+        size: Size
+
+    @checked_dataclass()
+    class Outer:
+        by_name: dict[str, Inner]
+
+    with pytest.raises(ConfigError, match=r"by_name\.a\.sise: there .* by_name\.a has size"):
+        Outer(by_name={"a": {"size": 1, "sise": 2}})
