@@ -1,6 +1,7 @@
-"""What many tests use: one thread, a small dataset, prompts from it, a tiny language model."""
+"""One thread, a small dataset, prompts from it, a tiny language model, a Hub: for many tests."""
 
 import os
+import types
 
 import pytest
 import torch
@@ -72,6 +73,24 @@ def tiny_folder(tmp_path_factory):
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that takes everything, and what it was asked."""
+    calls = {}
+
+    class Api:
+        def create_repo(self, repository, **options):
+            calls["create"] = (repository, options)
+
+        def upload_folder(self, **options):
+            calls["upload"] = options
+            return types.SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    return calls
 
 
 def pytest_collection_modifyitems(items):

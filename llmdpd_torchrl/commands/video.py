@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
             raise ConfigError(f"{name} is {value}: it must be above 0")
     if options.output is not None and options.output.suffix != ".mp4":
         raise ConfigError(f"--output is {options.output}: name a file that ends in .mp4")
-    from llmdpd_torchrl.evaluation.video import record_grid, rendering_backend
+    from llmdpd_torchrl.evaluation.video import record_grid, rendering_backend, task_caption
     from llmdpd_torchrl.trainers.loggers import write_mp4
     from llmdpd_torchrl.utils.files import make_writable_folder
 
@@ -58,8 +58,9 @@ def _run(options: argparse.Namespace) -> int:
     given = ["text"] * bool(prepared.texts) + ["demonstration"] * bool(prepared.demonstrations)
     prompt = " and ".join(given) or "none"
     captions = {
-        task: f"{task} ({'seen' if task in prepared.seen else 'unseen'}, prompt: {prompt}): "
-        f"{prepared.objectives[task]}"
+        task: task_caption(
+            task, prepared.objectives[task], is_seen=task in prepared.seen, prompt=prompt
+        )
         for task in (*prepared.seen, *prepared.unseen)
     }
     frames, _ = record_grid(

@@ -137,6 +137,11 @@ def _close_renderers() -> None:
         renderer.close()
 
 
+def task_caption(task: str, objective: str, *, is_seen: bool, prompt: str) -> str:
+    """What stands below a task's video; ``prompt`` is what the policy is prompted with."""
+    return f"{task} ({'seen' if is_seen else 'unseen'}, prompt: {prompt}): {objective}"
+
+
 def add_caption(frames: Sequence[Frame], caption: str) -> list[Frame]:
     """The frames with a strip of dark text on white below, wrapped to their width."""
     width = frames[0].shape[1]

@@ -13,7 +13,7 @@ from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.outputs import write_evaluation
 from llmdpd_torchrl.evaluation.statistics import ResultsSummary
-from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend
+from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, task_caption
 from llmdpd_torchrl.experiments.config import Run, text_encoder
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables
@@ -182,7 +182,8 @@ def _captions(run: Run) -> dict[str, str]:
     control = cfg.evaluation.control
     prompt = cfg.prompt if control == "both" else f"{cfg.prompt}, given {control}"
     return {
-        task: f"{task} ({'seen' if task in split.train else 'unseen'}, prompt: {prompt}): "
-        f"{prompts[task].objective}"
+        task: task_caption(
+            task, prompts[task].objective, is_seen=task in split.train, prompt=prompt
+        )
         for task in tasks
     }

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 from pathlib import Path
 
 import pytest
@@ -37,23 +36,6 @@ def run(tmp_path, monkeypatch):
     (folder / "metrics.csv").write_text("step\n")
     monkeypatch.chdir(tmp_path)
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    calls = {}
-
-    class Api:
-        def create_repo(self, repository, **options):
-            calls["create"] = (repository, options)
-
-        def upload_folder(self, **options):
-            calls["upload"] = options
-            return types.SimpleNamespace(commit_url="https://hub/commit")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
-    return calls
 
 
 def publish(*arguments):

@@ -412,24 +412,6 @@ def test_what_the_hub_says_is_one_line(monkeypatch, tmp_path, error, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that takes everything, and what it was asked."""
-    calls = {}
-
-    class Api:
-        def create_repo(self, repository, **options):
-            calls["create"] = (repository, options)
-
-        def upload_folder(self, **options):
-            calls["upload"] = options
-            return types.SimpleNamespace(commit_url="https://hub/commit")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
-    return calls
-
-
 def test_a_policy_is_published_with_its_card_and_nothing_else(saved, hub):
     policy, folder = saved
     (folder / "secret.csv").write_text("")
