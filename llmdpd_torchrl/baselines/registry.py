@@ -51,6 +51,11 @@ class Algorithm(NamedTuple):
     has_encoder: bool = True
 
     @property
+    def imitates_labels(self) -> bool:
+        """Whether its actor can imitate another action than the executed one."""
+        return hasattr(self.loss.default_keys(), "expert_action")
+
+    @property
     def settings(self) -> type:
         """A dataclass of ``gamma``, ``reward_scale`` and the keywords of the loss."""
         found: dict[str, Any] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.modules import ValueOperator
 from torchrl.modules.distributions.utils import rsample_and_log_prob
@@ -41,6 +43,12 @@ class BehaviourCloning(BCLoss):
         ['bc', 'loss_actor']
     """
 
+    @dataclass
+    class _AcceptedKeys(BCLoss._AcceptedKeys):
+        expert_action: NestedKey | None = None  # what the actor imitates; None: ``action``
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
     actor_network: TensorDictModule
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
@@ -55,6 +63,9 @@ class BehaviourCloning(BCLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss of a batch, and the same detached, to log."""
+        keys = self.tensor_keys
+        if keys.expert_action is not None:
+            tensordict = tensordict.copy().set(keys.action, tensordict[keys.expert_action])
         loss = super().forward(tensordict)["loss_bc"]
         return TensorDict({"loss_actor": loss, "bc": loss.detach()})
 

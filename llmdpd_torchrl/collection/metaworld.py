@@ -36,6 +36,7 @@ from llmdpd_torchrl.utils.settings import (
     checked_dataclass,
 )
 
+_FORMAT = 2  # of the task files: since 2 they have expert_action
 _PACKAGES = ("metaworld", "mujoco", "gymnasium", "numpy")
 
 
@@ -76,7 +77,8 @@ class CollectionSettings:
     @property
     def folder(self) -> Path:
         """The folder of these data in the user's cache; other settings have another."""
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        identity = json.dumps({**self.to_dict(), "format": _FORMAT}, sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         name = f"{self.episodes_per_task}-episodes-seed-{self.seed}-{digest[:10]}"
         return cache_root() / "data" / "metaworld" / name
 
@@ -243,8 +245,8 @@ def _expert_episode(
 
     Returns:
         arrays over the T steps of the episode: ``observation`` and ``next_observation`` [T, 39],
-        ``action`` [T, 4], ``reward`` [T, 1] (float32), ``success``, ``terminated`` and
-        ``truncated`` [T, 1] (bool).
+        ``action`` and, undisturbed, ``expert_action`` [T, 4], ``reward`` [T, 1] (float32),
+        ``success``, ``terminated`` and ``truncated`` [T, 1] (bool).
     """
     generator = np.random.default_rng(seed)
     disturbance = generator.standard_normal((settings.max_steps, 4)) * noise
@@ -257,20 +259,23 @@ def _expert_episode(
         while len(rows) < last:
             before = observation.astype(np.float32)
             action = expert.get_action(observation)  # some experts change what they are given
+            wanted = np.clip(action, -1.0, 1.0).astype(np.float32)
             if settings.expert_gain != 1.0:
                 moved = settings.expert_gain * np.clip(action[:3], -1.0, 1.0)
                 action = np.append(moved, action[3])
             action = np.clip(action + disturbance[len(rows)], -1.0, 1.0).astype(np.float32)
             observation, reward, _, _, info = simulator.step(action)
             success = bool(info["success"])
-            rows.append((before, observation.astype(np.float32), action, [reward], [success]))
+            after = observation.astype(np.float32)
+            rows.append((before, after, action, wanted, [reward], [success]))
             if success and last == settings.max_steps:
                 last = min(last, len(rows) + settings.steps_after_success)
-    observations, successors, actions, rewards, successes = zip(*rows, strict=True)
+    observations, successors, actions, labels, rewards, successes = zip(*rows, strict=True)
     return {
         "observation": np.array(observations),
         "next_observation": np.array(successors),
         "action": np.array(actions),
+        "expert_action": np.array(labels),
         "reward": np.array(rewards, dtype=np.float32),
         "success": np.array(successes),
         "terminated": np.zeros((len(rows), 1), dtype=np.bool_),

@@ -30,7 +30,9 @@ class TrajectoryDataset:
         transitions: TensorDict ``[N]`` with ``observation`` [N, O] and ``action`` [N, A] (float32),
             ``task_id``, ``trajectory_id``, ``step_count`` [N, 1] (int64), and under ``"next"``
             ``observation``, ``reward`` [N, 1], ``success``, ``terminated``, ``truncated`` and
-            ``done`` [N, 1] (bool). ``trajectory_id`` counts the loaded episodes from 0.
+            ``done`` [N, 1] (bool). ``trajectory_id`` counts the loaded episodes from 0. Data of
+            scripted experts also have ``expert_action`` [N, A], what the expert wanted, where
+            ``action`` was executed; those collected by earlier versions have not.
 
     The rows of an episode are contiguous, from ``starts`` [E] with ``lengths`` [E];
     ``trajectory_task`` [E] is the task id of each episode. :meth:`load` checks the values: all are
@@ -193,7 +195,8 @@ def as_transitions(columns: Mapping[str, torch.Tensor]) -> TensorDict:
     following["done"] = columns["terminated"] | columns["truncated"]
     if "success" in columns:
         following["success"] = columns["success"]
-    keys = ("observation", "action", "task_id", "trajectory_id", "step_count")
+    keys = ["observation", "action", "task_id", "trajectory_id", "step_count"]
+    keys += ["expert_action"] * ("expert_action" in columns)
     return TensorDict(
         {**{key: columns[key] for key in keys}, "next": following},
         batch_size=[len(columns["observation"])],
@@ -254,16 +257,18 @@ def _load_task(path: Path, manifest: Manifest, name: str, verify: bool) -> Tenso
         raise DataError(f"{path}: cannot be read ({error}); delete it and collect again") from None
     rows = manifest.tasks[name].transitions
     widths = dict.fromkeys(("observation", "next_observation"), manifest.observation_layout["size"])
-    for key, width in (widths | {"action": manifest.action_size}).items():
+    actions = ["action", *(["expert_action"] if "expert_action" in arrays else [])]
+    for key, width in (widths | dict.fromkeys(actions, manifest.action_size)).items():
         if tuple(arrays[key].shape) != (rows, width):
             raise DataError(
                 f"{path}: {key} has shape {tuple(arrays[key].shape)}, the manifest says "
                 f"{(rows, width)}; collect again"
             )
-    for key in ("observation", "next_observation", "action", "reward"):
+    for key in ("observation", "next_observation", "reward", *actions):
         if not arrays[key].isfinite().all():
             raise DataError(f"{path}: {key} has values that are not finite; collect again")
-    if arrays["action"].abs().max() > 1:
-        raise DataError(f"{path}: action has values outside of [-1, 1]; collect again")
+    for key in actions:
+        if arrays[key].abs().max() > 1:
+            raise DataError(f"{path}: {key} has values outside of [-1, 1]; collect again")
     arrays["trajectory_id"] = arrays.pop("episode")
     return as_transitions(arrays)

@@ -27,6 +27,7 @@ TRANSITION_FIELDS = {
     "observation": "F32",
     "next_observation": "F32",
     "action": "F32",
+    "expert_action": "F32",
     "reward": "F32",
     "success": "BOOL",
     "terminated": "BOOL",
@@ -35,7 +36,10 @@ TRANSITION_FIELDS = {
     "episode": "I64",
     "step_count": "I64",
 }
-"""Arrays of a task file, ``[N, ...]`` with one row a transition, and their safetensors dtypes."""
+"""Arrays of a task file, ``[N, ...]`` with one row a transition, and their safetensors dtypes.
+
+``action`` was executed; ``expert_action`` is what the expert wanted there, undisturbed.
+"""
 
 #: JSON has no NaN: it is null in the file.
 _OrNaN = BeforeValidator(lambda value: math.nan if value is None else value)
@@ -183,6 +187,11 @@ def task_record(path: Path, settings: dict[str, Any]) -> TaskRecord:
         raise DataError(
             f"{path}: collected with another {', '.join(changed)}; choose another folder, or "
             "delete this one"
+        )
+    if {*TRANSITION_FIELDS} - {*dtypes} == {"expert_action"}:
+        raise DataError(
+            f"{path}: collected by an earlier version, without expert_action; choose another "
+            "folder, or delete this one"
         )
     if dtypes != TRANSITION_FIELDS:
         wrong = sorted(set(dtypes.items()) ^ set(TRANSITION_FIELDS.items()))[0]

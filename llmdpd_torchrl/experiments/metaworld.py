@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llmdpd_torchrl.baselines import ALGORITHMS, get_algorithm
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps
@@ -26,7 +27,7 @@ from llmdpd_torchrl.experiments.config import (
 )
 from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
 from llmdpd_torchrl.tasks import TaskSplit, make_split
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import (
     Count,
     Flag,
@@ -60,6 +61,7 @@ class _Data:
     max_steps: EpisodeSteps
     steps_after_success: Count
     hide_goal: Flag
+    labels: Literal["executed", "expert"]
     support_episodes: Size
     support_noise_levels: NonEmpty[NonNegative] | None
     support_expert_gain: Fraction
@@ -99,6 +101,7 @@ class MetaWorld(Family):
         check_all(
             lambda: super(MetaWorld, self).check(cfg),
             lambda: _check_noise(cfg.data.use_noise, cfg.data.noise_levels),
+            lambda: _check_labels(cfg),
             lambda: self.split(cfg),
         )
 
@@ -112,6 +115,11 @@ class MetaWorld(Family):
         cfg = run.cfg
         settings = read(CollectionSettings, cfg.data)
         run.dataset = _used(_collected(run, "train", run.split.train, settings), cfg)
+        if cfg.data.labels == "expert" and "expert_action" not in run.dataset.transitions:
+            raise DataError(
+                "data.labels is 'expert': these data were collected by an earlier version, without "
+                "expert_action; choose another data.folder, or delete this one"
+            )
         run.cut_prompts()
         self.demonstrate(run)
 
@@ -163,6 +171,7 @@ class MetaWorld(Family):
         if tasks["count"] is None:
             del tasks["count"], tasks["count_seed"]
         usual = {"texts": "own", "data.use_episodes": None, "data.use_noise": None}
+        usual["data.labels"] = "executed"
         chosen = {key: OmegaConf.select(cfg, key) for key in usual}
         unusual = {key: value for key, value in chosen.items() if value != usual[key]}
         return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
@@ -175,6 +184,15 @@ def random_texts(names: Sequence[str]) -> dict[str, str]:
     """
     prompts = load_text_prompts()
     return dict(zip(names, random_strings([prompts[n].render() for n in names]), strict=True))
+
+
+def _check_labels(cfg: DictConfig) -> None:
+    if cfg.data.labels == "expert" and not get_algorithm(cfg.algorithm).imitates_labels:
+        can = [name for name, algorithm in ALGORITHMS.items() if algorithm.imitates_labels]
+        raise ConfigError(
+            f"data.labels is 'expert': algorithm={cfg.algorithm} imitates executed actions only; "
+            f"use {', '.join(can)}, or data.labels=executed"
+        )
 
 
 def _check_noise(used: float | None, collected: Sequence[float]) -> None:

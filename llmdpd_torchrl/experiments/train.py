@@ -189,6 +189,8 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         tables = copy.deepcopy(tables).to(run.device)
     prompt_network = policy.prompt_network(tables)
     loss = algorithm.make_loss(networks, prompt_network, **plain(cfg.loss))
+    if OmegaConf.select(cfg, "data.labels") == "expert":  # a setting of Meta-World's only
+        loss.set_keys(expert_action="expert_action")
     logger = make_logger(
         directory=run.output,
         name=cfg.name,

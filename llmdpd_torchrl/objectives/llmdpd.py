@@ -36,7 +36,8 @@ class LLMDPDLoss(LossModule):
         L_{qvalue} &= \sum_j E\,(Q_j(s, a, z) - y)^2, \quad
         y = r + \gamma (1 - terminated) \min_j Q'_j(s', a', z), \; a' \sim \pi'_{\theta'}(s', z).
 
-    The squared norm is averaged over the action's dimensions; s' has the prompt of s. The prompt
+    The squared norm is averaged over the action's dimensions; s' has the prompt of s. L_d imitates
+    another action than the executed one after ``set_keys(expert_action=...)``. The prompt
     network learns from L_d, L_qvalue and, under one-step guidance, L_r through the actor, but never
     through L_r's critics: it could otherwise raise Q while the policy stays the same.
 
@@ -89,6 +90,7 @@ class LLMDPDLoss(LossModule):
     @dataclass
     class _AcceptedKeys:
         action: NestedKey = "action"
+        expert_action: NestedKey | None = None  # what the actor imitates; None: ``action``
         prompt: NestedKey = "prompt"  # root of the raw prompt, which like z has no successor
         prompt_embedding: NestedKey = "prompt_embedding"
         state_action_value: NestedKey = "state_action_value"
@@ -173,14 +175,17 @@ class LLMDPDLoss(LossModule):
         made, raw = ([], []) if prompt is None else (prompt.out_keys, prompt.in_keys)
         states = dict.fromkeys([*actor.in_keys, *self.qvalue_network.in_keys])
         states.pop(keys.action, None)
+        self._imitated = keys.expert_action or keys.action
         path = _unravel_key_to_tuple
         roots = [path(key) for key in (keys.prompt, keys.prompt_embedding, *made)]
         self._prompt_keys = [k for k in states if any(path(k)[: len(r)] == r for r in roots)]
         after = [unravel_key(("next", key)) for key in states if key not in self._prompt_keys]
         columns = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
-        self._root_keys = [k for k in dict.fromkeys([keys.action, *states, *raw]) if k not in made]
+        root = dict.fromkeys([keys.action, self._imitated, *states, *raw])
+        self._root_keys = [key for key in root if key not in made]
         self._flag_keys, self._state_keys = columns[1:], [*states, *after, *columns]
-        self._widths = {keys.action: actor.module.action_dim, **dict.fromkeys(columns, 1)}
+        actions = dict.fromkeys([keys.action, self._imitated], actor.module.action_dim)
+        self._widths = actions | dict.fromkeys(columns, 1)
         self.in_keys = [*self._root_keys, *after, *columns]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
@@ -253,7 +258,7 @@ class LLMDPDLoss(LossModule):
 
     def _denoise(self, data: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Steps k, noisy actions, the denoiser's output, and its squared error to be reduced."""
-        process, action = self.actor_network.module, data.get(self.tensor_keys.action)
+        process, action = self.actor_network.module, data.get(self._imitated)
         step = torch.randint(0, process.num_steps, action.shape[:-1], device=action.device)
         noisy, noise = process.add_noise(action, step)
         output = process.denoise(noisy, self._condition(data), step)

@@ -165,7 +165,8 @@ class ContextAugmentation(Transform):
     Args:
         retrieval: source of the context; its layout is read.
         in_keys: default ``[("prompt", "observation_gate"), "retrieved_context", ("next",
-            "retrieved_context"), "action"]``.
+            "retrieved_context"), "action", "expert_action"]``; the last may be left out, and is
+            skipped where the batch has none.
 
     Randomness comes from torch's global generator. Movements that leave the range of actions are
     clipped to it.
@@ -180,14 +181,16 @@ class ContextAugmentation(Transform):
         self, retrieval: PromptRetrieval, *, in_keys: list[NestedKey] | None = None
     ) -> None:
         keys: list[NestedKey] = [("prompt", "observation_gate"), "retrieved_context"]
-        keys += [("next", "retrieved_context"), "action"]
+        keys += [("next", "retrieved_context"), "action", "expert_action"]
         super().__init__(in_keys=in_keys or keys)
         self.position_dim = retrieval.frame.position_dim
         self._vectors, self._tails = retrieval.equivariant_columns()
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Change a sampled batch."""
-        gate, *keys, action_key = self.in_keys
+        gate, *keys = self.in_keys[:3]
+        action_key, *labels = self.in_keys[3:]
+        actions = [action_key, *(key for key in labels if tensordict.get(key, None) is not None)]
         is_closed = (tensordict.get(gate) == 0).squeeze(-1)
         count = is_closed.numel()
         rotation = self._rotations(count, is_closed.device)
@@ -197,7 +200,7 @@ class ContextAugmentation(Transform):
         movement, rest = slice(0, self.position_dim), slice(self.position_dim, None)
         for key, vectors, tails in (
             *((key, self._vectors, self._tails) for key in keys),
-            (action_key, [movement] if self.position_dim else [], [rest]),
+            *((key, [movement] if self.position_dim else [], [rest]) for key in actions),
         ):
             value = tensordict.get(key)
             changed, turn = value.reshape(count, -1).clone(), rotation.to(value.dtype)
@@ -205,7 +208,7 @@ class ContextAugmentation(Transform):
                 changed[:, part] = (turn @ changed[:, part].unsqueeze(-1)).squeeze(-1)
             for part in tails:
                 changed[:, part] *= scale
-            if key == action_key:
+            if key in actions:
                 changed = changed.clamp(-1.0, 1.0)
             changed = changed.reshape(value.shape)
             tensordict.set(key, torch.where(is_closed.unsqueeze(-1), changed, value))

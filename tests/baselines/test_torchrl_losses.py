@@ -192,3 +192,20 @@ def test_the_conservative_term_is_the_paper_s():
             q = critic(data[row].select("observation", "action"))["state_action_value"].squeeze()
             expected = expected + 2.0 * (above - q) / 4
     torch.testing.assert_close(term, expected)
+
+
+def test_cloning_imitates_the_expert_s_action_where_it_is_told_to():
+    torch.manual_seed(0)
+    loss = ALGORITHMS["bc"].make_loss(make_networks(small("bc")), None, gamma=0.0)
+    batch = bandit()
+    wanted = batch["observation"][:, :1] / 2
+    expected = loss(batch.clone().set("action", wanted))["bc"]
+    loss.set_keys(expert_action="expert_action")
+    batch["expert_action"] = wanted
+    assert torch.equal(loss(batch)["bc"], expected)
+    assert not torch.equal(batch["action"], wanted)
+
+
+def test_only_losses_with_a_cloning_term_of_their_own_take_the_expert_s_action():
+    able = {name for name, algorithm in ALGORITHMS.items() if algorithm.imitates_labels}
+    assert able == {"llmdpd", "diffusion_ql", "bc"}

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from metaworld.policies import ENV_POLICY_MAP
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -199,3 +200,22 @@ def test_the_command_line_shows_a_dataset(collected, capsys):
     assert manifest.data_hash in capsys.readouterr().out
     assert main(["show", str(folder / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Constant")
+def test_what_the_expert_wanted_lies_beside_what_was_executed(tmp_path):
+    """Half as fast and disturbed, the expert wants what the undisturbed one does there."""
+    settings = CollectionSettings(
+        episodes_per_task=1, max_steps=20, noise_levels=[0.3], expert_gain=0.5
+    )
+    path = tmp_path / "reach-v3.safetensors"
+    list(collect_task("reach-v3", path, settings))
+    arrays = load_file(path)
+    expert = ENV_POLICY_MAP["reach-v3"]()
+    for observation, wanted, executed in zip(
+        arrays["observation"], arrays["expert_action"], arrays["action"], strict=True
+    ):
+        action = np.clip(expert.get_action(observation.astype(np.float64)), -1, 1)
+        assert np.allclose(wanted, action, atol=1e-5)
+        assert not np.allclose(wanted, executed)
+    assert arrays["expert_action"].dtype == np.float32

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_meta
 from llmdpd_torchrl.data import Manifest, TrajectoryDataset
 from llmdpd_torchrl.data.manifest import task_record
 from llmdpd_torchrl.utils.errors import DataError
+from llmdpd_torchrl.utils.files import file_sha256
 
 SETTINGS = CollectionSettings(episodes_per_task=2, max_steps=30)
 
@@ -156,3 +158,23 @@ def test_a_wrong_manifest(folder, change, message):
     path.write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         TrajectoryDataset.load(folder)
+
+
+def test_data_of_before_the_expert_s_actions_are_read_without(folder):
+    data = TrajectoryDataset.load(folder)
+    assert data.transitions["expert_action"].shape == (120, 4)
+    path = folder / "reach-v3.safetensors"
+    arrays = load_file(path)
+    del arrays["expert_action"]
+    record = Manifest.read(folder).tasks["reach-v3"]
+    header = json.dumps({"settings": SETTINGS.to_dict(), "episodes": record.episodes})
+    save_file(arrays, path, {"collection": header})
+    manifest = Manifest.read(folder)
+    manifest.tasks["reach-v3"] = replace(record, sha256=file_sha256(path))
+    manifest.write(folder)
+    assert "expert_action" not in TrajectoryDataset.load(folder, ["reach-v3"]).transitions
+    # Complete for what is asked of it, the folder is used; nothing is added to it.
+    asked = ["reach-v3"]
+    assert collect_metaworld(folder, asked, SETTINGS, progress=False) == manifest
+    with pytest.raises(DataError, match="collected by an earlier version, without expert_action"):
+        collect_metaworld(folder, ["reach-v3", "door-lock-v3"], SETTINGS, progress=False)

@@ -1,13 +1,16 @@
 """What of Meta-World's data, tasks and texts a run uses, and which demonstrations it shows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare, run_stage
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,30 @@ def test_wrong_settings_end_in_one_line(folder, override, message):
     with pytest.raises(ConfigError, match=message) as error:
         make_run(folder, override)
     assert "\n" not in str(error.value)
+
+
+def test_the_expert_s_actions_are_imitated_where_they_are_asked_for(folder):
+    executed = collected(folder)
+    run = collected(folder, "data.labels=expert", "resume=never", "prompt=trajectory")
+    assert run.fingerprint != executed.fingerprint
+    assert run.dataset.manifest.data_hash == executed.dataset.manifest.data_hash
+    for stage in ("embed", "train"):
+        run_stage(run, stage)
+    assert run.policy.info["fingerprint"] == run.fingerprint
+    message = "algorithm=td3_bc imitates executed actions only; use llmdpd, diffusion_ql, bc"
+    with pytest.raises(ConfigError, match=message):
+        make_run(folder, "data.labels=expert", "algorithm=td3_bc", "prompt=none")
+
+
+def test_data_without_the_expert_s_actions_are_not_taken_for_labels(folder, monkeypatch):
+    def load(*args, **kwargs):
+        data = TrajectoryDataset.load(*args, **kwargs)
+        return TrajectoryDataset(data.manifest, data.transitions.exclude("expert_action"))
+
+    monkeypatch.setattr(
+        "llmdpd_torchrl.experiments.metaworld.TrajectoryDataset",
+        SimpleNamespace(load=load),
+    )
+    with pytest.raises(DataError, match=r"data\.labels is 'expert': these data were collected"):
+        collected(folder, "data.labels=expert")
+    assert len(collected(folder).dataset.lengths) == 8

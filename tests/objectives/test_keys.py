@@ -11,6 +11,7 @@ from llmdpd_torchrl.modules import DiffusionActor
 from llmdpd_torchrl.objectives import (
     LLMDPDLoss,
 )
+from llmdpd_torchrl.utils.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -96,3 +97,24 @@ def test_dispatch_without_a_tensordict(out_keys, make_loss, make_data, run):
     actor, qvalue = loss(**keywords)
     assert torch.equal(actor, expected["loss_actor"])
     assert torch.equal(qvalue, expected["loss_qvalue"])
+
+
+def test_the_actor_imitates_the_expert_while_the_critics_read_what_was_executed(
+    make_loss, make_data, run
+):
+    loss, data = make_loss(lmbda=0.0), make_data()
+    assert "expert_action" not in loss.in_keys
+    executed, wanted = run(loss, data.clone()), -data["action"]
+    cloned = run(loss, data.clone().set("action", wanted))["loss_actor"]
+    loss.set_keys(expert_action="expert_action")
+    assert "expert_action" in loss.in_keys
+    labelled = run(loss, data.clone().set("expert_action", wanted))
+    assert torch.equal(labelled["loss_actor"], cloned)
+    assert not torch.equal(cloned, executed["loss_actor"])
+    assert torch.equal(labelled["q_value"], executed["q_value"])
+    with pytest.raises(DataError, match="the batch has no 'expert_action'"):
+        loss(data)
+    with pytest.raises(DataError, match=r"'expert_action' has shape \[7, 3\]: use \[7, 2\]"):
+        loss(data.set("expert_action", torch.zeros(BATCH, 3)))
+    loss.set_keys(expert_action=None)
+    assert torch.equal(run(loss, data)["loss_actor"], executed["loss_actor"])

@@ -226,3 +226,13 @@ def test_up_remains_up_for_every_second_transition(dataset, bank):
     ]
     same = (heights[0] - heights[1]).abs().amax(-1) < 1e-5
     assert same.float().mean().item() == pytest.approx(0.5, abs=0.12)
+
+
+def test_the_expert_s_action_turns_with_the_executed_one(dataset, bank):
+    torch.manual_seed(0)
+    retrieval, before, _ = batch_of(dataset, bank, 0.5)
+    before["expert_action"] = before["action"].clone()
+    after = ContextAugmentation(retrieval)(before.clone())
+    assert torch.equal(after["expert_action"], after["action"])
+    assert not torch.equal(after["action"], before["action"])
+    assert "expert_action" not in ContextAugmentation(retrieval)(before.exclude("expert_action"))
