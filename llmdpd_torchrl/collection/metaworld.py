@@ -7,9 +7,11 @@ number of workers, or interruptions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from llmdpd_torchrl.collection.behaviour import BehavingExpert, Behaviour
 from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps, goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
@@ -30,6 +33,7 @@ from llmdpd_torchrl.utils.processes import run_jobs
 from llmdpd_torchrl.utils.settings import (
     Count,
     Fraction,
+    Many,
     NonEmpty,
     NonNegative,
     Size,
@@ -51,6 +55,10 @@ class CollectionSettings:
         max_steps: length at which an episode is truncated (Meta-World's own limit is 500).
         steps_after_success: steps recorded after the first success of an episode.
         expert_gain: factor on the expert's movement; below 1 it is another, slower expert.
+        behaviours: replace the two settings for noise and gain: what is done to the expert,
+            episode by episode, again from the first after the last.
+        retries: where no episode of a task succeeds, record up to so many more of the first
+            behaviour, until one does, and then up to so many at each higher gain, in steps of 0.1.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -58,6 +66,10 @@ class CollectionSettings:
     Examples:
         >>> CollectionSettings(episodes_per_task=2, noise_levels=[0, 0.1]).noise_levels
         (0.0, 0.1)
+        >>> mixed = [Behaviour(episodes=2), {"gain": 0.5}, {"hand_pushes": 0.03}]
+        >>> settings = CollectionSettings(behaviours=mixed)
+        >>> [settings.behaviour(episode).gain for episode in range(6)]
+        [1.0, 1.0, 0.5, 1.0, 1.0, 1.0]
     """
 
     episodes_per_task: Size = 30
@@ -66,13 +78,26 @@ class CollectionSettings:
     max_steps: EpisodeSteps = 500
     steps_after_success: Count = 10
     expert_gain: Fraction = 1.0
+    behaviours: Many[Behaviour] = ()
+    retries: Count = 0
+
+    def behaviour(self, episode: int) -> Behaviour:
+        """What is done to the expert in an episode of each task."""
+        if not self.behaviours:
+            noise = self.noise_levels[episode % len(self.noise_levels)]
+            return Behaviour(noise=noise, gain=self.expert_gain)
+        cycle = [behaviour for behaviour in self.behaviours for _ in range(behaviour.episodes)]
+        return cycle[episode % len(cycle)]
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON represents them, with lists instead of tuples."""
         settings = {**asdict(self), "noise_levels": list(self.noise_levels)}
-        if self.expert_gain == 1:  # so that data from before this setting stay valid
-            del settings["expert_gain"]
-        return settings
+        settings["behaviours"] = [behaviour.to_dict() for behaviour in self.behaviours]
+        # What is as by default is left out, so that data from before a setting stay valid.
+        usual: dict[str, Any] = {"expert_gain": 1.0, "behaviours": [], "retries": 0}
+        if self.behaviours:  # which replace them
+            usual |= {key: settings[key] for key in ("noise_levels", "expert_gain")}
+        return {key: value for key, value in settings.items() if value != usual.get(key)}
 
     @property
     def folder(self) -> Path:
@@ -208,20 +233,23 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterato
     simulator, expert = make_simulator(task), policies[task]()
     episodes: list[dict[str, Any]] = []
     columns: list[dict[str, NDArray[Any]]] = []
-    for index in range(settings.episodes_per_task):
+    for index, behaviour in enumerate(_plan(settings, episodes)):
         seed = goal_seed(settings.seed, task, index, "collection")
-        noise = settings.noise_levels[index % len(settings.noise_levels)]
-        episode = _expert_episode(simulator, expert, settings, seed, noise)
+        episode = _expert_episode(simulator, expert, settings, seed, behaviour)
         length = len(episode["action"])
         rows = np.ones((length, 1), dtype=np.int64)
         episode["task_id"] = rows * METAWORLD_TASKS.index(task)
         episode["episode"] = rows * index
         episode["step_count"] = np.arange(length, dtype=np.int64)[:, None]
         columns.append(episode)
+        about = behaviour.to_dict()
+        about.pop("episodes", None)
         episodes.append(
             {
                 "seed": seed,
-                "noise": noise,
+                "noise": behaviour.noise,
+                "gain": behaviour.gain,
+                **about,
                 "length": length,
                 "return": round(float(episode["reward"].sum(dtype=np.float64)), 4),
                 "success": bool(episode["success"].any()),
@@ -236,34 +264,40 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterato
     write_bytes(path, save(arrays, {"collection": header}))  # save_file misses a full disk
 
 
-def _expert_episode(
-    simulator: Any, expert: Any, settings: CollectionSettings, seed: int, noise: float
-) -> dict[str, NDArray[Any]]:
-    """One episode of action = clip(gain * clip(expert) + noise * N(0, 1)), clipped to [-1, 1].
+def _plan(settings: CollectionSettings, episodes: list[dict[str, Any]]) -> Iterator[Behaviour]:
+    """The behaviours of a task's episodes, of which more follow while none in the list succeeds."""
+    yield from map(settings.behaviour, range(settings.episodes_per_task))
+    first = settings.behaviour(0)
+    for tenths in range(math.ceil(10 * (1 - first.gain) - 1e-9) + 1):
+        for _ in range(settings.retries):
+            if any(episode["success"] for episode in episodes):
+                return
+            yield dataclasses.replace(first, gain=min(1.0, round(first.gain + tenths / 10, 4)))
 
-    The gain is not that of the gripper. Meta-World never terminates: the last step is truncated.
+
+def _expert_episode(
+    simulator: Any, expert: Any, settings: CollectionSettings, seed: int, behaviour: Behaviour
+) -> dict[str, NDArray[Any]]:
+    """One episode. Meta-World never terminates: the last step is truncated.
 
     Returns:
         arrays over the T steps of the episode: ``observation`` and ``next_observation`` [T, 39],
         ``action`` and, undisturbed, ``expert_action`` [T, 4], ``reward`` [T, 1] (float32),
         ``success``, ``terminated`` and ``truncated`` [T, 1] (bool).
     """
-    generator = np.random.default_rng(seed)
-    disturbance = generator.standard_normal((settings.max_steps, 4)) * noise
+    # Data of noise_levels alone stay as they were: noise is added to the expert's unclipped action.
+    clip = bool(settings.behaviours)
+    actor = BehavingExpert(expert, behaviour, seed=seed, max_steps=settings.max_steps, clip=clip)
     observation = reset_simulator(simulator, seed=seed)
     rows: list[tuple[Any, ...]] = []
     last = settings.max_steps
     with warnings.catch_warnings():
-        # The experts warn that their actions exceed the range; they are clipped below.
+        # The experts warn that their actions exceed the range; they are clipped.
         warnings.simplefilter("ignore", UserWarning)
         while len(rows) < last:
             before = observation.astype(np.float32)
-            action = expert.get_action(observation)  # some experts change what they are given
-            wanted = np.clip(action, -1.0, 1.0).astype(np.float32)
-            if settings.expert_gain != 1.0:
-                moved = settings.expert_gain * np.clip(action[:3], -1.0, 1.0)
-                action = np.append(moved, action[3])
-            action = np.clip(action + disturbance[len(rows)], -1.0, 1.0).astype(np.float32)
+            wanted, action = actor.act(observation)
+            actor.push_object(simulator)
             observation, reward, _, _, info = simulator.step(action)
             success = bool(info["success"])
             after = observation.astype(np.float32)

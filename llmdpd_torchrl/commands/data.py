@@ -83,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
         given = {
             "episodes_per_task": options.episodes,
             "noise_levels": options.noise,
+            "behaviours": None if options.noise is None else (),  # which would replace it
             "seed": options.seed,
         }
         changes = {key: value for key, value in given.items() if value is not None}

@@ -49,8 +49,9 @@ _OrNaN = BeforeValidator(lambda value: math.nan if value is None else value)
 class TaskRecord:
     """The record of one task in the manifest.
 
-    ``episodes`` lists, per episode: ``seed``, ``noise``, ``length``, ``return`` and ``success``.
-    Success is NaN (null in the file) if the data have no success flags.
+    ``episodes`` lists, per episode: ``seed``, ``noise``, ``length``, ``return`` and ``success``,
+    and of experts ``gain`` and what else was done to them. Success is NaN (null in the file) if the
+    data have no success flags.
 
     Examples:
         >>> TaskRecord("reach-v3.safetensors", "0" * 64, 200, 1.0, 950.0, episodes=[]).success_rate

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import ALGORITHMS, get_algorithm
+from llmdpd_torchrl.collection.behaviour import Behaviour
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
 from llmdpd_torchrl.data import TrajectoryDataset
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps
@@ -27,7 +28,7 @@ from llmdpd_torchrl.experiments.config import (
 )
 from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
 from llmdpd_torchrl.tasks import TaskSplit, make_split
-from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.errors import ConfigError, DataError, notice
 from llmdpd_torchrl.utils.settings import (
     Count,
     Flag,
@@ -41,6 +42,9 @@ from llmdpd_torchrl.utils.settings import (
     check_all,
     checked_dataclass,
 )
+
+#: More demonstrations, at a gain, of a held-out task of which none succeeds.
+_SUPPORT_RETRIES = 4
 
 
 @checked_dataclass()
@@ -57,6 +61,7 @@ class _Data:
     folder: Text | None
     episodes_per_task: Size
     noise_levels: NonEmpty[NonNegative]
+    behaviours: Many[Behaviour]
     seed: Count
     max_steps: EpisodeSteps
     steps_after_success: Count
@@ -65,6 +70,7 @@ class _Data:
     support_episodes: Size
     support_noise_levels: NonEmpty[NonNegative] | None
     support_expert_gain: Fraction
+    support_behaviour: Behaviour | None
     use_episodes: Size | None
     use_noise: Number | None
     workers: Size | None
@@ -100,7 +106,8 @@ class MetaWorld(Family):
         """Check that there are such tasks and data."""
         check_all(
             lambda: super(MetaWorld, self).check(cfg),
-            lambda: _check_noise(cfg.data.use_noise, cfg.data.noise_levels),
+            lambda: _check_noise(cfg),
+            lambda: _check_support(cfg),
             lambda: _check_labels(cfg),
             lambda: self.split(cfg),
         )
@@ -126,7 +133,9 @@ class MetaWorld(Family):
     def demonstrate(self, run: Run) -> None:
         """Collect the demonstrations of held-out tasks: with another seed, and another expert.
 
-        Those of each expert have a folder of their own.
+        Those of each expert have a folder of their own. Where an expert under
+        ``data.support_behaviour`` never succeeds, more episodes are recorded, at last at a higher
+        gain.
         """
         data, held_out = run.cfg.data, run.split.held_out
         if not held_out:
@@ -137,13 +146,23 @@ class MetaWorld(Family):
             seed=data.seed + 1,
             noise_levels=plain(data.support_noise_levels) or plain(data.noise_levels),
             expert_gain=data.support_expert_gain,
+            behaviours=(),
         )
         name = "support"
         if data.support_noise_levels is not None:
             name += "_noise_" + "_".join(f"{level:g}" for level in data.support_noise_levels)
         if data.support_expert_gain != 1:
             name += f"_gain_{data.support_expert_gain:g}"
-        run.add_demonstrations(_collected(run, name, held_out, settings))
+        if data.support_behaviour is not None:
+            chosen = Behaviour(**plain(data.support_behaviour))
+            settings = dataclasses.replace(settings, behaviours=[chosen], retries=_SUPPORT_RETRIES)
+            name += "_behaviour" + "".join(f"_{k}_{v:g}" for k, v in chosen.to_dict().items())
+        support = _collected(run, name, held_out, settings)
+        for task, record in support.manifest.tasks.items() if settings.retries else ():
+            gain = next((one["gain"] for one in record.episodes if one["success"]), 0.0)
+            if gain > settings.behaviours[0].gain:
+                notice(f"{task} is demonstrated at gain {gain:g}: slower experts do not succeed")
+        run.add_demonstrations(support)
 
     def prompts(self) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""
@@ -195,11 +214,24 @@ def _check_labels(cfg: DictConfig) -> None:
         )
 
 
-def _check_noise(used: float | None, collected: Sequence[float]) -> None:
+def _check_noise(cfg: DictConfig) -> None:
+    used, settings = cfg.data.use_noise, read(CollectionSettings, cfg.data)
+    key = "behaviours" if settings.behaviours else "noise_levels"
+    collected = [behaviour.noise for behaviour in settings.behaviours] or settings.noise_levels
     if used is not None and used not in collected:
         raise ConfigError(
-            f"data.use_noise is {used}: no episode is collected with it; data.noise_levels "
-            f"has {', '.join(f'{level:g}' for level in collected)}"
+            f"data.use_noise is {used}: no episode is collected with it; data.{key} "
+            f"has {', '.join(f'{level:g}' for level in dict.fromkeys(collected))}"
+        )
+
+
+def _check_support(cfg: DictConfig) -> None:
+    data = cfg.data
+    other = data.support_noise_levels is not None or data.support_expert_gain != 1
+    if data.support_behaviour is not None and other:
+        raise ConfigError(
+            "data.support_behaviour replaces support_noise_levels and support_expert_gain: set "
+            "its noise and gain instead"
         )
 
 

@@ -158,7 +158,11 @@ def _describe_data(run: Run) -> dict[str, str]:
     """The benchmark and the training data in words, for the policy's card."""
     manifest, family = run.dataset.manifest, run.family.simulator
     title = {"metaworld": "Meta-World"}.get(family, "recorded locomotion")
-    if "noise_levels" in manifest.settings:
+    if "behaviours" in manifest.settings:
+        found = [{"episodes": 1, **one} for one in manifest.settings["behaviours"]]
+        parts = [", ".join(f"{key} {value:g}" for key, value in one.items()) for one in found]
+        source = f"scripted experts, behaviours in turn: {'; '.join(parts)}"
+    elif "noise_levels" in manifest.settings:
         only = run.cfg.data.use_noise
         noise = manifest.settings["noise_levels"] if only is None else [only]
         source = f"scripted experts, action noise {', '.join(f'{level:g}' for level in noise)}"

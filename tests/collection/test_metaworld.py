@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld, collect_task
 from llmdpd_torchrl.commands.data import main
-from llmdpd_torchrl.data import Manifest
+from llmdpd_torchrl.data import Manifest, TrajectoryDataset
 from llmdpd_torchrl.envs.metaworld import goal_seed, make_simulator, reset_simulator
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
@@ -132,7 +132,8 @@ def test_a_folder_that_can_not_be_made(tmp_path):
 
 def test_every_settings_have_a_folder_of_their_own_in_the_cache(cache_folder):
     others = [{"episodes_per_task": 4}, {"seed": 1}, {"max_steps": 80}, {"noise_levels": (0.0,)},
-              {"steps_after_success": 9}, {"expert_gain": 0.5}]  # fmt: skip
+              {"steps_after_success": 9}, {"expert_gain": 0.5}, {"retries": 1},
+              {"behaviours": ({},)}, {"behaviours": ({"detour": True},)}]  # fmt: skip
     folders = {CollectionSettings(**{**asdict(SETTINGS), **other}).folder for other in others}
     assert len(folders | {SETTINGS.folder}) == len(others) + 1
     assert {folder.parent for folder in folders} == {cache_folder / "data" / "metaworld"}
@@ -157,6 +158,8 @@ def test_a_damaged_description_is_made_anew(collected, tmp_path):
         {"episodes_per_task": 0},
         {"noise_levels": ()},
         {"noise_levels": (-0.1,)},
+        {"behaviours": ({"speed": 2},)},
+        {"behaviours": ({"gain": 2.0},)},
         {"max_steps": 501},
         {"steps_after_success": -1},
         {"seed": -1},
@@ -219,3 +222,59 @@ def test_what_the_expert_wanted_lies_beside_what_was_executed(tmp_path):
         assert np.allclose(wanted, action, atol=1e-5)
         assert not np.allclose(wanted, executed)
     assert arrays["expert_action"].dtype == np.float32
+
+
+def test_one_dataset_holds_episodes_of_several_behaviours(tmp_path):
+    mixed = [{"episodes": 2}, {"gain": 0.5, "noise": 0.1}, {"hand_pushes": 0.2}, {"detour": True}]
+    settings = CollectionSettings(episodes_per_task=6, max_steps=30, behaviours=mixed)
+    manifest = collect_metaworld(tmp_path, ["push-v3"], settings, workers=1, progress=False)
+    usual = {"noise": 0.0, "gain": 1.0}
+    keys = {*usual, "hand_pushes", "object_pushes", "detour", "episodes"}
+    records = manifest.tasks["push-v3"].episodes
+    assert [{key: one[key] for key in keys & one.keys()} for one in records] == [
+        usual, usual, {"gain": 0.5, "noise": 0.1}, {**usual, "hand_pushes": 0.2},
+        {**usual, "detour": True}, usual,
+    ]  # fmt: skip
+    data = TrajectoryDataset.load(tmp_path)
+    differs = [
+        bool((data.trajectory(e)["action"] != data.trajectory(e)["expert_action"]).any())
+        for e in range(6)
+    ]
+    assert differs == [False, False, True, True, True, False]
+    # The folder is that of these behaviours, and of nothing that they replace.
+    assert CollectionSettings(**settings.to_dict()).folder == settings.folder
+    other = CollectionSettings(episodes_per_task=6, max_steps=30, behaviours=mixed[:3])
+    assert other.folder != settings.folder
+    with pytest.raises(DataError, match="collected with another behaviours"):
+        collect_metaworld(tmp_path, ["push-v3"], other, progress=False)
+    same = CollectionSettings(**{**settings.to_dict(), "noise_levels": [0.7]})
+    assert collect_metaworld(tmp_path, ["push-v3"], same, progress=False) == manifest
+
+
+@pytest.mark.parametrize(
+    ("fastest", "more"),
+    [
+        (0.7, []),
+        (0.9, [0.75, 0.75, 0.85, 0.85, 0.95]),
+        (1.1, [0.75, 0.75, 0.85, 0.85, 0.95, 0.95, 1.0, 1.0]),
+    ],
+)
+def test_a_task_is_tried_again_and_then_faster_until_it_succeeds(
+    tmp_path, monkeypatch, fastest, more
+):
+    """Nothing succeeds before a gain."""
+
+    def episode(simulator, expert, settings, seed, behaviour):
+        assert behaviour.hand_pushes == 0.1
+        flag = np.array([[behaviour.gain >= fastest]])
+        return {"action": np.zeros((1, 4), np.float32), "success": flag, "reward": flag * 1.0}
+
+    monkeypatch.setattr("llmdpd_torchrl.collection.metaworld._expert_episode", episode)
+    slow = {"gain": 0.75, "hand_pushes": 0.1}
+    settings = CollectionSettings(episodes_per_task=1, behaviours=[slow], retries=2)
+    path = tmp_path / "push-v3.safetensors"
+    list(collect_task("push-v3", path, settings))
+    with safe_open(path, framework="numpy") as file:
+        records = json.loads(file.metadata()["collection"])["episodes"]
+    assert [one["gain"] for one in records] == [0.75, *more]
+    assert len({one["seed"] for one in records}) == 1 + len(more)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmdpd_torchrl.data import TrajectoryDataset
+from llmdpd_torchrl.data import Manifest, TrajectoryDataset
 from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
@@ -130,6 +130,12 @@ def test_a_policy_says_that_it_was_trained_on_letters(folder, monkeypatch):
         ("data.support_expert_gain=0", "data.support_expert_gain is 0: it must be greater than 0"),
         ("data.support_expert_gain=slow", "data.support_expert_gain is 'slow'"),
         ("data.support_noise_levels=loud", "noise_levels is 'loud'"),
+        ("data.support_behaviour={gain: 2.0}", "data.support_behaviour.gain is 2.0: it must be"),
+        (
+            "data.behaviours=[{},{speed: 2}]",
+            r"data.behaviours\[1\].speed: there is no such setting",
+        ),
+        ("data.labels=wanted", "data.labels is 'wanted': it must be 'executed' or 'expert'"),
         ("evaluation.demonstration_fraction=0", "evaluation.demonstration_fraction is 0"),
     ],
 )
@@ -164,3 +170,50 @@ def test_data_without_the_expert_s_actions_are_not_taken_for_labels(folder, monk
     with pytest.raises(DataError, match=r"data\.labels is 'expert': these data were collected"):
         collected(folder, "data.labels=expert")
     assert len(collected(folder).dataset.lengths) == 8
+
+
+def test_demonstrations_under_a_behaviour_lie_apart(folder, capsys):
+    usual = collected(folder)
+    slow = collected(folder, "data.support_behaviour={gain: 0.5}")
+    assert (folder / "data" / "support_behaviour_gain_0.5" / "manifest.json").exists()
+    pushed = collected(folder, "data.support_behaviour={hand_pushes: 0.02,detour: true}")
+    name = "support_behaviour_hand_pushes_0.02_detour_1"
+    assert (folder / "data" / name / "manifest.json").exists()
+    assert len({run.support_hash for run in (usual, slow, pushed)}) == 3
+    assert len({run.fingerprint for run in (usual, slow, pushed)}) == 1
+    assert "is demonstrated at gain" not in capsys.readouterr().err
+    clash = "data.support_behaviour replaces support_noise_levels and support_expert_gain"
+    with pytest.raises(ConfigError, match=clash):
+        make_run(folder, "data.support_behaviour={gain: 0.5}", "data.support_expert_gain=0.5")
+
+
+def test_what_no_slow_expert_can_do_is_demonstrated_faster_and_told(folder, capsys):
+    steps = 100  # too few for a slow expert
+    few = [f"data.max_steps={steps}", f"data.folder={folder / 'short'}", "data.support_episodes=1"]
+    run = collected(folder, *few, "data.support_behaviour={gain: 0.2}")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("note: door-close-v3 is demonstrated at gain 0.")
+    manifest = Manifest.read(folder / "short" / "support_behaviour_gain_0.2")
+    gains = [episode["gain"] for episode in manifest.tasks["door-close-v3"].episodes]
+    assert gains[:6] == [0.2] * 5 + [0.3]
+    assert line.endswith(f"gain {gains[-1]:g}: slower experts do not succeed")
+    assert run.evaluation_prompts.trajectories is not None
+
+
+def test_training_data_of_several_behaviours(folder):
+    behaviours = "data.behaviours=[{episodes: 2},{noise: 0.2,gain: 0.5},{hand_pushes: 0.1}]"
+    mixed = [f"data.folder={folder / 'mixed'}", behaviours]
+    run = collected(folder, *mixed, "data.use_noise=0.2")
+    assert len(run.dataset.lengths) == 2
+    records = run.dataset.manifest.tasks["reach-v3"].episodes
+    assert [episode["gain"] for episode in records] == [1.0, 1.0, 0.5, 1.0]
+    # Demonstrations are those of noise_levels, unless support_behaviour says otherwise.
+    support = Manifest.read(folder / "mixed" / "support")
+    assert support.settings["noise_levels"] == [0.0, 0.2]
+    assert "behaviours" not in support.settings
+    with pytest.raises(ConfigError, match=r"data\.behaviours has 0, 0\.2"):
+        make_run(folder, *mixed, "data.use_noise=0.1")
+    run = collected(folder, *mixed, "prompt=trajectory", "resume=never")
+    run_stage(run, "train")
+    source = "behaviours in turn: episodes 2; episodes 1, gain 0.5, noise 0.2; episodes 1, hand"
+    assert source in run.policy.info["data"]
