@@ -25,6 +25,7 @@ from llmdpd_torchrl.prompts import (
     PromptTables,
     TextPrompt,
     TrajectoryPromptBank,
+    change_demonstration,
     make_text_encoder,
     text_embedding_table,
 )
@@ -273,11 +274,26 @@ class Run:
         bank = TrajectoryPromptBank.from_dataset(self.dataset, self.cfg.trajectory_prompt.length)
         self.training_prompts = self.evaluation_prompts = PromptTables(trajectories=bank)
 
-    def add_demonstrations(self, support: Any) -> None:
-        """Let evaluations use also the prompts of held-out tasks, from another dataset."""
+    def add_demonstrations(
+        self, support: Any, demonstration: str = "as_recorded", number: int = 0
+    ) -> None:
+        """Let evaluations use also the prompts of held-out tasks, from another dataset.
+
+        Args:
+            support: the demonstrations.
+            demonstration: what is left of each, see :func:`change_demonstration`.
+            number: of each task's first, among its successful ones.
+        """
         length, trained = self.cfg.trajectory_prompt.length, self.training_prompts.trajectories
-        others = TrajectoryPromptBank.from_dataset(support, length, trained_on=False)
+        fields = support.manifest.observation_layout.get("fields", {})
+        others = TrajectoryPromptBank.from_dataset(
+            support,
+            length,
+            trained_on=False,
+            change=lambda each, row: change_demonstration(each, demonstration, fields, seed=row),
+        )
         assert trained is not None
-        both = TrajectoryPromptBank.concatenate([trained, others])
+        both = TrajectoryPromptBank.concatenate([trained, others.from_number(number)])
         self.evaluation_prompts = PromptTables(self.training_prompts.text, both)
-        self.support_hash = support.manifest.data_hash
+        unusual = [demonstration] * (demonstration != "as_recorded") + [str(number)] * bool(number)
+        self.support_hash = "-".join([support.manifest.data_hash, *unusual])

@@ -27,6 +27,7 @@ from llmdpd_torchrl.experiments.config import (
     text_encoder,
 )
 from llmdpd_torchrl.prompts import TextPrompt, embed_texts, load_text_prompts, make_text_encoder
+from llmdpd_torchrl.prompts.demonstrations import Demonstration
 from llmdpd_torchrl.tasks import TaskSplit, make_split
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, notice
 from llmdpd_torchrl.utils.settings import (
@@ -79,6 +80,9 @@ class _Data:
 @checked_dataclass()
 class _Evaluation(EvaluationSchema):
     max_steps: EpisodeSteps
+    stop_on_success: Flag
+    demonstration: Demonstration
+    demonstration_number: Count
 
 
 @checked_dataclass()
@@ -162,7 +166,8 @@ class MetaWorld(Family):
             gain = next((one["gain"] for one in record.episodes if one["success"]), 0.0)
             if gain > settings.behaviours[0].gain:
                 notice(f"{task} is demonstrated at gain {gain:g}: slower experts do not succeed")
-        run.add_demonstrations(support)
+        shown = run.cfg.evaluation
+        run.add_demonstrations(support, shown.demonstration, shown.demonstration_number)
 
     def prompts(self) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""

@@ -7,6 +7,7 @@ nor a connection.
 
 from __future__ import annotations
 
+from llmdpd_torchrl.prompts.demonstrations import DEMONSTRATIONS, change_demonstration
 from llmdpd_torchrl.prompts.embedding_cache import (
     centred_similarity,
     embed_texts,
@@ -34,6 +35,7 @@ from llmdpd_torchrl.prompts.text import (
 )
 
 __all__ = [
+    "DEMONSTRATIONS",
     "ENCODERS",
     "METAWORLD_FRAME",
     "POOLINGS",
@@ -49,6 +51,7 @@ __all__ = [
     "TextPrompt",
     "TrajectoryPromptBank",
     "centred_similarity",
+    "change_demonstration",
     "embed_texts",
     "load_text_prompts",
     "make_text_encoder",

@@ -142,6 +142,7 @@ class TrajectoryPromptBank(nn.Module):
             "action": torch.zeros(1, length, action_dim),
             "reward": torch.zeros(1, length, 1),
             "return_to_go": torch.zeros(1, length, 1),
+            "has_action": torch.zeros_like(mask),
             "mask": mask,
         }
         nobody = torch.tensor([-1])
@@ -154,6 +155,7 @@ class TrajectoryPromptBank(nn.Module):
         length: int,
         *,
         trained_on: bool = True,
+        change: Callable[[TensorDictBase, int], TensorDictBase] | None = None,
     ) -> TrajectoryPromptBank:
         """Cut the successful trajectories of ``dataset`` into prompts.
 
@@ -162,6 +164,7 @@ class TrajectoryPromptBank(nn.Module):
             length: L.
             trained_on: whether the trajectories are in the training data, so that a transition must
                 not be prompted with its own trajectory.
+            change: what to make of each trajectory, by its number, before it is cut.
 
         Raises:
             PromptError: if ``length`` is below 2 or a task has no successful trajectory.
@@ -178,7 +181,10 @@ class TrajectoryPromptBank(nn.Module):
                     f"{name}: no successful trajectory to show as prompt; collect more episodes"
                 )
             rows += of_task.tolist()
-        prompts = torch.stack([cut_trajectory(dataset.trajectory(row), length) for row in rows])
+        trajectories = [dataset.trajectory(row) for row in rows]
+        if change is not None:
+            trajectories = [change(each, row) for each, row in zip(trajectories, rows, strict=True)]
+        prompts = torch.stack([cut_trajectory(each, length) for each in trajectories])
         identity = torch.tensor(rows) if trained_on else torch.full((len(rows),), -1)
         return cls(prompts, dataset.trajectory_task[rows], identity)
 
@@ -232,6 +238,21 @@ class TrajectoryPromptBank(nn.Module):
         rows = torch.cat([self.rows_of(int(task))[:count] for task in self.task_id.unique()])
         return TrajectoryPromptBank(
             self.prompts[rows], self.task_id[rows], self.trajectory_id[rows]
+        )
+
+    def from_number(self, number: int) -> TrajectoryPromptBank:
+        """Each task's prompts from the one of this number on, and after the last the first again.
+
+        Examples:
+            >>> mask = torch.tensor([[True, False], [True, True]])
+            >>> prompts = TensorDict({"mask": mask}, batch_size=[2, 2])
+            >>> bank = TrajectoryPromptBank(prompts, torch.tensor([7, 7]), torch.tensor([0, 1]))
+            >>> bank.from_number(1).trajectory_id.tolist()
+            [1, 0]
+        """
+        order = torch.cat([self.rows_of(int(task)).roll(-number) for task in self.task_id.unique()])
+        return TrajectoryPromptBank(
+            self.prompts[order], self.task_id[order], self.trajectory_id[order]
         )
 
     def shallow_copy(self) -> TrajectoryPromptBank:
@@ -322,19 +343,23 @@ def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
 
     Returns:
         TensorDict ``[L]`` with ``observation``, ``action``, ``reward``, ``return_to_go`` (all
-        rewards of the trajectory from that step on) and ``mask`` [L] (bool), which is false where a
-        shorter trajectory is padded with zeros.
+        rewards of the trajectory from that step on), ``has_action`` [L] (bool), which is false
+        where the trajectory has that entry and its actions are not the environment's, and ``mask``
+        [L] (bool), which is false where a shorter trajectory is padded with zeros.
     """
     steps = len(trajectory)
     reward = trajectory["next", "reward"]
     to_go = returns_to_go(reward, torch.tensor([steps], device=reward.device))
     chosen = torch.linspace(0, steps - 1, min(length, steps)).round().long()
+    is_there = torch.ones(len(chosen), dtype=torch.bool)
+    has_action = trajectory.get("has_action", None)
     entries = {
         "observation": trajectory["observation"][chosen],
         "action": trajectory["action"][chosen],
         "reward": reward[chosen],
         "return_to_go": to_go[chosen],
-        "mask": torch.ones(len(chosen), dtype=torch.bool),
+        "has_action": is_there if has_action is None else has_action[chosen],
+        "mask": is_there.clone(),
     }
     return pad(TensorDict(entries, [len(chosen)]), [0, length - len(chosen)])
 

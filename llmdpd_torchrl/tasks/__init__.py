@@ -1,6 +1,7 @@
 """Tasks by name: tables, splits and reference returns. Imports neither torch nor a simulator."""
 
 from llmdpd_torchrl.tasks.table import (
+    FOLDS,
     METAWORLD_OBSERVATION_LAYOUT,
     METAWORLD_TASKS,
     SPLITS,
@@ -12,6 +13,7 @@ from llmdpd_torchrl.tasks.table import (
 )
 
 __all__ = [
+    "FOLDS",
     "METAWORLD_OBSERVATION_LAYOUT",
     "METAWORLD_TASKS",
     "SPLITS",

@@ -11,7 +11,10 @@ import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
 
@@ -146,6 +149,29 @@ _VALIDATION = _metaworld(
     "shelf-place pick-out-of-hole peg-unplug-side lever-pull dial-turn push-back"
 )
 
+
+def _folds() -> dict[str, dict[str, TaskSplit]]:
+    """By group, the splits of ``folds.yaml``; each trains on all tasks but its own five."""
+    text = (resources.files(__package__) / "folds.yaml").read_text(encoding="utf-8")
+    return {
+        group: {
+            f"fold_{name}": TaskSplit(
+                f"fold_{name}",
+                tuple(task for task in METAWORLD_TASKS.names if task not in held_out),
+                tuple(held_out),
+            )
+            for name, held_out in folds.items()
+        }
+        for group, folds in yaml.safe_load(text).items()
+    }
+
+
+_FOLDS = _folds()
+FOLDS: Mapping[str, tuple[str, ...]] = {group: tuple(folds) for group, folds in _FOLDS.items()}
+"""By group, ``development``, ``report`` and ``hard``, the names of splits that hold every task out
+once: 20 tasks for choices of design, 30 for the final result; and all 50 again with siblings held
+out together."""
+
 SPLITS = {
     "ml10": TaskSplit(
         "ml10",
@@ -161,10 +187,11 @@ SPLITS = {
         tuple(name for name in _ML45_TRAIN if name not in _VALIDATION),
         _VALIDATION,
     ),
+    **{name: split for folds in _FOLDS.values() for name, split in folds.items()},
 }
 """The named splits; ML10's and ML45's task lists are Meta-World's own. The validation split holds
 out training tasks of ML45 while design choices are made, so that the five held-out tasks are used
-for the final result only."""
+for the final result only. The others are :data:`FOLDS`."""
 
 
 def make_split(

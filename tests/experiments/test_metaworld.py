@@ -217,3 +217,20 @@ def test_training_data_of_several_behaviours(folder):
     run_stage(run, "train")
     source = "behaviours in turn: episodes 2; episodes 1, gain 0.5, noise 0.2; episodes 1, hand"
     assert source in run.policy.info["data"]
+
+
+@pytest.mark.integration
+def test_demonstrations_are_changed_and_chosen_for_unseen_tasks_only(folder):
+    usual, states, second = (
+        collected(folder, *(f"evaluation.{setting}" for setting in given))
+        for given in ([], ["demonstration=states_only"], ["demonstration_number=1"])
+    )
+    banks = [run.evaluation_prompts.trajectories for run in (usual, states, second)]
+    seen = len(usual.training_prompts.trajectories)
+    for bank in banks[1:]:
+        assert (bank.prompts[:seen] == banks[0].prompts[:seen]).all()
+    assert not banks[1].prompts["has_action"][seen:].any()
+    assert torch.equal(banks[1].prompts["observation"], banks[0].prompts["observation"])
+    assert torch.equal(banks[2].prompts["action"][seen], banks[0].prompts["action"][seen + 1])
+    assert len({run.support_hash for run in (usual, states, second)}) == 3
+    assert usual.fingerprint == states.fingerprint == second.fingerprint

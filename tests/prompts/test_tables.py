@@ -92,3 +92,13 @@ def test_a_task_without_success_is_named(dataset):
 def test_a_prompt_needs_two_steps(dataset):
     with pytest.raises(PromptError, match="prompt length is 1"):
         TrajectoryPromptBank.from_dataset(dataset, 1)
+
+
+def test_a_bank_can_begin_with_another_of_each_tasks_prompts(dataset):
+    bank = TrajectoryPromptBank.from_dataset(dataset, 8)
+    second = bank.from_number(1)
+    for task in bank.task_id.unique().tolist():
+        mine, first, *rest = bank.trajectory_id[bank.rows_of(task)].tolist()
+        assert second.trajectory_id[second.rows_of(task)].tolist() == [first, *rest, mine]
+    assert torch.equal(bank.from_number(4).trajectory_id, second.trajectory_id)  # of three
+    assert torch.equal(bank.from_number(0).trajectory_id, bank.trajectory_id)

@@ -9,6 +9,7 @@ from metaworld.env_dict import ENV_CLS_MAP, ML10_V3, ML45_V3
 from metaworld.policies import ENV_POLICY_MAP
 
 from llmdpd_torchrl.tasks import (
+    FOLDS,
     METAWORLD_OBSERVATION_LAYOUT,
     METAWORLD_TASKS,
     SPLITS,
@@ -96,6 +97,34 @@ def test_the_validation_split_leaves_the_unseen_tasks_alone():
     split, ml45 = SPLITS["ml45_validation"], SPLITS["ml45"]
     assert set(split.tasks) == set(ml45.train)
     assert not set(split.tasks) & set(ml45.held_out)
+
+
+def held_out(*groups):
+    return [task for group in groups for fold in FOLDS[group] for task in SPLITS[fold].held_out]
+
+
+def test_every_task_is_unseen_once_for_choices_or_for_the_result():
+    assert (len(FOLDS["development"]), len(FOLDS["report"])) == (4, 6)
+    assert sorted(held_out("development", "report")) == sorted(METAWORLD_TASKS.names)
+    assert sorted(held_out("hard")) == sorted(METAWORLD_TASKS.names)
+
+
+@pytest.mark.parametrize("fold", [fold for folds in FOLDS.values() for fold in folds])
+def test_a_fold_trains_on_all_other_tasks(fold):
+    split = make_split(fold)
+    assert split.name == fold
+    assert len(split.held_out) == 5
+    assert sorted(split.tasks) == sorted(METAWORLD_TASKS.names)
+
+
+def test_the_report_has_ml45s_own_unseen_tasks_and_no_choice_was_made_on_them():
+    assert set(SPLITS["fold_ml45"].held_out) == set(SPLITS["ml45"].held_out)
+    assert "fold_ml45" in FOLDS["report"]
+
+
+def test_siblings_are_unseen_together_in_hard_folds():
+    buttons = SPLITS["fold_buttons"]
+    assert not [task for task in buttons.train if "button" in task]
 
 
 def test_a_list_replaces_one_side_of_a_named_split():

@@ -1,0 +1,107 @@
+"""Poorer demonstrations made of recorded ones: with steps missing, or without usable actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from llmdpd_torchrl.utils.errors import ConfigError
+
+#: What is left of a recorded demonstration: all of it; every tenth step; a random half of the
+#: steps; the states, whose differences take the place of the actions; or the states, and actions of
+#: another action space.
+Demonstration = Literal["as_recorded", "every_10th", "half_missing", "states_only", "other_actions"]
+DEMONSTRATIONS: tuple[str, ...] = get_args(Demonstration)
+
+#: Metres that Meta-World's hand is commanded to move by an action of 1.
+_STRIDE = 0.01
+#: Change of the gripper's opening in a step above which it was moved; less is give.
+_GRIPPER_MOVES = 0.025
+_PERMUTATION, _SIGNS, _GAIN = (1, 2, 0), (-1.0, 1.0, -1.0), 0.6
+
+
+def change_demonstration(
+    trajectory: TensorDictBase, kind: str, fields: Mapping[str, Sequence[int]], *, seed: int = 0
+) -> TensorDictBase:
+    """A demonstration with less in it than was recorded.
+
+    ``"states_only"`` and ``"other_actions"`` are told by the entry ``has_action`` [T] (bool), which
+    is false: the actions are not those of the policy's action space.
+
+    Args:
+        trajectory: TensorDict ``[T]``: ``observation`` [T, O], ``action`` [T, 4], and both of what
+            follows under ``"next"``. It is not changed.
+        kind: one of :data:`DEMONSTRATIONS`.
+        fields: index ranges of the observation, with ``hand_position`` and ``gripper_opening``.
+        seed: of the missing steps.
+
+    Raises:
+        ConfigError: if there is no such kind.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> hand = torch.linspace(0, 1, 25).unsqueeze(-1) * torch.tensor([[0.12, 0, 0, 0]])
+        >>> steps = {"observation": hand[:-1], "action": torch.ones(24, 4),
+        ...          "next": {"observation": hand[1:]}}
+        >>> recorded = TensorDict(steps, [24])
+        >>> fields = {"hand_position": (0, 3), "gripper_opening": (3, 4)}
+        >>> len(change_demonstration(recorded, "every_10th", fields))
+        4
+        >>> states = change_demonstration(recorded, "states_only", fields)
+        >>> states["action"][7], states["has_action"].any()
+        (tensor([0.5000, 0.0000, 0.0000, 0.0000]), tensor(False))
+        >>> change_demonstration(recorded, "other_actions", fields)["action"][7]
+        tensor([-0.6000,  0.6000, -0.6000,  1.0000])
+    """
+    if kind not in DEMONSTRATIONS:
+        raise ConfigError(f"unknown demonstration {kind!r}: use one of {', '.join(DEMONSTRATIONS)}")
+    if kind == "as_recorded":
+        return trajectory
+    steps = len(trajectory)
+    if kind == "every_10th":
+        return trajectory[_with_ends(torch.arange(0, steps, 10), steps)]
+    if kind == "half_missing":
+        order = torch.randperm(steps, generator=torch.Generator().manual_seed(seed))
+        return trajectory[_with_ends(order[: steps // 2], steps)]
+    actions = finite_differences if kind == "states_only" else _foreign_actions
+    changed = trajectory.clone(recurse=False)
+    changed["action"] = actions(trajectory, fields)
+    changed["has_action"] = torch.zeros(steps, dtype=torch.bool)
+    return changed
+
+
+def _with_ends(chosen: Tensor, steps: int) -> Tensor:
+    """Some of the steps in their order, the first and the last among them."""
+    return torch.cat([chosen, torch.tensor([0, steps - 1])]).unique()
+
+
+def finite_differences(trajectory: TensorDictBase, fields: Mapping[str, Sequence[int]]) -> Tensor:
+    """Actions [T, 4] that the movement of hand and gripper suggests, which are not those taken.
+
+    The hand's are the distances moved, in strides of the action space. The gripper's is that of its
+    last clear movement, closing being positive, and 0 before there was one: a gripper that holds
+    something does not move.
+
+    Args:
+        trajectory: see :func:`change_demonstration`.
+        fields: see there.
+    """
+    moved = trajectory["next", "observation"] - trajectory["observation"]
+    hand = (moved[:, slice(*fields["hand_position"])] / _STRIDE).clamp(-1, 1)
+    opened = moved[:, slice(*fields["gripper_opening"])]
+    clear = opened.abs() > _GRIPPER_MOVES
+    steps = torch.arange(len(opened)).unsqueeze(-1)
+    last = torch.where(clear, steps, -1).cummax(0).values
+    gripper = torch.where(last < 0, 0.0, -opened.sign().gather(0, last.clamp(min=0)))
+    return torch.cat([hand, gripper], -1)
+
+
+def _foreign_actions(trajectory: TensorDictBase, fields: Mapping[str, Sequence[int]]) -> Tensor:
+    """The actions [T, 4] as a robot with other axes, directions and strides would have them."""
+    action = trajectory["action"].clone()
+    action[:, :3] = _GAIN * action[:, _PERMUTATION] * action.new_tensor(_SIGNS)
+    return action
