@@ -14,6 +14,8 @@ deleted to run it from scratch. Re-run the same command to resume; several proce
 work, by themselves or by ``variants`` and ``seeds``. Further settings:
 
     variants=[pooled,retrieved]  seeds=[0]    only these; also variants that need something special
+    folds=[dev1,hard]                         of a study with folds, also groups; default: report
+    arms=[clean,noisy]                        only these; default: all of the variants
     data=PATH                                 default: in the user's cache, made if needed
     workers=N                                 processes of evaluations; default: one a core
     output=FOLDER                             of the trainings; default: outputs/results
@@ -34,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, check_figures
-from benchmarks.studies import experiments, figures
+from benchmarks.studies import experiments, figures, unseen_all
+from benchmarks.studies.folds import chosen_folds
 from benchmarks.studies.options import read_options
 from benchmarks.studies.page import build_page
 from benchmarks.studies.registry import Study, read_claims, read_studies
@@ -51,6 +54,8 @@ class Options:
 
     variants: Sequence[str] = ()
     seeds: Sequence[int] = ()
+    folds: Sequence[str] = ()
+    arms: Sequence[str] = ()
     data: str = ""
     workers: int | None = None
     output: str = str(ROOT / "outputs" / "results")
@@ -71,10 +76,11 @@ def run(study: Study, options: Options, store: Store, plan: bool) -> None:
     """
     # Not above: the page and the figures should not wait for the simulators.
     from benchmarks.studies import runner
+    from benchmarks.studies.jobs import jobs
     from benchmarks.studies.plan import seconds_left
 
     place = _place(options, store)
-    wanted = runner.jobs(study, options.variants, options.seeds)
+    wanted = jobs(study, options.variants, options.seeds, options.folds, options.arms)
     if study.measures_scores and not options.data:
         if not any(job.missing(store) for job in wanted):
             return
@@ -90,7 +96,7 @@ def run(study: Study, options: Options, store: Store, plan: bool) -> None:
 
 
 def _place(options: Options, store: Store) -> Any:
-    from benchmarks.studies.runner import Place
+    from benchmarks.studies.jobs import Place
 
     data = Path(options.data).resolve() if options.data else None
     return Place(store, data, Path(options.output).resolve(), options.workers)
@@ -98,8 +104,8 @@ def _place(options: Options, store: Store) -> Any:
 
 def list_studies(studies: Mapping[str, Study], options: Options, store: Store) -> None:
     """Print a line a study: what is done, what is missing, and about how long that takes."""
+    from benchmarks.studies.jobs import jobs
     from benchmarks.studies.plan import seconds_left
-    from benchmarks.studies.runner import jobs
 
     place = _place(options, store)
     for study in studies.values():
@@ -109,6 +115,7 @@ def list_studies(studies: Mapping[str, Study], options: Options, store: Store) -
         arms = [
             (variant, seed, arm)
             for variant in study.variants
+            if variant.fold in ("", *chosen_folds(["report"]))
             for seed in study.seeds_of(variant)
             for arm in variant.arms
         ]
@@ -117,14 +124,15 @@ def list_studies(studies: Mapping[str, Study], options: Options, store: Store) -
         if done < len(arms):
             seconds = sum(seconds_left(job, place) for job in jobs(study, (), ()))
             line += f"; about {seconds / 3600:.1f} hours for the rest"
-            needs = [f"{v.name} ({v.needs})" for v in study.variants if v.needs]
-            line += f", without {', '.join(needs)}" if needs else ""
+            needs = {v.base: v.needs for v in study.variants if v.needs}
+            without = ", ".join(f"{name} ({what})" for name, what in needs.items())
+            line += f", without {without}" if needs else ""
         print(line)
 
 
 def check(names: Sequence[str], studies: Mapping[str, Study], store: Store) -> int:
     """Compare the committed figures with those of the stored files; returns the exit code."""
-    found = figures.all_figures(studies, store)
+    found = figures.all_figures(studies, store) | unseen_all.all_figures(studies, store)
     code = 0
     for name, values in found.items():
         if not names or name in names:
@@ -214,6 +222,7 @@ def _common(
         print(f"page: {path}")
         if store.root == RESULTS:
             figures.publish(studies, store)
+        unseen_all.publish(studies, store)
     return 0
 
 

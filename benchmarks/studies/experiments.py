@@ -22,7 +22,7 @@ FOLDER = config_folder() / "experiment"
 def experiments(studies: Mapping[str, Study]) -> dict[str, str]:
     """The files' texts, by their paths: of what is trained without a file of the user's."""
     return {
-        f"{study.name}/{variant.name}.yaml": _text(study, variant)
+        f"{study.name}/{variant.base}.yaml": _text(study, variant)
         for study in studies.values()
         for variant in study.variants
         if variant.policy == "trained" and not any("{data}" in s for s in variant.settings)
@@ -43,7 +43,8 @@ def write(studies: Mapping[str, Study], folder: Path = FOLDER) -> int:
 
 def _text(study: Study, variant: Variant) -> str:
     groups, values = {}, OmegaConf.create()
-    for override in OverridesParser.create().parse_overrides(list(variant.settings)):
+    settings = variant.settings[:-1] if variant.fold else variant.settings  # it is chosen beside it
+    for override in OverridesParser.create().parse_overrides(list(settings)):
         if (config_folder() / override.key_or_group).is_dir():
             groups[override.key_or_group] = override.value()
         else:

@@ -236,11 +236,11 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
     """Write the figures that have changed, and all tables that follow from the stored files."""
     table = summary(studies["comparison"], store).markdown()
     write_readme_table("studies comparison", table.splitlines())
-    _write("results", *page_figures(studies, store))
+    write_changed("results", *page_figures(studies, store))
     for name, found in folder_figures(studies, store).items():
         rows = rows_of(name, studies, store)
         files = sorted((store.root / name).glob("*.csv"))
-        is_new = _write(name, found, {path.stem: f"{name}/{path.name}" for path in files})
+        is_new = write_changed(name, found, {path.stem: f"{name}/{path.name}" for path in files})
         if name == "d4rl_velocity":
             tables = [speed_table(rows).markdown()]
             write_readme_table("studies speeds", tables[0].splitlines())
@@ -255,7 +255,7 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
         write_text(RESULTS / f"{name}.md", "\n\n".join(tables) + "\n")
 
 
-def _write(name: str, found: Mapping[str, float], raw: Mapping[str, str]) -> bool:
+def write_changed(name: str, found: Mapping[str, float], raw: Mapping[str, str]) -> bool:
     """Write a file of figures unless they are those of the committed one; returns whether."""
     path = RESULTS / f"{name}.json"
     old = json.loads(path.read_text())["figures"] if path.exists() else {}

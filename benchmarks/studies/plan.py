@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 
-from benchmarks.studies.runner import Job, Place
+from benchmarks.studies.jobs import Job, Place
 from llmdpd_torchrl.policies import LLMDPDPolicy
 
 #: Measured with one thread of a shared core; used where nothing of the variant is stored yet.

@@ -13,6 +13,8 @@ A study is a file ``definitions/NAME.yaml``:
         and with ``also``, a list: further variants about which the finding has a sentence
     groups: {unseen, seen}: what these are called in this study, if something else
     per_task: whether the page has a table of all tasks
+    folds: groups of folds (``llmdpd_torchrl.tasks.FOLDS``): each variant is trained on every fold,
+        and a seed also chooses the goals and the demonstration, untrained policies' too
     arms: of the variants that list none
     variants:
       NAME: {label, overrides, arms, policy, needs, reference}
@@ -20,9 +22,8 @@ A study is a file ``definitions/NAME.yaml``:
     module: instead of variants, a file of this folder that measures and stores by itself
 
 An arm is one set of prompts on one group of tasks: ``both``, ``none/seen``, or a mapping of
-``control``, ``group``, ``name`` (of its files) and some of :data:`DEMONSTRATIONS`. In
-``overrides``, ``{data}`` is where the data are. A variant that ``needs`` something runs only if it
-is named.
+``control``, ``group``, ``name`` (of its files) and some of :data:`CHANGES`. In ``overrides``,
+``{data}`` is where the data are. A variant that ``needs`` something runs only if it is named.
 """
 
 from __future__ import annotations
@@ -34,24 +35,28 @@ from typing import Any
 
 import yaml
 
+from benchmarks.studies.folds import chosen_folds
 from llmdpd_torchrl.evaluation.controls import CONTROLS
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
 
 GROUPS = ("unseen", "seen")
 FAMILIES = ("metaworld", "locomotion")
-POLICIES = ("trained", "retrieve_and_play")
-#: What an arm can change about its demonstrations: the setting behind each key.
-DEMONSTRATIONS = {
+POLICIES = ("trained", "retrieve_and_play", "retrieve_and_play_plus")
+#: What an arm can change about demonstrations and episodes: the setting behind each key.
+CHANGES = {
     "demonstrations": "evaluation.demonstrations",
     "share": "evaluation.demonstration_fraction",
     "noise": "data.support_noise_levels",
     "gain": "data.support_expert_gain",
+    "behaviour": "data.support_behaviour",
+    "demonstration": "evaluation.demonstration",
+    "stop_on_success": "evaluation.stop_on_success",
 }
 _STUDY = {
     "title": str, "question": str, "of_the_paper": str, "family": str, "folder": str,
     "preset": str, "overrides": list, "episodes": int, "seen_episodes": int, "order": int,
     "page": bool, "seeds": list, "reference": dict, "per_task": bool, "arms": list,
-    "variants": dict, "groups": dict, "module": str,
+    "variants": dict, "groups": dict, "module": str, "folds": list,
 }  # fmt: skip
 _VARIANT = {
     "label": str, "overrides": list, "arms": list, "policy": str, "needs": str, "use": str,
@@ -91,6 +96,7 @@ class Variant:
         policy: one of :data:`POLICIES`; what is not trained has one seed.
         needs: what not every machine has; empty: nothing.
         reference: the variant that it is compared with; empty: the study's.
+        fold: that it is trained on, which ends its name; empty: what the settings say.
     """
 
     name: str
@@ -100,6 +106,17 @@ class Variant:
     policy: str = "trained"
     needs: str = ""
     reference: str = ""
+    fold: str = ""
+
+    @property
+    def base(self) -> str:
+        """The name without the fold."""
+        return self.name.removesuffix(f"-{self.fold}")
+
+    def on(self, fold: str) -> Variant:
+        """The same on a fold."""
+        settings = *self.settings, f"tasks.split=fold_{fold}"
+        return replace(self, name=f"{self.name}-{fold}", settings=settings, fold=fold)
 
 
 @dataclass(frozen=True)
@@ -137,8 +154,8 @@ class Study:
         return self.family == "locomotion"
 
     def seeds_of(self, variant: Variant) -> tuple[int, ...]:
-        """The seeds of a variant: one is enough for what is not trained."""
-        return self.seeds if variant.policy == "trained" else self.seeds[:1]
+        """The seeds of a variant: one, if it is not trained and its goals are always the same."""
+        return self.seeds if variant.policy == "trained" or variant.fold else self.seeds[:1]
 
     def episodes_of(self, arm: Arm) -> int:
         """Episodes of each task under an arm."""
@@ -278,6 +295,9 @@ def _study(name: str, document: Mapping[str, Any], documents: Mapping[str, Any])
     for other in (compared[0], *also, *(v.reference for v in variants)):
         if other and other not in raws:
             raise ConfigError(f"reference is {other!r}: none of the variants")
+    folds = chosen_folds(document["folds"]) if "folds" in document else ()
+    if folds:
+        variants = tuple(variant.on(fold) for variant in variants for fold in folds)
     groups = document.get("groups", {})
     optional = {key: document[key] for key in ("per_task", "folder", "page", "module")
                 if key in document}  # fmt: skip
@@ -324,9 +344,9 @@ def _arm(raw: Any, where: str) -> Arm:
     if isinstance(raw, str):
         control, _, group = raw.partition("/")
         raw = {"control": control, "group": group or "unseen"}
-    known = {"control", "group", "name", *DEMONSTRATIONS}
-    if not isinstance(raw, dict) or set(raw) - known:
-        keys = ", ".join(("control", "group", "name", *DEMONSTRATIONS))
+    known = ("control", "group", "name", *CHANGES)
+    if not isinstance(raw, dict) or set(raw) - set(known):
+        keys = ", ".join(known)
         raise ConfigError(f"{where}: an arm is of {keys}, not {raw!r}")
     control, group = raw.get("control", "both"), raw.get("group", "unseen")
     if group not in GROUPS:
@@ -334,10 +354,10 @@ def _arm(raw: Any, where: str) -> Arm:
     if control not in CONTROLS:
         raise ConfigError(f"{where}: unknown control {control!r}; known: {', '.join(CONTROLS)}")
     name, overrides = control, [f"evaluation.control={control}"]
-    for key in (key for key in DEMONSTRATIONS if key in raw):
+    for key in (key for key in CHANGES if key in raw):
         name += f"_{key}_{raw[key]}"
         value = f"[{raw[key]}]" if key == "noise" else raw[key]
-        overrides.append(f"{DEMONSTRATIONS[key]}={value}")
+        overrides.append(f"{CHANGES[key]}={value}")
     return Arm(str(raw.get("name", name)), group, tuple(overrides))
 
 

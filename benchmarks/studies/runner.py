@@ -12,8 +12,6 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,30 +19,24 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.common import machine
-from benchmarks.studies.registry import Arm, Study, Variant
-from benchmarks.studies.store import Store, read_episodes, write_episodes
+from benchmarks.studies.jobs import FAMILIES, Job, Place
+from benchmarks.studies.registry import Arm, Study
+from benchmarks.studies.store import read_episodes, write_episodes
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
-from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.config import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
-from llmdpd_torchrl.experiments.locomotion import Locomotion
-from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError
 from llmdpd_torchrl.utils.files import write_json
 from llmdpd_torchrl.utils.processes import Backend, make_backend
 
-ROOT = Path(__file__).parents[2]
-#: By family: the name of the configuration, its class, and settings that name the data.
-_FAMILIES: dict[str, Any] = {
-    "metaworld": ("train_metaworld", MetaWorld, ("data.folder={data}",)),
-    "locomotion": ("train_d4rl", Locomotion, ()),
-}
 #: Settings of a stored training that do not distinguish it from another.
 _INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45 ")
+#: What makes the policies that are not trained, of their configuration.
+UNTRAINED = {"retrieve_and_play": retrieve_and_play_policy}
 #: What stored trainings call what is a choice of a group now.
 _RENAMED = {
     "network.conditioning=pooled trajectory_prompt.length=32 trajectory_prompt.per_task=2": (
@@ -54,108 +46,6 @@ _RENAMED = {
 }
 #: Tasks whose episodes are evaluated, and stored, at a time.
 TASKS_AT_A_TIME = 23
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where things are.
-
-    Attributes:
-        store: the stored files.
-        data: replaces ``{data}`` in settings: a folder, or a file of recorded episodes; ``None``:
-            collected data are in the user's cache.
-        output: the folder of the trainings.
-        workers: processes of evaluations; ``None``: one a core.
-    """
-
-    store: Store
-    data: Path | None
-    output: Path
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One policy of a study: a variant with a seed."""
-
-    study: Study
-    variant: Variant
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The name of its folder and of its stored files."""
-        return f"{self.variant.name}-seed{self.seed}"
-
-    def folder(self, place: Place) -> Path:
-        """The folder of its training; names are unique within the study's folder."""
-        shared = self.study.folder == "runs"
-        return (place.output if shared else place.output / self.study.folder) / self.name
-
-    def missing(self, store: Store) -> list[Arm]:
-        """The arms that are still to be evaluated."""
-        return store.missing(self.study, self.variant, self.seed)
-
-    def read(self, place: Place) -> DictConfig:
-        """Its configuration, as the command line of a training makes it.
-
-        Raises:
-            ConfigError: if there is no such setting.
-        """
-        name, _, data = _FAMILIES[self.study.family]
-        about_data = [*data, *self.variant.settings]
-        if place.data is None:
-            about_data = [s for s in about_data if not s.startswith("data.folder={data}")]
-        settings = [
-            *(_with_path(setting, place.data or Path("data")) for setting in about_data),
-            f"name={self.name}",
-            _with_path("output_dir={data}", self.folder(place)),
-            f"seed={self.seed}",
-            f"evaluation.workers={place.workers or 'null'}",
-        ]
-        return compose_settings(name, settings)
-
-    def command(self) -> str:
-        """The command that makes this policy and evaluates its arms."""
-        return (
-            f"python -m benchmarks.studies {self.study.name} "
-            f"variants=[{self.variant.name}] seeds=[{self.seed}]"
-        )
-
-
-def _with_path(setting: str, path: Path) -> str:
-    """A setting with a path for ``{data}``; a text is quoted for what the path may hold."""
-    key, _, value = setting.partition("=")
-    if "{data}" not in value:
-        return setting
-    quoted = value.startswith("[")  # a list has its own quotation marks
-    return f"{key}={value if quoted else repr(value)}".replace("{data}", str(path))
-
-
-def jobs(study: Study, variants: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """The policies of a study, the first seed of each before the second of any.
-
-    Args:
-        study: one that the common runner runs.
-        variants: names; none: all that need nothing special.
-        seeds: none: the study's.
-
-    Raises:
-        ConfigError: if there is no such variant.
-    """
-    known = {variant.name: variant for variant in study.variants}
-    if unknown := [name for name in variants if name not in known]:
-        raise ConfigError(
-            f"study {study.name} has no variant {unknown[0]!r}: use some of {', '.join(known)}"
-        )
-    chosen = [known[n] for n in variants] or [v for v in known.values() if not v.needs]
-    found = []
-    for place, seed in enumerate(seeds or study.seeds):
-        for variant in chosen:
-            if variant.policy == "trained" or place == 0:
-                number = seed if variant.policy == "trained" else study.seeds[0]
-                found.append(Job(study, variant, number))
-    return found
 
 
 def check(wanted: Sequence[Job], place: Place) -> None:
@@ -174,14 +64,16 @@ def check(wanted: Sequence[Job], place: Place) -> None:
                 f"{path}: what is stored was made with other settings, {settings}; "
                 f"delete {job.name}-* there, or rename the variant"
             )
-    for job in {job.variant.name: job for job in wanted}.values():  # seeds differ in nothing else
+    for job in {job.variant.base: job for job in wanted}.values():  # the others are alike
+        if job.variant.policy not in ("trained", *UNTRAINED):
+            raise ConfigError(f"{job.name}: there is no policy {job.variant.policy!r} yet")
         try:
             cfg = job.read(place)
             with tempfile.TemporaryDirectory() as folder:
                 for arm in job.variant.arms:
                     changed = _under(cfg, job.study, arm)
                     changed.output_dir = folder
-                    prepare(changed, _FAMILIES[job.study.family][1]())
+                    prepare(changed, FAMILIES[job.study.family][1]())
         except UserError as error:
             raise ConfigError(f"{job.study.name}, variant {job.variant.name!r}: {error}") from None
 
@@ -217,7 +109,7 @@ def adopt_renames(studies: Mapping[str, Study], place: Place, *, write: bool) ->
                 path = place.store.training_path(study, variant, seed)
                 if "settings" not in stored or "data_hash" not in stored or path in found:
                     continue
-                family = _FAMILIES[study.family][1]()
+                family = FAMILIES[study.family][1]()
                 cfg = Job(study, variant, seed).read(place)
                 now = fingerprint(cfg, family, stored["data_hash"])
                 found[path] = now != stored["fingerprint"]
@@ -253,7 +145,7 @@ def run(job: Job, place: Place) -> None:
 def _train(job: Job, place: Place) -> Run:
     """The run with its policy; what is known of the training is stored beside the episodes."""
     cfg = job.read(place)
-    found = prepare(cfg, _FAMILIES[job.study.family][1]())
+    found = prepare(cfg, FAMILIES[job.study.family][1]())
     for stage in ("collect", "embed"):
         run_stage(found, stage)
     path = place.store.training_path(job.study, job.variant, job.seed)
@@ -264,10 +156,13 @@ def _train(job: Job, place: Place) -> Run:
             f"delete {job.name}-* there to start from scratch"
         )
     seconds: float | None = 0.0
-    if job.variant.policy == "retrieve_and_play":
-        length = cfg.trajectory_prompt.length
-        found.policy = retrieve_and_play_policy(
-            NetworkConfig(prompt="trajectory", trajectory_length=length)
+    if job.variant.policy != "trained":
+        found.policy = UNTRAINED[job.variant.policy](
+            NetworkConfig(
+                prompt="trajectory",
+                trajectory_length=cfg.trajectory_prompt.length,
+                trajectory_dropout=cfg.network.trajectory_dropout,  # above 0: can stand still
+            )
         )
     else:
         seconds = _timed_training(found)
@@ -340,7 +235,7 @@ def _evaluate(job: Job, place: Place, trained: Run, arm: Arm, backend: Backend) 
     """Evaluate an arm, some tasks at a time; those whose episodes are all there are left out."""
     path = place.store.path(job.study, job.variant, job.seed, arm)
     prompted = dataclasses.replace(trained, cfg=_under(trained.cfg, job.study, arm))
-    if any(override.startswith("data.support") for override in arm.overrides):
+    if any(o.startswith(("data.support", "evaluation.demonstration=")) for o in arm.overrides):
         prompted.family.demonstrate(prompted)  # type: ignore[attr-defined]
     tasks = trained.split.held_out if arm.group == "unseen" else trained.split.train
     stored = read_episodes(path) if path.exists() else []

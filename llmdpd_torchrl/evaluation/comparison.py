@@ -161,6 +161,39 @@ def _seed_weights(count: int, generator: np.random.Generator) -> NDArray[np.floa
     return even + np.sqrt(count / (count - 1)) * (resampled - even)
 
 
+def nested_mean(values: Scores, *, seed: int = 0) -> Estimate:
+    """Mean over tasks of the means of their seeds, for new tasks *and* new seeds.
+
+    Tasks are resampled, and within each its seeds. What is compared on the same tasks, seeds and
+    goals is subtracted before, so that the interval is that of a paired difference.
+
+    Args:
+        values: by task, a number a seed, ``[seeds]``; tasks may have different numbers of them.
+        seed: of the resampling.
+
+    Raises:
+        DataError: if there is no task, or one without a seed.
+
+    Examples:
+        >>> nested_mean({"reach-v3": [1.0, 3.0], "push-v3": [2.0, 2.0]}).value
+        2.0
+    """
+    samples = _flat(values)
+    counts = np.array([len(sample) for sample in samples])
+    table = np.zeros((len(samples), counts.max()))
+    for row, sample in zip(table, samples, strict=True):
+        row[: len(sample)] = sample
+    generator = np.random.default_rng(seed)
+    tasks = generator.integers(len(samples), size=(_RESAMPLES, len(samples)))
+    number = counts[tasks][..., None]
+    seeds = (generator.random((*tasks.shape, counts.max())) * number).astype(int)
+    counted = np.arange(counts.max()) < number
+    means = (table[tasks[..., None], seeds] * counted).sum(-1) / number[..., 0]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means.mean(-1), [tail, 1 - tail])
+    return Estimate(float(np.mean([s.mean() for s in samples])), float(low), float(high))
+
+
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> NDArray[np.float64]:
     """Share of entries above each of ``thresholds`` [T], every task weighing the same."""
     above = [sample[:, None] > np.asarray(thresholds) for sample in _flat(scores)]

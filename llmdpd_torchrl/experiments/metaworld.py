@@ -135,15 +135,21 @@ class MetaWorld(Family):
         self.demonstrate(run)
 
     def demonstrate(self, run: Run) -> None:
-        """Collect the demonstrations of held-out tasks: with another seed, and another expert.
+        """Collect the demonstrations of held-out tasks, for evaluations; see :meth:`support`."""
+        if run.split.held_out:
+            shown = run.cfg.evaluation
+            run.add_demonstrations(
+                self.support(run), shown.demonstration, shown.demonstration_number
+            )
+
+    def support(self, run: Run) -> TrajectoryDataset:
+        """The demonstrations of held-out tasks: with another seed, and another expert.
 
         Those of each expert have a folder of their own. Where an expert under
         ``data.support_behaviour`` never succeeds, more episodes are recorded, at last at a higher
         gain.
         """
-        data, held_out = run.cfg.data, run.split.held_out
-        if not held_out:
-            return
+        data = run.cfg.data
         settings = dataclasses.replace(
             read(CollectionSettings, data),
             episodes_per_task=data.support_episodes,
@@ -161,13 +167,12 @@ class MetaWorld(Family):
             chosen = Behaviour(**plain(data.support_behaviour))
             settings = dataclasses.replace(settings, behaviours=[chosen], retries=_SUPPORT_RETRIES)
             name += "_behaviour" + "".join(f"_{k}_{v:g}" for k, v in chosen.to_dict().items())
-        support = _collected(run, name, held_out, settings)
+        support = _collected(run, name, run.split.held_out, settings)
         for task, record in support.manifest.tasks.items() if settings.retries else ():
             gain = next((one["gain"] for one in record.episodes if one["success"]), 0.0)
             if gain > settings.behaviours[0].gain:
                 notice(f"{task} is demonstrated at gain {gain:g}: slower experts do not succeed")
-        shown = run.cfg.evaluation
-        run.add_demonstrations(support, shown.demonstration, shown.demonstration_number)
+        return support
 
     def prompts(self) -> Mapping[str, TextPrompt]:
         """Those that come with the package."""

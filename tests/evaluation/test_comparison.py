@@ -7,6 +7,7 @@ from llmdpd_torchrl.evaluation import comparison
 from llmdpd_torchrl.evaluation.comparison import (
     crossed_difference,
     interquartile_mean,
+    nested_mean,
     paired_difference,
     performance_profile,
     successes,
@@ -180,3 +181,19 @@ def test_a_side_of_one_seed_is_taken_as_it_is():
 def test_what_can_not_be_crossed(theirs, message):
     with pytest.raises(DataError, match=message):
         crossed_difference({"a": [[1, 0], [0, 0]]}, theirs, same_policies=True)
+
+
+def test_a_nested_mean_is_for_new_tasks_and_new_seeds():
+    values = {"a": [0.0, 0.0, 0.0], "b": [100.0, 100.0, 100.0], "c": [50.0], "d": [30.0, 70.0]}
+    found = nested_mean(values)
+    assert found.value == 50
+    assert found == nested_mean(values)
+    assert 5 < found.low < 30
+    assert 70 < found.high < 95
+    equal = nested_mean({"a": [3.0, 3.0], "b": [3.0]})
+    assert equal == (3, 3, 3)
+    of_seeds = nested_mean({"a": [0.0, 100.0], "b": [0.0, 100.0]})
+    assert of_seeds.low < 15
+    assert of_seeds.high > 85
+    with pytest.raises(DataError, match="at least one task"):
+        nested_mean({})

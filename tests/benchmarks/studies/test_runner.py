@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from benchmarks.studies import __main__ as results
 from benchmarks.studies import runner
+from benchmarks.studies.jobs import jobs
 from benchmarks.studies.registry import read_studies
 from benchmarks.studies.store import Store, read_episodes, write_episodes
 from tests.benchmarks.studies.tiny import HEAD, write
@@ -173,7 +174,7 @@ def test_data_are_in_the_users_cache_or_where_they_are_said_to_be(tmp_path):
         (tmp_path / "mine", [f"{tmp_path}/mine", f"{tmp_path}/mine_noisy"]),
     ):
         place = runner.Place(Store(tmp_path), data, tmp_path)
-        read = [job.read(place).data for job in runner.jobs(study, (), (0,))]
+        read = [job.read(place).data for job in jobs(study, (), (0,))]
         assert [found.folder for found in read] == folders
         assert read[1].noise_levels == [1.0]
 

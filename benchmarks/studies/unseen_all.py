@@ -1,0 +1,243 @@
+"""Page and figures of the study ``unseen_all``: every task unseen once, by what is demonstrated.
+
+``results/unseen_all.md`` and ``results/unseen_all.json`` are written from the stored episodes by
+``python -m benchmarks.studies unseen_all`` and ``--page``. What is not there yet is a dash on the
+page, and no figure; a mean over some of a group's tasks says over how many, and is no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.common import RESULTS
+from benchmarks.studies.figures import write_changed
+from benchmarks.studies.folds import chosen_folds
+from benchmarks.studies.registry import Arm, Study
+from benchmarks.studies.store import Store
+from llmdpd_torchrl.evaluation.comparison import nested_mean
+from llmdpd_torchrl.evaluation.results import Table
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult, Estimate
+from llmdpd_torchrl.tasks import FOLDS, SPLITS
+from llmdpd_torchrl.utils.files import write_text
+
+NAME = "unseen_all"
+#: What variants are called in the names of figures.
+SHORT = {"retrieve_and_play": "rnp", "retrieve_and_play_plus": "rnp_plus"}
+#: The arm whose value is success at the last step.
+TO_THE_END = "clean_to_the_end"
+#: Differences that are figures, and their names: variant and arm on both sides.
+DIFFERENCES = {
+    **{
+        f"{arm}_minus_{SHORT[other]}": (("ours", arm), (other, arm))
+        for other in ("retrieve_and_play_plus", "retrieve_and_play")
+        for arm in ("clean", "noisy", "half_speed", "states_only", "other_actions", TO_THE_END)
+    },
+    "five_minus_one": (("ours", "five"), ("ours", "clean")),
+    "two_minus_one": (("ours", "two"), ("ours", "clean")),
+    "wrong_minus_none": (("ours", "wrong"), ("ours", "none")),
+}
+#: From this success rate of replay on, a policy can only do harm.
+EASY = 98.0
+_TITLES = {
+    "report": "The 30 tasks of the report",
+    "development": "The 20 tasks that choices were made on",
+    "hard": "All 50 tasks, siblings held out together",
+}
+_HEAD = """\
+# Every task unseen once
+
+Success on tasks that the policy was not trained on, in percent: 45 tasks are trained on, the other
+five evaluated, until each has been unseen once. Every seed trains anew, and has its own 25 goals
+and its own demonstration, the same for all policies, also for those that are not trained. Intervals
+are of 95 %, for new tasks and new seeds, both resampled; differences are paired by task, seed and
+goal. In brackets, a number of tasks: the mean is over fewer than there are; a dash: not run yet.
+*clean to the end* counts success at the last of 500 steps, all others success at any step.
+"""
+
+#: By task and seed, the mean over goals in percent.
+Cells = Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All stored arms of the variants on a group of folds.
+
+    Attributes:
+        name: of the group, in :data:`FOLDS`.
+        tasks: that are unseen in its folds, in their order.
+        cells: by names of variant and arm.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    cells: Mapping[tuple[str, str], Cells]
+
+    def mean(self, variant: str, arm: str, tasks: Sequence[str] = ()) -> Estimate | None:
+        """The mean of an arm, over its tasks or some; ``None``: nothing is there."""
+        return _mean(self.cells.get((variant, arm), {}), tasks)
+
+    def is_complete(self, variant: str, arm: str) -> bool:
+        """Whether all tasks of an arm are there."""
+        return self.cells.get((variant, arm), {}).keys() == set(self.tasks)
+
+    def paired(self, ours: tuple[str, str], theirs: tuple[str, str]) -> Cells:
+        """Ours minus theirs, of the tasks and seeds that both have."""
+        mine, other = (self.cells.get(key, {}) for key in (ours, theirs))
+        pairs = {
+            task: {s: mine[task][s] - other[task][s] for s in mine[task] if s in other[task]}
+            for task in mine
+            if task in other
+        }
+        return {task: by_seed for task, by_seed in pairs.items() if by_seed}
+
+
+def _mean(cells: Cells, tasks: Sequence[str] = ()) -> Estimate | None:
+    values = {t: list(by.values()) for t, by in cells.items() if not tasks or t in tasks}
+    return nested_mean(values) if values else None
+
+
+def read_group(study: Study, store: Store, name: str) -> Group:
+    """What is stored of a group of folds: arms of a fold and seed that have all their goals."""
+    folds = chosen_folds([name])
+    cells: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for variant in (variant for variant in study.variants if variant.fold in folds):
+        for arm in variant.arms:
+            for seed in study.seeds_of(variant):
+                of_arm = cells.setdefault((variant.base, arm.name), {})
+                episodes = store.episodes(study, variant, seed, arm)
+                for task, value in _by_task(episodes or (), arm).items():
+                    of_arm.setdefault(task, {})[seed] = value
+    tasks = tuple(task for fold in FOLDS[name] for task in SPLITS[fold].held_out)
+    return Group(name, tasks, cells)
+
+
+def _by_task(episodes: Sequence[EpisodeResult], arm: Arm) -> dict[str, float]:
+    found: dict[str, list[bool]] = {}
+    for one in episodes:
+        value = one.success_at_end if arm.name == TO_THE_END else one.success
+        found.setdefault(one.task, []).append(value and one.error is None)
+    return {task: 100 * float(np.mean(values)) for task, values in found.items()}
+
+
+def figures(study: Study, store: Store) -> dict[str, float]:
+    """Means and differences with their limits, of the report's tasks; others by their group.
+
+    A figure is there if all tasks of its group are.
+    """
+    found: dict[str, float] = {}
+    for name in _TITLES:
+        group = read_group(study, store, name)
+        prefix = "" if name == "report" else f"{name}_"
+        for variant, arm in (key for key in group.cells if group.is_complete(*key)):
+            label = f"{prefix}{_short(variant)}_{arm}"
+            found |= _figures_of(label, group.mean(variant, arm))
+            found[f"{label}_seeds"] = min(len(by) for by in group.cells[variant, arm].values())
+        for label, sides in DIFFERENCES.items():
+            if all(group.is_complete(*side) for side in sides):
+                found |= _figures_of(f"{prefix}{label}", _mean(group.paired(*sides)))
+        found |= _figures_of(f"{prefix}clean_minus_rnp_on_easy_tasks", _on_easy(group))
+    ml45 = SPLITS["fold_ml45"].held_out
+    report = read_group(study, store, "report")
+    for variant in dict.fromkeys(variant for variant, _ in report.cells):
+        if set(ml45) <= report.cells.get((variant, "clean"), {}).keys():
+            mean = report.mean(variant, "clean", ml45)
+            found |= _figures_of(f"ml45_{_short(variant)}_clean", mean)
+    return found
+
+
+def _short(variant: str) -> str:
+    return SHORT.get(variant, variant)
+
+
+def _figures_of(label: str, found: Estimate | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    return {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
+
+
+def _on_easy(group: Group) -> Estimate | None:
+    """Ours minus replay on the tasks where replay of a clean demonstration hardly ever fails."""
+    sides = ("ours", "clean"), ("retrieve_and_play", "clean")
+    if not all(group.is_complete(*side) for side in sides):
+        return None
+    replay = group.cells[sides[1]]
+    easy = [task for task in group.tasks if np.mean([*replay[task].values()]) >= EASY]
+    return _mean(group.paired(*sides), easy) if easy else None
+
+
+def build_page(study: Study, store: Store) -> str:
+    """The page as Markdown; groups of folds of which nothing is stored are left out."""
+    parts = [_HEAD]
+    labels = {variant.base: variant.label for variant in study.variants}
+    arms = list(dict.fromkeys(arm.name for variant in study.variants for arm in variant.arms))
+    for name, title in _TITLES.items():
+        group = read_group(study, store, name)
+        if not any(group.cells.values()):
+            continue
+        names = {arm: arm.replace("_", " ") for arm in arms}
+        parts += [f"## {title}\n", _arm_table(group, labels, names).markdown() + "\n"]
+        parts += [_difference_table(group).markdown() + "\n"]
+        parts += ["Clean demonstration, by task:\n", _task_table(group, labels).markdown() + "\n"]
+    return "\n".join(parts)
+
+
+def _arm_table(group: Group, labels: Mapping[str, str], arms: Mapping[str, str]) -> Table:
+    rows = []
+    for arm, name in arms.items():
+        cells = []
+        for variant in labels:
+            found, there = group.mean(variant, arm), group.cells.get((variant, arm), {})
+            some = "" if group.is_complete(variant, arm) else f"{len(there)} tasks"
+            cells.append("-" if found is None else _text(found, some))
+        rows.append((name, *cells))
+    return Table(("demonstration", *labels.values()), rows)
+
+
+def _difference_table(group: Group) -> Table:
+    rows = []
+    for name, sides in DIFFERENCES.items():
+        pairs = group.paired(*sides)
+        found = _mean(pairs)
+        some = "" if pairs.keys() == set(group.tasks) else f"{len(pairs)} tasks"
+        label = name.replace("_", " ").replace("rnp plus", "retrieve and play+")
+        label = label.replace("rnp", "retrieve and play")
+        rows.append((f"ours, {label}", "-" if found is None else _text(found, some, signed=True)))
+    easy = _on_easy(group)
+    label = f"ours, clean minus retrieve and play, on tasks where the latter has {EASY:.0f} or more"
+    rows.append((label, "-" if easy is None else _text(easy, signed=True)))
+    return Table(("difference", "points"), rows)
+
+
+def _task_table(group: Group, labels: Mapping[str, str]) -> Table:
+    shown = [v for v in labels if group.cells.get((v, "clean"))]
+    rows = []
+    for task in group.tasks:
+        found = [group.cells[variant, "clean"].get(task, {}) for variant in shown]
+        rows.append((task, *(f"{np.mean([*by.values()]):.0f}" if by else "-" for by in found)))
+    return Table(("task", *(labels[variant] for variant in shown)), rows)
+
+
+def _text(found: Estimate, some: str = "", *, signed: bool = False) -> str:
+    """A value with its interval, and the number of tasks if these are not all."""
+    value, low, high = (f"{round(x):+d}" if signed else f"{x:.0f}" for x in found)
+    return f"{value} ({low} to {high}{some and f'; {some}'})"
+
+
+def all_figures(studies: Mapping[str, Study], store: Store) -> dict[str, dict[str, float]]:
+    """The figures by the name of their file, if there are any."""
+    found = figures(studies[NAME], store) if NAME in studies else {}
+    return {NAME: found} if found else {}
+
+
+def publish(studies: Mapping[str, Study], store: Store) -> None:
+    """Write the page beside the stored files, and figures that have changed, if there are any."""
+    files = sorted((store.root / NAME).glob("*.csv"))
+    if NAME not in studies or not files:
+        return
+    write_text(store.root / f"{NAME}.md", build_page(studies[NAME], store))
+    if store.root == RESULTS:  # figures are of the committed files alone
+        found = figures(studies[NAME], store)
+        write_changed(NAME, found, {path.stem: f"{NAME}/{path.name}" for path in files})
