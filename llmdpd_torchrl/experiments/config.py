@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -20,14 +21,16 @@ from pydantic import Field
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.controls import Control
-from llmdpd_torchrl.modules.config import Prompt
+from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.prompts import (
     PromptTables,
+    Spacing,
     TextPrompt,
     TrajectoryPromptBank,
     change_demonstration,
     make_text_encoder,
     text_embedding_table,
+    vary_demonstration,
 )
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -54,6 +57,7 @@ class TrajectoryPromptSchema:
 
     length: AtLeastTwo
     per_task: AtLeastTwo
+    copies: Size
     state_visible_prob: Probability
     augment: Flag
 
@@ -260,6 +264,7 @@ class Run:
     dataset: Any = None  # transitions of the training tasks
     training_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
     evaluation_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
+    recorded: TrajectoryPromptBank | None = None  # the data's, for evaluations on seen tasks
     text_encoder_identity: dict[str, Any] | None = None
     support_hash: str | None = None  # of the demonstrations of held-out tasks
     fingerprint: str = ""  # hash of everything that the training depends on
@@ -270,9 +275,31 @@ class Run:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each stage
 
     def cut_prompts(self) -> None:
-        """Cut the trajectory prompts of the data, for training and evaluations."""
-        bank = TrajectoryPromptBank.from_dataset(self.dataset, self.cfg.trajectory_prompt.length)
-        self.training_prompts = self.evaluation_prompts = PromptTables(trajectories=bank)
+        """Cut the trajectory prompts of the data, for training and evaluations.
+
+        Training reads ``trajectory_prompt.copies`` of each: one as recorded, which evaluations
+        read too, and others with less in them.
+        """
+        prompt, seed = self.cfg.trajectory_prompt, self.cfg.seed
+        self.recorded, *others = (
+            TrajectoryPromptBank.from_dataset(
+                self.dataset,
+                prompt.length,
+                spacing=self._spacing(self.dataset),
+                change=functools.partial(_copy, seed=seed, number=number),
+            )
+            for number in range(prompt.copies)
+        )
+        self.evaluation_prompts = PromptTables(trajectories=self.recorded)
+        both = [self.recorded, *others]
+        bank = TrajectoryPromptBank.concatenate(both) if others else self.recorded
+        self.training_prompts = PromptTables(trajectories=bank)
+
+    def _spacing(self, dataset: Any) -> Spacing | None:
+        """Where the steps of the prompts of a dataset lie."""
+        fields = dataset.manifest.observation_layout["fields"]
+        known = {"prompt": self.cfg.prompt, "observation_fields": fields}
+        return NetworkConfig(**plain(self.cfg.network) | known).spacing
 
     def add_demonstrations(
         self, support: Any, demonstration: str = "as_recorded", number: int = 0
@@ -284,16 +311,22 @@ class Run:
             demonstration: what is left of each, see :func:`change_demonstration`.
             number: of each task's first, among its successful ones.
         """
-        length, trained = self.cfg.trajectory_prompt.length, self.training_prompts.trajectories
+        length = self.cfg.trajectory_prompt.length
         fields = support.manifest.observation_layout.get("fields", {})
         others = TrajectoryPromptBank.from_dataset(
             support,
             length,
             trained_on=False,
+            spacing=self._spacing(support),
             change=lambda each, row: change_demonstration(each, demonstration, fields, seed=row),
         )
-        assert trained is not None
-        both = TrajectoryPromptBank.concatenate([trained, others.from_number(number)])
+        assert self.recorded is not None
+        both = TrajectoryPromptBank.concatenate([self.recorded, others.from_number(number)])
         self.evaluation_prompts = PromptTables(self.training_prompts.text, both)
         unusual = [demonstration] * (demonstration != "as_recorded") + [str(number)] * bool(number)
         self.support_hash = "-".join([support.manifest.data_hash, *unusual])
+
+
+def _copy(trajectory: Any, row: int, *, seed: int, number: int) -> Any:
+    """The copy of this number of a training trajectory: the first is as recorded."""
+    return vary_demonstration(trajectory, [seed, row, number]) if number else trajectory

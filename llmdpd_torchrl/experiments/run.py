@@ -196,8 +196,14 @@ def collect(run: Run) -> None:
 
 def fingerprint(cfg: DictConfig, family: Family, data_hash: str) -> str:
     """Hash of everything that a training depends on."""
+    settings = {key: plain(cfg[key]) for key in _IDENTITY} | {"text_encoder": text_encoder(cfg)}
+    # What is without effect is left out: older trainings did not have it.
+    if settings["trajectory_prompt"]["copies"] == 1:
+        del settings["trajectory_prompt"]["copies"]
+    if not _network(cfg).retrieves:
+        settings["network"].pop("trajectory_spacing", None)
     identity = [
-        {key: plain(cfg[key]) for key in _IDENTITY} | {"text_encoder": text_encoder(cfg)},
+        settings,
         cfg.trainer.total_updates,
         family.identity(cfg),
         data_hash,

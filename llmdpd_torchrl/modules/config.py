@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Literal, get_args
 
 from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, context_layout
+from llmdpd_torchrl.prompts.spacing import Spacing
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
@@ -124,6 +125,8 @@ class NetworkConfig:
         text_dim: D, width of the frozen text embedding.
         text_features: width of h_ψ's output.
         trajectory_length: L, steps of a trajectory prompt.
+        trajectory_spacing: units by observation field at which retrieved prompts are resampled, see
+            :func:`~llmdpd_torchrl.prompts.spacing.space_evenly`; empty: evenly in time.
         trajectory_features: width of g_φ's output. This and the next three: ``pooled`` only.
         trajectory_width: width of the tokens of g_φ's transformer.
         trajectory_layers: layers of the transformer.
@@ -169,6 +172,7 @@ class NetworkConfig:
     text_dim: Size = 576
     text_features: Size = 32
     trajectory_length: Size = 32
+    trajectory_spacing: Mapping[str, Positive] = field(default_factory=dict)
     trajectory_features: Size = 32
     trajectory_width: Size = 64
     trajectory_layers: Size = 2
@@ -222,6 +226,13 @@ class NetworkConfig:
         if self.frame is None:
             raise ConfigError("network.frame is None: there is no retrieved context without it")
         return context_layout(self.frame, self.observation_fields, self.action_dim, self.lookaheads)
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """Where the steps of a trajectory prompt lie; ``None``: evenly in time."""
+        if not (self.retrieves and self.trajectory_spacing):
+            return None
+        return Spacing(self.trajectory_spacing, self.observation_fields)
 
     @property
     def retrieves(self) -> bool:

@@ -271,9 +271,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
             table = rows.new_zeros(max(texts) + 1, config.text_dim)
             table[list(texts)] = rows
         if trajectories:
-            bank = TrajectoryPromptBank.from_rollouts(
-                trajectories, config.trajectory_length, config.observation_dim, config.action_dim
-            )
+            sizes = (config.trajectory_length, config.observation_dim, config.action_dim)
+            bank = TrajectoryPromptBank.from_rollouts(trajectories, *sizes, config.spacing)
             if (columns := self._goal_columns) is not None:
                 bank.prompts["observation"][..., columns] = 0.0
             if config.retrieves and max(map(len, trajectories.values())) > 1:

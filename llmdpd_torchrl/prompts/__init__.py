@@ -7,7 +7,11 @@ nor a connection.
 
 from __future__ import annotations
 
-from llmdpd_torchrl.prompts.demonstrations import DEMONSTRATIONS, change_demonstration
+from llmdpd_torchrl.prompts.demonstrations import (
+    DEMONSTRATIONS,
+    change_demonstration,
+    vary_demonstration,
+)
 from llmdpd_torchrl.prompts.embedding_cache import (
     centred_similarity,
     embed_texts,
@@ -24,6 +28,7 @@ from llmdpd_torchrl.prompts.encoders import (
 )
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS
 from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
+from llmdpd_torchrl.prompts.spacing import Spacing, cut_trajectory, space_evenly
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.prompts.text import (
     PROMPT_SUITES,
@@ -47,17 +52,21 @@ __all__ = [
     "PromptRetrieval",
     "PromptTables",
     "SmolLM2Encoder",
+    "Spacing",
     "TextEncoder",
     "TextPrompt",
     "TrajectoryPromptBank",
     "centred_similarity",
     "change_demonstration",
+    "cut_trajectory",
     "embed_texts",
     "load_text_prompts",
     "make_text_encoder",
     "nearest_tasks",
+    "space_evenly",
     "task_velocity",
     "text_embedding_table",
+    "vary_demonstration",
     "velocity_prompt",
     "velocity_task",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -21,6 +22,8 @@ DEMONSTRATIONS: tuple[str, ...] = get_args(Demonstration)
 _STRIDE = 0.01
 #: Change of the gripper's opening in a step above which it was moved; less is give.
 _GRIPPER_MOVES = 0.025
+#: Probabilities with which :func:`vary_demonstration` leaves out steps, each way, and actions.
+_STEPS_MISSING, _STATES_ONLY = 0.15, 0.6
 _PERMUTATION, _SIGNS, _GAIN = (1, 2, 0), (-1.0, 1.0, -1.0), 0.6
 
 
@@ -72,6 +75,39 @@ def change_demonstration(
     changed["action"] = actions(trajectory, fields)
     changed["has_action"] = torch.zeros(steps, dtype=torch.bool)
     return changed
+
+
+def vary_demonstration(trajectory: TensorDictBase, seed: int | Sequence[int]) -> TensorDictBase:
+    """A demonstration with less in it, at random, for policies to learn from poorer ones too.
+
+    Three in twenty have 30 to 80 % of their steps, as many every second to eleventh step, and the
+    others all; and three in five are of states only: their actions are zero, and ``has_action`` [T]
+    is false.
+
+    Args:
+        trajectory: TensorDict ``[T]`` with ``action``. It is not changed.
+        seed: of what is left out.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> recorded = TensorDict({"action": torch.ones(100, 4)}, [100])
+        >>> [len(vary_demonstration(recorded, seed)) for seed in range(4)]
+        [100, 100, 18, 70]
+    """
+    random, steps = np.random.default_rng(seed), len(trajectory)
+    kind, states_only = random.random(), random.random() < _STATES_ONLY
+    if kind < _STEPS_MISSING:
+        share = random.uniform(0.3, 0.8)
+        chosen = torch.from_numpy(random.permutation(steps)[: int(share * steps)])
+        trajectory = trajectory[_with_ends(chosen, steps)]
+    elif kind < 2 * _STEPS_MISSING:
+        every = int(random.integers(2, 12))
+        trajectory = trajectory[_with_ends(torch.arange(0, steps, every), steps)]
+    if states_only:
+        trajectory = trajectory.clone(recurse=False)
+        trajectory["action"] = torch.zeros_like(trajectory["action"])
+        trajectory["has_action"] = torch.zeros(len(trajectory), dtype=torch.bool)
+    return trajectory
 
 
 def _with_ends(chosen: Tensor, steps: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase, pad
 from torch import Tensor, nn
 
-from llmdpd_torchrl.data.dataset import TrajectoryDataset, returns_to_go
+from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.prompts.spacing import Spacing, cut_trajectory
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 
@@ -81,7 +82,8 @@ class TrajectoryPromptBank(nn.Module):
     non-persistent buffers: they follow ``.to()`` and stay out of a ``state_dict``.
 
     Args:
-        prompts: TensorDict ``[P, L]``, rows as :func:`cut_trajectory` makes them.
+        prompts: TensorDict ``[P, L]``, rows as
+            :func:`~llmdpd_torchrl.prompts.spacing.cut_trajectory` makes them.
         task_id: ``[P]`` int64, the task of each prompt.
         trajectory_id: ``[P]`` int64, the training trajectory that the prompt was cut from, or -1
             where it is not in the training data.
@@ -155,6 +157,7 @@ class TrajectoryPromptBank(nn.Module):
         length: int,
         *,
         trained_on: bool = True,
+        spacing: Spacing | None = None,
         change: Callable[[TensorDictBase, int], TensorDictBase] | None = None,
     ) -> TrajectoryPromptBank:
         """Cut the successful trajectories of ``dataset`` into prompts.
@@ -164,6 +167,7 @@ class TrajectoryPromptBank(nn.Module):
             length: L.
             trained_on: whether the trajectories are in the training data, so that a transition must
                 not be prompted with its own trajectory.
+            spacing: where the steps of a prompt lie; ``None``: evenly in time.
             change: what to make of each trajectory, by its number, before it is cut.
 
         Raises:
@@ -184,7 +188,7 @@ class TrajectoryPromptBank(nn.Module):
         trajectories = [dataset.trajectory(row) for row in rows]
         if change is not None:
             trajectories = [change(each, row) for each, row in zip(trajectories, rows, strict=True)]
-        prompts = torch.stack([cut_trajectory(each, length) for each in trajectories])
+        prompts = torch.stack([cut_trajectory(each, length, spacing) for each in trajectories])
         identity = torch.tensor(rows) if trained_on else torch.full((len(rows),), -1)
         return cls(prompts, dataset.trajectory_task[rows], identity)
 
@@ -195,6 +199,7 @@ class TrajectoryPromptBank(nn.Module):
         length: int,
         observation_dim: int | None = None,
         action_dim: int | None = None,
+        spacing: Spacing | None = None,
     ) -> TrajectoryPromptBank:
         """Cut demonstrations into prompts.
 
@@ -204,6 +209,7 @@ class TrajectoryPromptBank(nn.Module):
             length: L.
             observation_dim: O, default: that of the first.
             action_dim: A, default: that of the first.
+            spacing: where the steps of a prompt lie; ``None``: evenly in time.
 
         Raises:
             PromptError: if one lacks an entry, has another width, holds a number that is not
@@ -220,7 +226,7 @@ class TrajectoryPromptBank(nn.Module):
         for number, (_, rollout) in enumerate(pairs):
             steps = _check_demonstration(rollout, number, observation_dim, action_dim)
             observation_dim, action_dim = (steps[k].shape[-1] for k in ("observation", "action"))
-            prompts.append(cut_trajectory(steps, length))
+            prompts.append(cut_trajectory(steps, length, spacing))
         task_id = torch.tensor([task for task, _ in pairs], dtype=torch.int64)
         return cls(torch.stack(prompts), task_id, torch.full_like(task_id, -1))
 
@@ -336,32 +342,6 @@ class TrajectoryPromptBank(nn.Module):
             long = prompts.reshape(-1)
             joined.append(pad(long, [0, count * self.length - len(long)]))
         return TrajectoryPromptBank(torch.stack(joined), tasks, torch.full_like(tasks, -1))
-
-
-def cut_trajectory(trajectory: TensorDictBase, length: int) -> TensorDictBase:
-    """Choose L evenly spaced steps of a trajectory ``[T]``, the first and the last among them.
-
-    Returns:
-        TensorDict ``[L]`` with ``observation``, ``action``, ``reward``, ``return_to_go`` (all
-        rewards of the trajectory from that step on), ``has_action`` [L] (bool), which is false
-        where the trajectory has that entry and its actions are not the environment's, and ``mask``
-        [L] (bool), which is false where a shorter trajectory is padded with zeros.
-    """
-    steps = len(trajectory)
-    reward = trajectory["next", "reward"]
-    to_go = returns_to_go(reward, torch.tensor([steps], device=reward.device))
-    chosen = torch.linspace(0, steps - 1, min(length, steps)).round().long()
-    is_there = torch.ones(len(chosen), dtype=torch.bool)
-    has_action = trajectory.get("has_action", None)
-    entries = {
-        "observation": trajectory["observation"][chosen],
-        "action": trajectory["action"][chosen],
-        "reward": reward[chosen],
-        "return_to_go": to_go[chosen],
-        "has_action": is_there if has_action is None else has_action[chosen],
-        "mask": is_there.clone(),
-    }
-    return pad(TensorDict(entries, [len(chosen)]), [0, length - len(chosen)])
 
 
 def _check_demonstration(

@@ -121,6 +121,7 @@ class TrajectoryPromptTransform(PromptTransform):
     On a replay buffer, ``prompts_per_task`` prompts of each task are sampled per batch and shared
     by the batch's transitions of that task, so that a batch costs that many encodings per task and
     not one per transition; a transition is never prompted with the trajectory that it comes from.
+    They are of different trajectories: of several rows of one, each batch takes a random one.
     On an environment there is one prompt per episode.
 
     Args:
@@ -155,6 +156,7 @@ class TrajectoryPromptTransform(PromptTransform):
 
     _rows: Tensor
     _counts: Tensor
+    _copies: Tensor
 
     def __init__(
         self,
@@ -186,13 +188,19 @@ class TrajectoryPromptTransform(PromptTransform):
         self.bank = bank.shallow_copy()  # moved with the transform, and the caller's is not
         self.choice = choice
         self.prompts_per_task = prompts_per_task
-        # Rows of each task, padded to the largest number: [max task id + 1, n].
-        tasks = int(bank.task_id.max()) + 1
-        rows = [bank.rows_of(task) for task in range(tasks)]
-        self.register_buffer("_counts", torch.tensor([len(row) for row in rows]), persistent=False)
-        self.register_buffer(
-            "_rows", torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), persistent=False
-        )
+        # The rows of each trajectory of each task, padded: [max task id + 1, n, copies].
+        groups = [_by_trajectory(bank, task) for task in range(int(bank.task_id.max()) + 1)]
+        counts = torch.tensor([len(group) for group in groups])
+        copies = torch.ones(len(groups), int(counts.max()), dtype=torch.int64)
+        for task, group in enumerate(groups):
+            copies[task, : len(group)] = torch.tensor([len(rows) for rows in group])
+        rows = torch.zeros(*copies.shape, int(copies.max()), dtype=torch.int64)
+        for task, group in enumerate(groups):
+            for number, of_one in enumerate(group):
+                rows[task, number, : len(of_one)] = torch.tensor(of_one)
+        self.register_buffer("_rows", rows, persistent=False)
+        self.register_buffer("_counts", counts, persistent=False)
+        self.register_buffer("_copies", copies, persistent=False)
 
     def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         task = tensordict.get(self.in_keys[0]).squeeze(-1)
@@ -201,10 +209,10 @@ class TrajectoryPromptTransform(PromptTransform):
             own = tensordict.get(self.in_keys[1]).squeeze(-1)
             row = _drop_rows(self._sample_other(task, own), self.dropout)
         elif self.choice == "first":
-            row = self._rows[task, 0]
+            row = self._rows[task, 0, 0]
         else:
             number = torch.rand(task.shape, device=task.device) * self._counts[task]
-            row = self._rows[task, number.long()]
+            row = self._choose_copies()[task, number.long()]
         if self.mode == "index":
             return {self.out_keys[0]: row.unsqueeze(-1)}
         prompts = self.bank.prompts[row]
@@ -218,7 +226,7 @@ class TrajectoryPromptTransform(PromptTransform):
         """
         tasks = tasks.unique()
         self._check_tasks(tasks)
-        only = self._rows[tasks[self._counts[tasks] == 1], 0]
+        only = self._rows[tasks[self._counts[tasks] == 1], 0, 0]
         if (self.bank.trajectory_id[only] >= 0).any():
             raise PromptError(_ONLY_ITS_OWN)
 
@@ -234,21 +242,30 @@ class TrajectoryPromptTransform(PromptTransform):
 
     def _sample_other(self, task: Tensor, own: Tensor) -> Tensor:
         """Rows of the bank for transitions of ``task`` [B] in the trajectories ``own`` [B]."""
-        # A random order of each task's prompts, of which the first few are this batch's candidates.
-        order = torch.rand(self._rows.shape, device=self._rows.device)
-        padding = torch.arange(self._rows.shape[1], device=order.device) >= self._counts[:, None]
+        # A random order of each task's trajectories, of which the first few are this batch's
+        # candidates, so that beside a transition's own there is always another.
+        rows = self._choose_copies()
+        order = torch.rand(rows.shape, device=rows.device)
+        padding = torch.arange(rows.shape[1], device=order.device) >= self._counts[:, None]
         order = order.masked_fill(padding, 2.0)
-        candidates = min(self.prompts_per_task, self._rows.shape[1])
+        candidates = min(self.prompts_per_task, rows.shape[1])
         columns = order.topk(candidates, largest=False).indices
         offered = self._counts.clamp(max=candidates)[task]
         first = (torch.rand(task.shape, device=task.device) * offered).long()
-        row = self._rows[task, columns[task, first]]
+        row = rows[task, columns[task, first]]
         clash = self.bank.trajectory_id[row] == own
-        other = self._rows[task, columns[task, (first + 1) % offered]]
+        other = rows[task, columns[task, (first + 1) % offered]]
         row = torch.where(clash, other, row)
         if row.device.type == "cpu" and (self.bank.trajectory_id[row] == own).any():
             raise PromptError(_ONLY_ITS_OWN)
         return row
+
+    def _choose_copies(self) -> Tensor:
+        """A row of each trajectory of each task, at random: [max task id + 1, n]."""
+        if self._rows.shape[-1] == 1:
+            return self._rows.squeeze(-1)
+        number = torch.rand(self._copies.shape, device=self._copies.device) * self._copies
+        return self._rows.gather(-1, number.long().unsqueeze(-1)).squeeze(-1)
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
         if self.mode == "index":
@@ -338,6 +355,15 @@ class PromptEmbeddingTransform(PromptTransform):
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
         return {self.out_keys[0]: Unbounded((*shape, self.embedding_dim), dtype=torch.float32)}
+
+
+def _by_trajectory(bank: TrajectoryPromptBank, task: int) -> list[list[int]]:
+    """The rows of each trajectory of a task; each that is of none in the data is one of its own."""
+    rows = bank.rows_of(task).tolist()
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, trajectory in zip(rows, bank.trajectory_id[rows].tolist(), strict=True):
+        groups.setdefault((trajectory, row if trajectory < 0 else 0), []).append(row)
+    return list(groups.values())
 
 
 def _check_dropout(dropout: float) -> float:

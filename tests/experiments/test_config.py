@@ -143,7 +143,7 @@ def test_a_group_on_the_command_line_replaces_the_presets_choice():
 
 
 def test_conditioning_carries_the_prompts_sizes_of_meta_world():
-    for conditioning, sizes in (("retrieved", (128, 8)), ("pooled", (32, 2))):
+    for conditioning, sizes in (("retrieved", (160, 8)), ("pooled", (32, 2))):
         cfg = compose("preset=quick", f"conditioning={conditioning}")
         prompt = cfg.trajectory_prompt
         assert cfg.network.conditioning == conditioning

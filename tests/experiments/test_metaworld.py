@@ -9,7 +9,7 @@ from llmdpd_torchrl.data import Manifest, TrajectoryDataset
 from llmdpd_torchrl.experiments.command import compose_settings
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
-from llmdpd_torchrl.experiments.run import prepare, run_stage
+from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 
@@ -67,7 +67,7 @@ def test_demonstrations_of_another_expert_lie_apart(folder):
     assert (folder / "data" / "support_gain_0.5" / "manifest.json").exists()
     assert run.support_hash != support
     # The prompts of training tasks are as they were; the other expert moves half as much.
-    seen = len(run.training_prompts.trajectories)
+    seen = len(run.recorded)
     assert torch.equal(slow.prompts["action"][:seen], usual.prompts["action"][:seen])
     moves = [bank.prompts["action"][seen, :, :3].abs().max() for bank in (usual, slow)]
     assert moves[0] == 1.0
@@ -76,6 +76,37 @@ def test_demonstrations_of_another_expert_lie_apart(folder):
     assert (folder / "data" / "support_noise_0.3" / "manifest.json").exists()
     assert noisy.support_hash not in (support, run.support_hash)
     assert noisy.fingerprint == run.fingerprint
+
+
+def test_training_reads_poorer_copies_and_evaluations_what_was_recorded(folder):
+    run = collected(folder)
+    recorded, trained = run.recorded, run.training_prompts.trajectories
+    assert len(trained) == 3 * len(recorded)
+    assert (trained.prompts[: len(recorded)] == recorded.prompts).all()
+    assert torch.equal(trained.trajectory_id, recorded.trajectory_id.repeat(3))
+    assert not trained.prompts["has_action"].any(-1).all()
+    shown = run.evaluation_prompts.trajectories
+    seen = torch.isin(shown.task_id, recorded.task_id)
+    assert (shown.prompts[seen] == recorded.prompts).all()
+    again = collected(folder)
+    assert (again.training_prompts.trajectories.prompts == trained.prompts).all()
+    other = collected(folder, "seed=1").training_prompts.trajectories.prompts
+    assert (other["has_action"] != trained.prompts["has_action"]).any()
+    plain = collected(folder, "trajectory_prompt.copies=1", "~network.trajectory_spacing")
+    assert len(plain.training_prompts.trajectories) == len(recorded)
+    usual = plain.training_prompts.trajectories.prompts["observation"]
+    assert not torch.equal(usual, recorded.prompts["observation"])
+
+
+def test_what_is_without_effect_leaves_the_fingerprint_as_it_was(folder):
+    def found(*settings):
+        run = make_run(folder, *settings)
+        return fingerprint(run.cfg, run.family, "0")
+
+    none = found("prompt=none", "trajectory_prompt.copies=1")
+    assert found("prompt=none", "trajectory_prompt.copies=1", "~network.trajectory_spacing") == none
+    assert found("prompt=both") != found("~network.trajectory_spacing")
+    assert found("prompt=both") != found("trajectory_prompt.copies=2")
 
 
 def test_only_the_beginning_of_a_demonstration_is_shown(folder):
@@ -226,7 +257,7 @@ def test_demonstrations_are_changed_and_chosen_for_unseen_tasks_only(folder):
         for given in ([], ["demonstration=states_only"], ["demonstration_number=1"])
     )
     banks = [run.evaluation_prompts.trajectories for run in (usual, states, second)]
-    seen = len(usual.training_prompts.trajectories)
+    seen = len(usual.recorded)
     for bank in banks[1:]:
         assert (bank.prompts[:seen] == banks[0].prompts[:seen]).all()
     assert not banks[1].prompts["has_action"][seen:].any()

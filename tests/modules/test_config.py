@@ -15,6 +15,7 @@ from llmdpd_torchrl.utils.errors import ConfigError
         {"trained_task_ids": [3, 40], "residual_on_retrieved": False, "min_base_fraction": 0.5},
         {"frame": FrameSpec(values=("state",), weights=(None,))},
         {"prompt": "none", "frame": None},
+        {"trajectory_spacing": {"hand_position": 0.01}},
         {"actor": "plan_diffusion", "conditioning": "sequence", "prompt": "trajectory"},
     ],
 )
@@ -43,6 +44,7 @@ def test_it_survives_json(options):
         ({"frame": {"unit": "x"}}, r"network\.frame\.unit is 'x': it must be a valid number"),
         ({"frame": {"units": 1}}, r"network\.frame\.units: .*; network\.frame has unit$"),
         ({"residual_on_retrieved": 1}, r"network\.residual_on_retrieved is 1: it must be a v"),
+        ({"trajectory_spacing": {"a": 0}}, r"network\.trajectory_spacing\.a is 0: .* greater"),
         ({"text_dropout": 1.0}, r"network\.text_dropout is 1\.0"),
         ({"hidden": [8, 0]}, r"network\.hidden\[1\] is 0: it must be greater"),
         ({"critic_hidden": "8"}, r"network\.critic_hidden is '8': it must be a list"),
@@ -77,3 +79,12 @@ def test_sizes_of_sequences_are_checked(key, value):
 def test_the_width_of_tokens_is_a_multiple_of_the_heads():
     with pytest.raises(ConfigError, match="multiple"):
         SequenceConfig(width=9, heads=2)
+
+
+def test_only_what_is_retrieved_is_spaced():
+    units = {"hand_position": 0.01}
+    config = NetworkConfig(trajectory_spacing=units)
+    assert config.spacing.units == units
+    assert list(config.spacing.fields["gripper_opening"]) == [3, 4]
+    for options in ({"prompt": "text"}, {"conditioning": "pooled"}, {"trajectory_spacing": {}}):
+        assert NetworkConfig(**{"trajectory_spacing": units, **options}).spacing is None

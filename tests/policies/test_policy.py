@@ -11,6 +11,7 @@ from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts import load_text_prompts
+from llmdpd_torchrl.prompts.spacing import cut_trajectory
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
@@ -206,6 +207,19 @@ def test_tables_of_several_tasks(dataset):
     assert policy.make_tables({}, {1: [one], 3: [two]}).trajectories.length == 16
     with pytest.raises(ConfigError, match="reads no text"):
         make_policy(prompt="none").make_tables({0: TABLE[0]}, {})
+
+
+def test_a_saved_policy_spaces_its_demonstrations(dataset, tmp_path):
+    demonstration = dataset.trajectory(0)
+    policy = make_policy(prompt="trajectory", trajectory_spacing={"hand_position": 0.01})
+    policy.save_pretrained(tmp_path)
+    again = LLMDPDPolicy.from_pretrained(tmp_path)
+    assert again.config.spacing.units == policy.config.spacing.units
+    bank = again.make_tables({}, {0: [demonstration]}).trajectories
+    wanted = cut_trajectory(demonstration, 16, policy.config.spacing)
+    assert (bank.prompts[0] == wanted).all()
+    assert (wanted != cut_trajectory(demonstration, 16)).any()
+    assert again.prompt(trajectories=[demonstration]).is_prompted
 
 
 def test_another_text_encoder_is_refused():

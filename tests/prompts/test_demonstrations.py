@@ -4,8 +4,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.prompts import DEMONSTRATIONS, TrajectoryPromptBank, change_demonstration
-from llmdpd_torchrl.prompts.tables import cut_trajectory
+from llmdpd_torchrl.prompts import (
+    DEMONSTRATIONS,
+    TrajectoryPromptBank,
+    change_demonstration,
+    vary_demonstration,
+)
+from llmdpd_torchrl.prompts.spacing import cut_trajectory
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -98,3 +103,24 @@ def test_banks_with_and_without_actions_are_one_bank(dataset):
     both = TrajectoryPromptBank.concatenate([usual, states])
     assert both.prompts["has_action"].any(-1).tolist() == [True] * 6 + [False] * 6
     assert both.first(1).concatenated().prompts["has_action"].shape == (2, 16)
+
+
+def test_at_random_some_lack_steps_and_some_actions(recorded):
+    trajectory, _ = recorded
+    before, steps = trajectory.clone(), len(trajectory)
+    varied = [vary_demonstration(trajectory, [0, number]) for number in range(400)]
+    lengths = torch.tensor([len(each) for each in varied])
+    assert 0.22 < (lengths < steps).float().mean() < 0.38
+    assert lengths.min() <= steps // 5
+    states = [each for each in varied if "has_action" in each.keys()]  # noqa: SIM118
+    assert 0.5 < len(states) / len(varied) < 0.7
+    for each in varied:
+        ends = each["observation"][[0, -1]]
+        assert torch.equal(ends, before["observation"][[0, -1]])
+        assert (each["step_count"].diff(dim=0) > 0).all()
+    for each in states:
+        assert not each["has_action"].any()
+        assert not each["action"].any()
+    assert (trajectory == before).all()
+    again = vary_demonstration(trajectory, [0, 7])
+    assert (again == varied[7]).all()

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from tensordict import TensorDict
 
 from llmdpd_torchrl.data import TrajectoryDataset
-from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank, cut_trajectory
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import PromptError
 
 TABLE = torch.randn(50, 6)
@@ -42,27 +41,6 @@ def test_what_is_no_table_is_refused(dataset):
         PromptTables("open the door")
     with pytest.raises(PromptError, match="the trajectories are a list: give a"):
         PromptTables(trajectories=[dataset.trajectory(0)])
-
-
-def trajectory(length):
-    steps = torch.arange(float(length)).unsqueeze(-1)
-    return TensorDict(
-        {"observation": steps + 1, "action": -steps - 1, "next": {"reward": 2 * steps}}, [length]
-    )
-
-
-@pytest.mark.parametrize(("length", "steps"), [(5, [0, 2, 5, 8, 10]), (11, list(range(11)))])
-def test_a_cut_is_even_and_keeps_both_ends(length, steps):
-    cut = cut_trajectory(trajectory(11), length)
-    assert cut["mask"].all()
-    assert cut["observation"].squeeze(-1).tolist() == [step + 1 for step in steps]
-    assert cut["reward"].squeeze(-1).tolist() == [2 * step for step in steps]
-
-
-def test_a_short_trajectory_is_padded():
-    cut = cut_trajectory(trajectory(3), 5)
-    assert cut["mask"].tolist() == [True] * 3 + [False] * 2
-    assert cut["observation"].squeeze(-1).tolist() == [1, 2, 3, 0, 0]
 
 
 def test_the_bank_holds_successful_trajectories_of_the_data(dataset, bank):

@@ -122,6 +122,35 @@ def test_a_buffers_prompts_are_other_trajectories_of_the_task(dataset, bank):
             assert len(of_task.unique()) <= 2
 
 
+def test_of_several_rows_of_a_trajectory_none_is_shown_to_itself(dataset, bank):
+    copies = TrajectoryPromptBank.concatenate([bank] * 4)
+    transform = TrajectoryPromptTransform(copies, prompts_per_task=2)
+    transform.check_training(dataset.trajectory_task)
+    buffer = dataset.replay_buffer(64, transforms=[transform], seed=0)
+    seen = set()
+    for _ in range(40):
+        batch = buffer.sample()
+        rows = batch["prompt", "trajectory_index"].squeeze(-1)
+        assert torch.equal(copies.task_id[rows], batch["task_id"].squeeze(-1))
+        assert (copies.trajectory_id[rows] != batch["trajectory_id"].squeeze(-1)).all()
+        for task in batch["task_id"].unique():
+            assert len(rows[batch["task_id"].squeeze(-1) == task].unique()) <= 2
+        seen |= set(rows.tolist())
+    assert seen == set(range(len(copies)))
+    one = copies.concatenate([bank.first(1)] * 3)
+    with pytest.raises(PromptError, match="at least two successful episodes"):
+        TrajectoryPromptTransform(one).check_training(dataset.trajectory_task)
+
+
+def test_an_environment_has_any_row_at_random(bank):
+    copies = TrajectoryPromptBank.concatenate([bank] * 2)
+    transform = TrajectoryPromptTransform(copies)
+    reset = TensorDict({"task_id": torch.full((200, 1), REACH)}, [200])
+    torch.manual_seed(0)
+    rows = [transform._reset(None, reset.clone())["prompt", "trajectory_index"] for _ in range(30)]
+    assert set(torch.cat(rows).flatten().tolist()) == set(copies.rows_of(REACH).tolist())
+
+
 def test_tensor_mode_writes_what_index_mode_points_at(dataset, bank):
     batch = dataset.transitions[:8].clone()
     torch.manual_seed(5)

@@ -53,7 +53,7 @@ def test_an_experiment_is_the_configuration_of_the_studys_job(study):
     ("given", "found"),
     [
         ([], ("pooled", 32, 2, "ml45_validation")),
-        (["conditioning=retrieved"], ("retrieved", 128, 8, "ml45_validation")),
+        (["conditioning=retrieved"], ("retrieved", 160, 8, "ml45_validation")),
         (["task_suite=ml10"], ("pooled", 32, 2, "ml10")),
     ],
 )
