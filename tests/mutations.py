@@ -156,7 +156,7 @@ MUTATIONS = (
     ),
     Mutation(
         "flags as numbers",
-        LOSS,
+        "llmdpd_torchrl/objectives/cloning.py",
         "torch.bool if key in self._flag_keys else dtype",
         "value.dtype if key in self._flag_keys else dtype",
         INPUTS + "test_flags_of_any_type_mean_the_same",

@@ -19,7 +19,7 @@ from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT
 from llmdpd_torchrl.baselines.torchrl_losses import CQL, IQL, TD3BC, BehaviourCloning
 from llmdpd_torchrl.modules.build import Networks
 from llmdpd_torchrl.modules.config import NetworkConfig
-from llmdpd_torchrl.objectives import DiffusionQLLoss, LLMDPDLoss
+from llmdpd_torchrl.objectives import DiffusionCloning, DiffusionQLLoss, LLMDPDLoss
 from llmdpd_torchrl.trainers.optimization import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import Positive, Probability, checked_dataclass
@@ -126,6 +126,8 @@ _TD3 = {**_CRITICS, "actor_network": UpdateSchedule(0.005, period=2)}
 
 ALGORITHMS: Mapping[str, Algorithm] = {
     "llmdpd": Algorithm(LLMDPDLoss, ("diffusion",), TARGET_SCHEDULES, reads_prompts=True),
+    "diffusion_bc": Algorithm(DiffusionCloning, ("diffusion",), {}, reads_prompts=True,
+                              has_critics=False),
     "diffusion_ql": Algorithm(DiffusionQLLoss, ("diffusion",), TARGET_SCHEDULES),
     "bc": Algorithm(BehaviourCloning, ("deterministic",), {}, reads_prompts=True,
                     has_critics=False),

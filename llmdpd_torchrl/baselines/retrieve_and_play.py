@@ -15,7 +15,7 @@ class RetrieveAndPlay(TensorDictModuleBase):
     """Replay the action of the demonstration's nearest step, corrected towards its path.
 
     At every step, the step of the demonstration with the nearest state is retrieved; its corrected
-    action is the part ``suggested_action`` of the context that
+    action is the first suggestion of the context that
     :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval` makes, and is described there.
     Nothing is trained. Without an effector in the frame, the action is replayed as it is.
 
@@ -25,14 +25,18 @@ class RetrieveAndPlay(TensorDictModuleBase):
     Examples:
         >>> from tensordict import TensorDict
         >>> policy = RetrieveAndPlay(NetworkConfig(prompt="trajectory"))
-        >>> width = NetworkConfig().context_parts["goal_correction"].stop
-        >>> policy(TensorDict({"retrieved_context": torch.randn(5, width)}, [5]))["action"].shape
+        >>> context = torch.randn(5, NetworkConfig().context_layout.width)
+        >>> policy(TensorDict({"retrieved_context": context}, [5]))["action"].shape
         torch.Size([5, 4])
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.columns = config.context_parts["suggested_action"]
+        layout = config.context_layout
+        moves = layout.parts["suggestions"].start
+        action = layout.parts["frame_0"].start  # of which the suggestion corrects the movement
+        rest = range(action + layout.moves, action + config.action_dim)
+        self.columns = [*range(moves, moves + layout.moves), *rest]
         self.in_keys, self.out_keys = ["retrieved_context"], ["action"]
 
     @dispatch(auto_batch_size=False)

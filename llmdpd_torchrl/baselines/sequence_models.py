@@ -22,7 +22,7 @@ from torchrl.objectives.common import LossModule
 
 from llmdpd_torchrl.modules.actors.decision_transformer import DecisionTransformerActor
 from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDenoiser, PlanDiffusionActor
-from llmdpd_torchrl.objectives.llmdpd import REDUCTIONS
+from llmdpd_torchrl.objectives.cloning import REDUCTIONS
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 from llmdpd_torchrl.utils.settings import Dropout
 

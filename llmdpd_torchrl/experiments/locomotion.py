@@ -35,6 +35,7 @@ from llmdpd_torchrl.experiments.config import (
 )
 from llmdpd_torchrl.prompts import (
     FrameSpec,
+    RetrievalSpec,
     TextPrompt,
     load_text_prompts,
     velocity_prompt,
@@ -185,8 +186,9 @@ class Locomotion(Family):
         fields = tuple(run.dataset.manifest.observation_layout["fields"])
         return {
             "observation_keep": fields,
-            "frame": FrameSpec(values=fields, weights=(None,) * len(fields)),
-            "residual_on_retrieved": False,
+            "retrieval": RetrievalSpec(
+                frames=(FrameSpec(values=fields, weights=(None,) * len(fields)),)
+            ),
         }
 
     def about(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from llmdpd_torchrl.modules.actors.direct import DeterministicActor, GaussianAct
 from llmdpd_torchrl.modules.actors.plan_diffusion import PlanDiffusionActor
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.conditioning import (
-    GatedConditioner,
     ObservationConditioner,
     ObservationFeatures,
     PromptEncoder,
@@ -19,6 +18,7 @@ from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, Sequen
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import ACTIVATIONS, MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
+from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
 from llmdpd_torchrl.modules.samplers import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 
@@ -28,6 +28,6 @@ __all__ = [
     "DiffusionModule", "GatedConditioner", "GaussianActor", "MLPDenoiser", "NetworkConfig",
     "Networks", "NoiseSchedule", "ObservationConditioner", "ObservationFeatures",
     "PlanDiffusionActor", "PromptEncoder", "PromptNetwork", "QSelectedActor", "QValueNetwork",
-    "ResidualDenoiser", "SequenceConfig", "TextHead", "TrajectoryEncoder", "make_networks",
-    "make_qvalue_networks",
+    "ResidualDenoiser", "SequenceConfig", "SuggestionAttention", "TextHead", "TrajectoryEncoder",
+    "make_networks", "make_qvalue_networks",
 ]  # fmt: skip

@@ -24,7 +24,6 @@ from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanDiffusionActor,
 )
 from llmdpd_torchrl.modules.conditioning import (
-    GatedConditioner,
     ObservationConditioner,
     ObservationFeatures,
     PromptEncoder,
@@ -33,6 +32,7 @@ from llmdpd_torchrl.modules.conditioning import (
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
+from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -202,21 +202,22 @@ def _make_condition(
     embedding: list[NestedKey] = ["prompt_embedding"] if embedding_dim else []
     if not config.retrieves:
         return _Condition(ObservationConditioner(features), ["observation", *embedding], width)
-    parts = config.context_parts
-    gated = _width(parts["goal_correction"])
+    layout = config.context_layout
     keys = ["observation", ("prompt", "observation_gate"), "retrieved_context", *embedding]
-    width += 1 + parts["goal_correction"].stop
-    if not config.residual_on_retrieved or config.actor != "diffusion":
-        return _Condition(GatedConditioner(features, gated), keys, width)
+    width += 1 + layout.width
+    if config.max_residual is None or config.actor != "diffusion":
+        return _Condition(GatedConditioner(features), keys, width)
+    attention = SuggestionAttention(
+        layout, config.action_dim, config.hidden[:-1], activation=config.activation
+    )
+    conditioner = GatedConditioner(features, attention, config.max_residual)
     base = slice(width, width + config.action_dim)
-    conditioner = GatedConditioner(features, gated, parts["suggested_action"])
-    return _Condition(conditioner, keys, base.stop, base)
+    return _Condition(conditioner, keys, width + 2 * config.action_dim, base)
 
 
 def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
     spec = Bounded(-1.0, 1.0, (config.action_dim,), dtype=torch.float32)
     if config.actor == "diffusion":
-        is_residual = condition.base is not None
         return DiffusionActor(
             config.action_dim,
             condition.width,
@@ -224,8 +225,6 @@ def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
             hidden=config.hidden,
             activation=config.activation,
             base=condition.base,
-            movement=_width(config.context_parts["correction"]) if is_residual else 0,
-            min_base_fraction=config.min_base_fraction,
             num_steps=config.diffusion_steps,
             schedule=config.schedule,
             prediction=config.prediction,
@@ -263,14 +262,12 @@ def _make_critics(
         )
     # The critics of an actor that retrieves read what it does: with a gate that is closed for the
     # one and open for the other they would judge by what the actor cannot know.
+    critics_condition = GatedConditioner(condition.conditioner.observation_module)
+    width = condition.width if condition.base is None else condition.base.start
     return make_qvalue_networks(
-        condition.width,
+        width,
         config.action_dim,
-        conditioner=condition.conditioner,
+        conditioner=critics_condition,
         condition_keys=condition.keys[1:],
         **common,
     )
-
-
-def _width(columns: slice) -> int:
-    return columns.stop - columns.start

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal, get_args
 
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, context_layout
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, ContextLayout, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Dropout,
-    Flag,
     Integer,
     Many,
     NonEmpty,
@@ -108,16 +107,12 @@ class NetworkConfig:
         observation_keep: fields that the networks read; default: all of Meta-World's.
         observation_differences: pairs of fields whose difference the networks read as well.
         observation_scales: see :class:`~llmdpd_torchrl.modules.ObservationFeatures`.
-        frame: the relative frame in which a prompt's steps are compared with the present, see
-            :class:`~llmdpd_torchrl.prompts.retrieval.FrameSpec`. Read, and required, by
-            actors that retrieve; ``None`` for others.
-        lookaheads: lookaheads of the retrieved context, see
-            :class:`~llmdpd_torchrl.prompts.retrieval.PromptRetrieval`.
-        residual_on_retrieved: where a diffusion actor retrieves and the state is hidden, let it
-            learn how actions differ from the suggested action, see
-            :class:`~llmdpd_torchrl.modules.ResidualDenoiser`.
-        min_base_fraction: fraction of the suggested movement that the residual must leave, see
-            there.
+        retrieval: what is looked up in a prompt, see
+            :class:`~llmdpd_torchrl.prompts.RetrievalSpec`. Read, and required, by actors that
+            retrieve; ``None`` for others.
+        max_residual: where a diffusion actor retrieves and the state is hidden, how far its
+            movement may be from what the prompt suggests, see
+            :class:`~llmdpd_torchrl.modules.SuggestionAttention`; ``None``: as far as it will.
         trained_task_ids: ids of the tasks that were trained on. On these, an actor that retrieves
             sees the state and the embedding, see
             :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`.
@@ -136,7 +131,7 @@ class NetworkConfig:
         diffusion_steps: K. This and the next two: actors that diffuse only.
         schedule: noise schedule, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
         prediction: meaning of the denoiser's output, one of
-            :data:`~llmdpd_torchrl.modules.PREDICTIONS`.
+            :data:`~llmdpd_torchrl.modules.PREDICTIONS`; with a bounded residual ``"x0"``.
         critics: number of critics.
         critic_hidden: widths of the critics' hidden layers; ``None``: as ``hidden``.
         text_dropout: probability that training hides the text prompt, in [0, 1). Above 0, the
@@ -147,7 +142,7 @@ class NetworkConfig:
 
     Raises:
         ConfigError: on an unknown name, a width below 1, an actor that does not fit how it is
-            conditioned and on what, or no relative frame where the actor retrieves.
+            conditioned and on what, or no relative frames where the actor retrieves.
 
     Examples:
         >>> NetworkConfig(prompt="text").retrieves, NetworkConfig().observation_dim
@@ -163,10 +158,8 @@ class NetworkConfig:
     observation_keep: Many[str] = tuple(METAWORLD_OBSERVATION_LAYOUT["fields"])
     observation_differences: Many[Many[str]] = ()
     observation_scales: Many[Number] = ()
-    frame: FrameSpec | None = METAWORLD_FRAME
-    lookaheads: Many[Integer] = (3,)
-    residual_on_retrieved: Flag = True
-    min_base_fraction: Number = 0.75
+    retrieval: RetrievalSpec | None = METAWORLD_RETRIEVAL
+    max_residual: Positive | None = 0.3
     trained_task_ids: Many[Integer] = ()
     action_dim: Size = 4
     text_dim: Size = 576
@@ -181,7 +174,7 @@ class NetworkConfig:
     activation: str = "mish"
     diffusion_steps: Size = 5
     schedule: str = "vp"
-    prediction: str = "epsilon"
+    prediction: str = "x0"
     critics: Size = 2
     critic_hidden: NonEmpty[Size] | None = None
     text_dropout: Dropout = 0.0
@@ -200,10 +193,16 @@ class NetworkConfig:
                 f"{self.trajectory_dropout}: network.actor={self.actor} reads prompt=trajectory, "
                 "and always"
             )
-        if self.retrieves and self.frame is None:
+        if self.retrieves and self.retrieval is None:
             raise ConfigError(
-                "network.frame is None: an actor that retrieves needs a relative frame, give a "
-                "FrameSpec of the observation's fields"
+                "network.retrieval is None: an actor that retrieves needs relative frames, give a "
+                "RetrievalSpec of the observation's fields"
+            )
+        is_bounded = self.retrieves and self.actor == "diffusion" and self.max_residual is not None
+        if is_bounded and self.prediction != "x0":
+            raise ConfigError(
+                f"network.prediction is {self.prediction!r}: the residual to what a prompt "
+                "suggests is one of clean actions, use x0, or network.max_residual=null"
             )
         if self.trajectory_width % self.trajectory_heads:
             raise ConfigError(
@@ -217,15 +216,15 @@ class NetworkConfig:
         return max(end for _, end in self.observation_fields.values())
 
     @property
-    def context_parts(self) -> dict[str, slice]:
-        """The columns of each part of the retrieved context.
+    def context_layout(self) -> ContextLayout:
+        """The columns of the retrieved context.
 
         Raises:
-            ConfigError: if there is no relative frame, or it does not fit the observation.
+            ConfigError: if there are no relative frames, or they do not fit the observation.
         """
-        if self.frame is None:
-            raise ConfigError("network.frame is None: there is no retrieved context without it")
-        return context_layout(self.frame, self.observation_fields, self.action_dim, self.lookaheads)
+        if self.retrieval is None:
+            raise ConfigError("network.retrieval is None: there is no retrieved context without it")
+        return self.retrieval.layout(self.observation_fields, self.action_dim)
 
     @property
     def spacing(self) -> Spacing | None:

@@ -189,43 +189,35 @@ class _Step(NamedTuple):
 
     layer: FirstLayer
     base: Tensor  # [*, A]
+    bound: Tensor  # [*, A]
     signal: float
-    noise: float
 
 
 class ResidualDenoiser(nn.Module):
-    r"""A denoiser of the residual between actions and a base action b, a part of the condition.
+    r"""A denoiser of the residual between actions and a base action, both parts of the condition.
 
-    With :math:`y = a - b` and :math:`y_k = a_k - \sqrt{\bar\alpha_k} b`, the noised y under the
-    same noise, the network reads :math:`y_k` and its output is brought back: noise is the same for
-    both, the clean action is :math:`b + \hat y`, the velocity :math:`\hat v_y -
-    \sqrt{1 - \bar\alpha_k} b`. So this is an exact change of variables: loss, samplers and clipping
-    are those of actions.
+    With the base b and the bound r, the clean action is :math:`b + r \tanh(\hat y)`, where the
+    network reads :math:`a_k - \sqrt{\bar\alpha_k} b`, the noised residual. A network that predicts
+    actions has to learn to copy what the prompt suggests, and on a task that it never saw falls
+    back to the mean of those it did. One that predicts a bounded residual copies by predicting zero
+    and cannot cancel what it was told, so that the base, too, has to be learned.
 
-    A network that predicts actions has to learn to copy what the prompt suggests, and on a task
-    that it never saw falls back to the mean of those it did. One that predicts the residual copies
-    by predicting zero.
-
-    Unlimited, on a task that the network does not know, the residual can cancel the retrieved
-    action, and the policy stalls. :meth:`limit` leaves samples at least ``min_base_fraction`` of
-    b's movement, as far as the range of actions allows.
+    It predicts clean actions: the diffusion's ``prediction`` must be ``"x0"``.
 
     Args:
         network (MLPDenoiser): maps noisy residuals, the condition and the step.
-        base (slice): columns of the condition that hold b, as many as the action has entries.
+        base (slice): columns of the condition that hold b, as many as the action has entries; as
+            many behind them hold r.
         num_steps (int): K of the diffusion.
         schedule (str): its noise schedule, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
-        prediction (str): one of :data:`~llmdpd_torchrl.modules.PREDICTIONS`.
-        movement (int): number of first entries of an action that are a movement; 0: no limit.
-        min_base_fraction (float): in [0, 1]; 0 forbids only to reverse the movement, 1 to slow it.
 
     Raises:
-        ConfigError: if the base is not of the action's width, or not in the condition, or a number
-            is out of range.
+        ConfigError: if the base is not of the action's width, or it and its bound not in the
+            condition.
 
     Examples:
         >>> network = MLPDenoiser(action_dim=2, condition_dim=6, hidden=(8,))
-        >>> denoiser = ResidualDenoiser(network, slice(4, 6), num_steps=5, prediction="v")
+        >>> denoiser = ResidualDenoiser(network, slice(2, 4), num_steps=5)
         >>> noisy, condition, step = torch.randn(3, 2), torch.randn(3, 6), torch.full((3, 1), 4.0)
         >>> denoiser(torch.cat([noisy, condition, step], -1)).shape
         torch.Size([3, 2])
@@ -237,34 +229,24 @@ class ResidualDenoiser(nn.Module):
         base: slice,
         num_steps: int,
         schedule: str | Sequence[float] = "vp",
-        prediction: str = "epsilon",
-        *,
-        movement: int = 0,
-        min_base_fraction: float = 0.75,
     ) -> None:
         super().__init__()
-        if not 0 <= base.start <= base.stop <= network.condition_dim or (
-            base.stop - base.start != network.action_dim
+        size = network.action_dim
+        if base.stop - base.start != size or not (
+            0 <= base.start <= network.condition_dim - 2 * size
         ):
             raise ConfigError(
                 f"the base action is columns {base.start} to {base.stop} of a condition "
-                f"{network.condition_dim} wide: it must be {network.action_dim} of them"
-            )
-        if not 0 <= movement <= network.action_dim or not 0.0 <= min_base_fraction <= 1.0:
-            raise ConfigError(
-                f"movement is {movement} and min_base_fraction {min_base_fraction}: give at most "
-                f"the action's {network.action_dim} entries, and a fraction in [0, 1]"
+                f"{network.condition_dim} wide: it must be {size} of them, with {size} behind them"
             )
         self.network = network
         self.base = base
-        self.movement = movement
-        self.min_base_fraction = min_base_fraction
-        self.prediction = prediction
+        self.bound = slice(base.stop, base.stop + size)
         # Its own: a module that is shared with the diffusion would be made functional twice.
         self.schedule = NoiseSchedule(num_steps, schedule)
 
     def forward(self, inputs: Tensor, first_layer: _Step | None = None) -> Tensor:
-        """Predict as the inner network's class does, for actions.
+        """Predict clean actions [*, A].
 
         Args:
             inputs (Tensor): ``[noisy action | condition | step]`` [*, A + C + 1], or with a
@@ -272,45 +254,21 @@ class ResidualDenoiser(nn.Module):
             first_layer (optional): one of those that :meth:`precondition` made.
         """
         if first_layer is not None:
-            layer, base, signal, noise = first_layer
-            return self._back(self.network(inputs - signal * base, layer), base, noise)
+            layer, base, bound, signal = first_layer
+            return base + bound * self.network(inputs - signal * base, layer).tanh()
         size = self.network.action_dim
         noisy, rest = inputs[..., :size], inputs[..., size:]
-        base = rest[..., self.base]
-        step = rest[..., -1:].long()
-        signal_level = self.schedule.sqrt_alphas_cumprod[step].to(base.dtype)
-        noise_level = self.schedule.sqrt_one_minus_alphas_cumprod[step].to(base.dtype)
+        base, bound = rest[..., self.base], rest[..., self.bound]
+        signal_level = self.schedule.sqrt_alphas_cumprod[rest[..., -1:].long()].to(base.dtype)
         output = self.network(torch.cat([noisy - signal_level * base, rest], dim=-1))
-        return self._back(output, base, noise_level)
+        return base + bound * output.tanh()
 
     def precondition(self, condition: Tensor, steps: Sequence[int]) -> list[_Step]:
         """Work condition and steps in once for a sample, see :meth:`MLPDenoiser.precondition`."""
-        base = condition[..., self.base]
+        base, bound = condition[..., self.base], condition[..., self.bound]
         alpha_bar = [self.schedule.alpha_bar[step] for step in steps]
+        layers = self.network.precondition(condition, steps)
         return [
-            _Step(layer, base, math.sqrt(level), math.sqrt(1 - level))
-            for layer, level in zip(
-                self.network.precondition(condition, steps), alpha_bar, strict=True
-            )
+            _Step(layer, base, bound, math.sqrt(level))
+            for layer, level in zip(layers, alpha_bar, strict=True)
         ]
-
-    def limit(self, action: Tensor, condition: Tensor) -> Tensor:
-        """Actions [*, A] whose movement has at least ``min_base_fraction`` of the base's along it.
-
-        A zero base, where nothing is retrieved, changes nothing. Any other base fixes a direction,
-        so the result jumps where the base changes sign. Clipping to the action range may leave
-        less.
-        """
-        movement, rest = action.tensor_split([self.movement], dim=-1)
-        base = condition[..., self.base][..., : self.movement]
-        size = base.square().sum(-1, keepdim=True)
-        share = (movement * base).sum(-1, keepdim=True) / size.clamp_min(
-            torch.finfo(size.dtype).eps
-        )
-        movement = movement + (self.min_base_fraction - share).clamp_min(0.0) * base
-        return torch.cat([movement, rest], dim=-1)
-
-    def _back(self, output: Tensor, base: Tensor, noise: Tensor | float) -> Tensor:
-        if self.prediction == "epsilon":
-            return output
-        return output + base if self.prediction == "x0" else output - noise * base

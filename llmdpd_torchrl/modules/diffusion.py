@@ -10,7 +10,6 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
-from llmdpd_torchrl.modules.denoiser import ResidualDenoiser
 from llmdpd_torchrl.modules.samplers import NoiseSchedule, reverse_process
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
@@ -238,8 +237,7 @@ class DiffusionModule(nn.Module):
             num_steps (int, optional): reverse steps, at most K. Defaults to ``sampling_steps``.
 
         Returns:
-            actions [*sample_shape, *, A] within the action range; those of a
-            :class:`~llmdpd_torchrl.modules.ResidualDenoiser` within its limit.
+            actions [*sample_shape, *, A] within the action range.
 
         Raises:
             ConfigError: on an impossible number of steps, or a condition of another width than the
@@ -267,10 +265,7 @@ class DiffusionModule(nn.Module):
             clean = self.predict_clean(action, path[position], outputs(action, position))
             action = reverse_step(action, clean, previous, generator)
             previous = clean
-        action = self.predict_clean(action, path[-1], outputs(action, len(steps)))
-        if not isinstance(self.score_network, ResidualDenoiser):
-            return action
-        return self.score_network.limit(action, condition).clamp(*self.action_bounds)
+        return self.predict_clean(action, path[-1], outputs(action, len(steps)))
 
     def forward(self, *inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Condition on the inputs and sample, as :func:`~tensordict.nn.interaction_type` says.

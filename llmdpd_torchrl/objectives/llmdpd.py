@@ -9,20 +9,21 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
-from tensordict.utils import NestedKey, _unravel_key_to_tuple, expand_as_right, unravel_key
-from torch import Tensor, nn
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
 from torchrl.envs.utils import ExplorationType, step_mdp
-from torchrl.objectives import LossModule, ValueEstimators
+from torchrl.objectives import ValueEstimators
 from torchrl.objectives.utils import _vmap_func, dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
-from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.objectives.cloning import DiffusionCloning
+from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import NonNegative, Size
 
-GUIDANCE_MODES, REDUCTIONS = ("chain", "one_step"), ("none", "mean", "sum")
+GUIDANCE_MODES = ("chain", "one_step")
 
 
-class LLMDPDLoss(LossModule):
+class LLMDPDLoss(DiffusionCloning):
     r"""Prompt-conditioned diffusion behaviour cloning with Q guidance, and the critics' TD loss.
 
     From `"LLM-Driven Policy Diffusion" <https://arxiv.org/abs/2509.00347>`_. With z the embedding
@@ -69,7 +70,8 @@ class LLMDPDLoss(LossModule):
 
     Examples:
         >>> from llmdpd_torchrl.modules import DiffusionActor, make_qvalue_networks
-        >>> prompt = TensorDictModule(nn.Linear(6, 5), [("prompt", "text")], ["prompt_embedding"])
+        >>> head = torch.nn.Linear(6, 5)
+        >>> prompt = TensorDictModule(head, [("prompt", "text")], ["prompt_embedding"])
         >>> actor = DiffusionActor(action_dim=2, condition_dim=3 + 5)
         >>> loss = LLMDPDLoss(prompt, actor, make_qvalue_networks(3, 2, 5), lmbda=0.1)
         >>> state, flag = torch.randn(4, 3), torch.zeros(4, 1, dtype=torch.bool)
@@ -88,14 +90,9 @@ class LLMDPDLoss(LossModule):
     """
 
     @dataclass
-    class _AcceptedKeys:
-        action: NestedKey = "action"
-        expert_action: NestedKey | None = None  # what the actor imitates; None: ``action``
-        prompt: NestedKey = "prompt"  # root of the raw prompt, which like z has no successor
-        prompt_embedding: NestedKey = "prompt_embedding"
+    class _AcceptedKeys(DiffusionCloning._AcceptedKeys):
         state_action_value: NestedKey = "state_action_value"
         priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
         reward: NestedKey = "reward"
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
@@ -107,13 +104,8 @@ class LLMDPDLoss(LossModule):
     deterministic_sampling_mode = ExplorationType.RANDOM
     _schedulable_buffers = frozenset({"lmbda"})
     out_keys = ["loss_actor", "loss_qvalue", "bc", "guidance", "lmbda", "q_value", "target_value"]  # noqa: RUF012
+    reads_successors = True
     lmbda: Tensor
-    prompt_network: TensorDictModule | None
-    prompt_network_params: TensorDictParams
-    target_prompt_network_params: TensorDictParams
-    actor_network: Any  # its module is a diffusion
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
     qvalue_network: TensorDictModule
     qvalue_network_params: TensorDictParams
     target_qvalue_network_params: TensorDictParams
@@ -130,26 +122,19 @@ class LLMDPDLoss(LossModule):
         reduction: Literal["none", "mean", "sum"] = "mean",
         deactivate_vmap: bool = False,
     ) -> None:
-        super().__init__()
-        self.guidance, self.reduction = guidance, reduction
-        for name, choices in (("guidance", GUIDANCE_MODES), ("reduction", REDUCTIONS)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: use {' or '.join(choices)}")
+        if guidance not in GUIDANCE_MODES:
+            raise ConfigError(f"guidance is {guidance!r}: use {' or '.join(GUIDANCE_MODES)}")
         if not 0 <= float(lmbda) < math.inf:
             raise ConfigError(f"lmbda is {float(lmbda)}: it must be a finite number of at least 0")
         if not isinstance(qvalue_network, list | tuple) or len(qvalue_network) < 2:
             raise ConfigError("qvalue_network must be a list of two critics or more")
-        process: Any = getattr(actor_network, "module", None)
-        if not hasattr(process, "predict_clean"):
-            raise TypeError("actor_network must be a DiffusionActor, or made by its from_torchrl()")
+        super().__init__(prompt_network, actor_network, reduction=reduction)
+        process = self.actor_network.module
         if target_sampling_steps not in (None, *range(1, process.num_steps + 1)):
             most = f"use 1 to {process.num_steps}, the actor's"
             raise ConfigError(f"target_sampling_steps is {target_sampling_steps}: {most}")
-        self.target_sampling_steps, self.deactivate_vmap = target_sampling_steps, deactivate_vmap
-        self.prompt_network, self.num_qvalue_nets = None, len(qvalue_network)
-        if prompt_network is not None:
-            self.convert_to_functional(prompt_network, "prompt_network")
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
+        self.guidance, self.target_sampling_steps = guidance, target_sampling_steps
+        self.deactivate_vmap, self.num_qvalue_nets = deactivate_vmap, len(qvalue_network)
         self.convert_to_functional(
             list(qvalue_network), "qvalue_network", len(qvalue_network), create_target_params=True
         )
@@ -171,22 +156,15 @@ class LLMDPDLoss(LossModule):
         self._vmap_q = _vmap_func(self.qvalue_network, (None, 0), randomness=self.vmap_randomness)
 
     def _set_in_keys(self) -> None:
-        keys, actor, prompt = self.tensor_keys, self.actor_network, self.prompt_network
-        made, raw = ([], []) if prompt is None else (prompt.out_keys, prompt.in_keys)
-        states = dict.fromkeys([*actor.in_keys, *self.qvalue_network.in_keys])
+        keys = self.tensor_keys
+        states = dict.fromkeys([*self.actor_network.in_keys, *self.qvalue_network.in_keys])
         states.pop(keys.action, None)
-        self._imitated = keys.expert_action or keys.action
-        path = _unravel_key_to_tuple
-        roots = [path(key) for key in (keys.prompt, keys.prompt_embedding, *made)]
-        self._prompt_keys = [k for k in states if any(path(k)[: len(r)] == r for r in roots)]
+        root = self._set_root_keys(states)
         after = [unravel_key(("next", key)) for key in states if key not in self._prompt_keys]
         columns = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
-        root = dict.fromkeys([keys.action, self._imitated, *states, *raw])
-        self._root_keys = [key for key in root if key not in made]
         self._flag_keys, self._state_keys = columns[1:], [*states, *after, *columns]
-        actions = dict.fromkeys([keys.action, self._imitated], actor.module.action_dim)
-        self._widths = actions | dict.fromkeys(columns, 1)
-        self.in_keys = [*self._root_keys, *after, *columns]
+        self._widths |= dict.fromkeys(columns, 1)
+        self.in_keys = [*root, *after, *columns]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         self.value_estimator.set_keys(value=self.tensor_keys.state_action_value)
@@ -205,13 +183,6 @@ class LLMDPDLoss(LossModule):
             kwargs |= {"supported": known, "value_network": None}
             dispatch_value_estimator(self, value_type, **kwargs)
         self._forward_value_estimator_keys()
-
-    def diffusion_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_d alone, reduced, and the detached ``bc``."""
-        data = self._prepare(tensordict, self._root_keys)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            loss = self._reduce(self._denoise(data)[-1], data)
-        return loss, {"bc": loss.detach()}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """L_d - λ L_r, reduced, and the detached ``bc``, ``guidance`` and ``lmbda``."""
@@ -256,16 +227,6 @@ class LLMDPDLoss(LossModule):
         metadata = {"bc": bc, "guidance": guidance, "lmbda": self.lmbda.clone()}
         return loss, {key: number.detach() for key, number in metadata.items()}
 
-    def _denoise(self, data: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Steps k, noisy actions, the denoiser's output, and its squared error to be reduced."""
-        process, action = self.actor_network.module, data.get(self._imitated)
-        step = torch.randint(0, process.num_steps, action.shape[:-1], device=action.device)
-        noisy, noise = process.add_noise(action, step)
-        output = process.denoise(noisy, self._condition(data), step)
-        target = process.target(action, noise, step)
-        error = nn.functional.mse_loss(output, target, reduction="none")
-        return step, noisy, output, error if self.reduction == "mean" else error.mean(-1)
-
     def _qvalue_terms(self, data: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         actor, steps = self.actor_network, self.target_sampling_steps
         with torch.no_grad():
@@ -280,27 +241,6 @@ class LLMDPDLoss(LossModule):
         metadata = {"q_value": values.detach().mean(), "target_value": target.mean()}
         return self._reduce(error.sum(0), data), {**metadata, "td_error": error.detach().amax(0)}
 
-    def _prepare(self, tensordict: TensorDictBase, keys: list[NestedKey]) -> TensorDictBase:
-        """A shallow copy of the batch, checked and cast to the networks' precision, with z."""
-        data, prompt, rows = tensordict.copy(), self.prompt_network, torch.Size()
-        dtype = next(self.actor_network_params.parameters()).dtype
-        for key in keys:  # of which the action comes first
-            value, width = data.get(key, None), self._widths.get(key)
-            if value is None and (prompt is None or key not in prompt.in_keys):
-                raise DataError(f"the batch has no {key!r}: add it, or rename it with set_keys")
-            rows = value.shape[:-1] if key == self.tensor_keys.action else rows
-            if width and value.shape != (*rows, width):  # a reward [B] would broadcast to [B, B]
-                raise DataError(f"{key!r} has shape {[*value.shape]}: use {[*rows, width]}")
-            if width or (isinstance(value, Tensor) and value.is_floating_point()):
-                data.set(key, value.to(torch.bool if key in self._flag_keys else dtype))
-        if prompt is not None:
-            with self.prompt_network_params.to_module(prompt, preserve_module_state=False):
-                data = prompt(data)
-        return data
-
-    def _condition(self, data: TensorDictBase) -> Tensor:
-        return self.actor_network.module.condition(*map(data.get, self.actor_network.in_keys))
-
     def _values(self, params: TensorDictBase, data: TensorDictBase, action: Tensor) -> Tensor:
         """Values of ``action`` [*, A] by the N critics in ``params``: [N, *]."""
         critic, key = self.qvalue_network, self.tensor_keys.state_action_value
@@ -312,11 +252,6 @@ class LLMDPDLoss(LossModule):
             with one.to_module(critic, preserve_module_state=False):
                 values.append(critic(batch.copy()).get(key))
         return torch.stack(values).squeeze(-1)
-
-    def _reduce(self, values: Tensor, data: TensorDictBase) -> Tensor:
-        weights = self._maybe_get_priority_weight(data)
-        weights = None if weights is None else expand_as_right(weights, values)
-        return self._reduce_loss(values, data, weights=weights)
 
 
 class DiffusionQLLoss(LLMDPDLoss):

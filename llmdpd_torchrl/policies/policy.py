@@ -302,10 +302,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """The retrieval from the trajectory prompts in ``tables``."""
         config, bank = self.config, self.filled(tables).trajectories
         assert bank is not None
-        assert config.frame is not None
-        return PromptRetrieval(
-            bank, config.frame, config.observation_fields, lookaheads=config.lookaheads
-        )
+        assert config.retrieval is not None
+        return PromptRetrieval(bank, config.retrieval, config.observation_fields)
 
     def filled(self, tables: PromptTables) -> PromptTables:
         """The tables, checked, with an empty one in place of each that is missing."""

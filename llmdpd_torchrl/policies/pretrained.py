@@ -41,13 +41,13 @@ from llmdpd_torchrl.utils.files import (
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FORMAT = "llmdpd-policy"
-_FORMAT_VERSION = 5
-#: Names of version 4, of the files and of what has been renamed in the networks' structure since.
-_CONFIG_4 = "policy.json"
-_RENAMED_SINCE_4 = {
-    "around_prompt": "residual_on_retrieved",
-    "least_share": "min_base_fraction",
-}
+_FORMAT_VERSION = 6
+_CONFIG_4 = "policy.json"  # of version 4
+#: What described how versions 4 and 5 retrieved.
+_RETRIEVAL_BEFORE_6 = (
+    "frame", "lookaheads", "residual_on_retrieved", "around_prompt", "min_base_fraction",
+    "least_share",
+)  # fmt: skip
 #: What may lie beside a policy, such as its card and videos; it is not read.
 _KINDS = (
     ".csv", ".html", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml",
@@ -62,7 +62,7 @@ _OF_ANY_MODULE = frozenset(vars(nn.Module()))
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
-    """Whether ``folder`` holds a saved policy, of this format or the one before."""
+    """Whether ``folder`` holds a saved policy, of this format or an earlier one."""
     return any((Path(folder) / name).is_file() for name in (CONFIG, _CONFIG_4))
 
 
@@ -194,25 +194,37 @@ class SavedPolicy:
 
 
 def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> SavedPolicy:
-    """Read the description of a saved policy, of this format or the one before."""
+    """Read a saved policy's description, of this format; of 4 and 5 if it does not retrieve."""
     name = os.fspath(folder)
     if _looks_like_hub_id(name):
         folder = download_policy(name, revision)
-    path, version, weights = Path(folder) / CONFIG, _FORMAT_VERSION, WEIGHTS
+    path, versions, weights = Path(folder) / CONFIG, [_FORMAT_VERSION, 5], WEIGHTS
     if not path.is_file():
-        path, version, weights = Path(folder) / _CONFIG_4, 4, "policy.safetensors"
+        path, versions, weights = Path(folder) / _CONFIG_4, [4], "policy.safetensors"
     if not path.is_file():
         raise DataError(f"no policy in {folder}: {CONFIG} is missing; train one first")
     check_kinds(folder, _KINDS, links=True, ignored=_IGNORED)
-    description = read_document(path, _FORMAT, version)
+    description = read_document(path, _FORMAT, *versions)
+    version = description["format_version"]
     with explained_description(path):
         network, info = description["network"], dict(description["info"])
+        if version < _FORMAT_VERSION:
+            network = {k: v for k, v in network.items() if k not in _RETRIEVAL_BEFORE_6}
+            _check_no_retrieval(path, version, network)
         if version == 4:
-            network = {_RENAMED_SINCE_4.get(key, key): value for key, value in network.items()}
             network["trained_task_ids"] = info.pop("trained_task_ids", ())
         digest = description["weights"]["sha256"]
         own = tuple(description.get("own_modules", ()))
         return SavedPolicy(path, network, info, Path(folder) / weights, digest, own)
+
+
+def _check_no_retrieval(path: Path, version: int, network: Mapping[str, Any]) -> None:
+    is_prompted = network["prompt"] in ("both", "trajectory")
+    if is_prompted and network["conditioning"] == "retrieved":
+        raise DataError(
+            f"{path}: format_version is {version}, and the policy retrieves as no release since "
+            "does; train it again, or use the release that wrote it"
+        )
 
 
 @contextlib.contextmanager

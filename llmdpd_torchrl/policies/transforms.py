@@ -29,15 +29,19 @@ def training_transforms(
     state_visible_prob: float = 0.5,
     augment: bool = True,
     dataset: TrajectoryDataset | None = None,
+    successors: bool = True,
 ) -> list[Transform]:
     """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
 
     ``tables`` hold the prompts of the training tasks, the trajectories cut from ``dataset``, which
     the buffer holds. For the numbers see :class:`TrajectoryPromptTransform` and
-    :class:`ObservationGateTransform`, for ``augment`` :class:`ContextAugmentation`.
+    :class:`ObservationGateTransform`, for ``augment`` :class:`ContextAugmentation`, for
+    ``successors`` :class:`RetrievedContextTransform`.
     """
     policy.check_tables(tables)
-    transforms = _transforms(policy, tables, prompts_per_task, state_visible_prob, dataset)
+    transforms = _transforms(
+        policy, tables, prompts_per_task, state_visible_prob, dataset, successors
+    )
     for transform in transforms:
         if isinstance(transform, TrajectoryPromptTransform) and dataset is not None:
             transform.check_training(dataset.trajectory_task)
@@ -67,6 +71,7 @@ def _transforms(
     prompts_per_task: int = 2,
     state_visible_prob: float = 0.5,
     dataset: TrajectoryDataset | None = None,
+    successors: bool = True,
 ) -> list[Transform]:
     config = policy.config
     transforms: list[Transform] = []
@@ -101,7 +106,9 @@ def _transforms(
             )
         )
     if config.retrieves:
-        transforms.append(RetrievedContextTransform(policy.make_retrieval(tables)))
+        transforms.append(
+            RetrievedContextTransform(policy.make_retrieval(tables), successors=successors)
+        )
         transforms.append(
             ObservationGateTransform(config.trained_task_ids, state_visible_prob=state_visible_prob)
         )

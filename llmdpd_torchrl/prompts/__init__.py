@@ -26,8 +26,9 @@ from llmdpd_torchrl.prompts.encoders import (
     TextEncoder,
     make_text_encoder,
 )
+from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, FrameSpec, PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing, cut_trajectory, space_evenly
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.prompts.text import (
@@ -42,7 +43,7 @@ from llmdpd_torchrl.prompts.text import (
 __all__ = [
     "DEMONSTRATIONS",
     "ENCODERS",
-    "METAWORLD_FRAME",
+    "METAWORLD_RETRIEVAL",
     "POOLINGS",
     "PROMPT_SUITES",
     "QUANTIZATIONS",
@@ -51,6 +52,7 @@ __all__ = [
     "MiniLMEncoder",
     "PromptRetrieval",
     "PromptTables",
+    "RetrievalSpec",
     "SmolLM2Encoder",
     "Spacing",
     "TextEncoder",

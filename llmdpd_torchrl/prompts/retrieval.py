@@ -3,341 +3,248 @@
 A pooled embedding of a trajectory says which task is meant. It cannot say how a task that was never
 trained on is done. The step of the demonstration at which the scene was most like the present one
 can: its action, where the hand was relative to object and goal, and where it was a few steps later.
+
+What counts as most alike depends on the task, and on the moment: near a handle, the handle; on the
+way to the goal, the goal. So the nearest step is looked up in several relative frames, each of
+which suggests movements, and a policy learns from many tasks which suggestion to trust.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from llmdpd_torchrl.prompts.frames import Fields, FrameSpec, RelativeFrame
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
-from llmdpd_torchrl.utils.errors import ConfigError, DataError
-from llmdpd_torchrl.utils.settings import Many, Number, Positive, checked_dataclass
+from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.settings import Count, Many, NonEmpty, Size, checked_dataclass
 
-Fields = Mapping[str, Sequence[int]]  # half-open index ranges by name
 _GAIN = 20.0  # of the corrections, per metre
 _MOVING = 0.005  # metres within the first lookahead above which an object counts as moving
+_STRIDE = 0.01  # metres: the unit of movements within one step
 
 
-@checked_dataclass("network.frame", frozen=True)
-class FrameSpec:
-    """The fields of an observation that are effector, objects and goal, once per family.
-
-    A relative frame holds the position of the effector relative to the first anchor, of each anchor
-    relative to the next one, and ``values`` as they are. Absolute positions are not in it, so that
-    a step of one episode can be recognised in another whose objects lie elsewhere.
+@checked_dataclass("network.retrieval", frozen=True)
+class RetrievalSpec:
+    """What is looked up in a demonstration, once per family of environments.
 
     Args:
-        effector: field of the position that actions move; ``None`` where there is none, as in
-            locomotion.
-        anchors: fields of positions that it is seen from, the nearest object first, the goal last.
-        values: other fields that are compared.
-        weights: weights of differences in distances, a number per relation and value, in this
-            order; per metre for positions. ``None`` standardises a value over the prompts: the
-            plain, normalised state.
-        unit: difference of positions that counts as one in the context, in metres.
+        frames: the relative frames; the first is retrieve-and-play's.
+        objects: fields of positions whose movement in the prompt is described.
+        previous: by how many columns an entry of the last step lies behind that of this step; 0 if
+            observations hold no last step.
+        lookaheads: numbers of steps of the cut prompt, at least 1.
 
     Raises:
-        ConfigError: if the numbers of fields and weights disagree, if there is nothing to compare,
-            or if anchors are given without an effector, or the reverse.
+        ConfigError: if a number is out of range, only some frames have an effector, or none has one
+            and objects or last steps are described.
 
     Examples:
-        >>> FrameSpec(values=("state",), weights=(None,)).relations
-        ()
-        >>> METAWORLD_FRAME.relations
-        (('hand_position', 'object_1_position'), ('object_1_position', 'goal_position'))
+        >>> len(METAWORLD_RETRIEVAL.frames)
+        4
     """
 
-    effector: str | None = None
-    anchors: Many[str] = ()
-    values: Many[str] = ()
-    weights: Many[Number | None] = ()
-    unit: Positive = 0.1
+    frames: NonEmpty[FrameSpec]
+    objects: Many[str] = ()
+    previous: Count = 0
+    lookaheads: NonEmpty[Size] = (3,)
 
     def __post_init__(self) -> None:
-        if (self.effector is None) != (not self.anchors):
-            raise ConfigError("a frame needs both an effector and anchors, or neither")
-        count = len(self.anchors) + len(self.values)
-        if count == 0:
-            raise ConfigError("a frame compares nothing: name an effector and anchors, or values")
-        if len(self.weights) != count:
+        if len({frame.effector for frame in self.frames}) > 1:
+            raise ConfigError("network.retrieval.frames must have one effector, or all none")
+        if self.frames[0].effector is None and (self.objects or self.previous):
             raise ConfigError(
-                f"a frame of {len(self.anchors)} relations and {len(self.values)} values has "
-                f"{len(self.weights)} weights: give {count}"
+                "network.retrieval has objects or previous, and frames without effector: what "
+                "moves is described beside an effector, give both or neither"
             )
-        if None in self.weights[: len(self.anchors)]:
-            raise ConfigError("only values may be weighed by their spread: give positions a number")
 
-    @property
-    def relations(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of fields whose difference is in the relative frame."""
-        chain = () if self.effector is None else (self.effector, *self.anchors)
-        return tuple(itertools.pairwise(chain))
-
-    def sizes(self, fields: Fields) -> tuple[int, int]:
-        """How many entries are differences of positions, and how many are values.
+    def layout(self, fields: Fields, action_dim: int) -> ContextLayout:
+        """The columns of the context that :class:`PromptRetrieval` makes.
 
         Raises:
-            ConfigError: if the observation lacks a field, or two positions differ in width.
+            ConfigError: if the observation lacks a field or a last step, or actions have fewer
+                entries than positions.
         """
-        names = [name for pair in self.relations for name in pair] + list(self.values)
-        for name in names:
-            if name not in fields:
+        self._check(fields)
+        pieces: list[tuple[str, str, int]] = []  # name of the part, kind and width
+        moves = 0
+        for number, frame in enumerate(self.frames):
+            relations, values = frame.sizes(fields)
+            anchors = len(frame.anchors)
+            steps = relations // anchors if anchors else 0
+            moves = steps or action_dim
+            vector, value, one = ("vector", steps), ("other", values), ("other", 1)
+            action = [("vector", moves), ("other", action_dim - moves)]
+            things = [("vector", steps)] * (len(self.objects) if anchors else 0)
+            described = [*action, *[vector] * anchors, value, *[vector] * bool(anchors)]
+            described += [value, one, one, one]
+            for _ in self.lookaheads:
+                described += [vector] * bool(anchors) + things + [*action, value, value]
+                described += [one] * (1 + len(things)) * bool(anchors)
+            pieces += [(f"frame_{number}", *piece) for piece in described]
+        pieces += [("state", "other", self.frames[0].sizes(fields)[1])]
+        if moves > action_dim:
+            raise ConfigError(
+                f"positions have {moves} entries and actions {action_dim}: actions must start with "
+                "the effector's movement"
+            )
+        if self.previous:
+            moving = 1 + len(self.objects)
+            pieces += [("state", "vector", moves)] * moving + [("state", "other", moving)]
+        per_frame = 1 + len(self.lookaheads) * (self.frames[0].effector is not None)
+        suggestions = per_frame * len(self.frames)
+        pieces += [("usable", "other", suggestions)]
+        pieces += [("suggestions", "vector", moves)] * suggestions
+        stops = list(itertools.accumulate(width for *_, width in pieces))
+        parts: dict[str, slice] = {}
+        vectors: list[slice] = []
+        for (name, kind, width), stop in zip(pieces, stops, strict=True):
+            parts[name] = slice(parts[name].start if name in parts else stop - width, stop)
+            if kind == "vector" and self.frames[0].effector is not None:
+                vectors.append(slice(stop - width, stop))
+        return ContextLayout(stops[-1], parts, vectors, moves, suggestions)
+
+    def _check(self, fields: Fields) -> None:
+        effector = self.frames[0].effector
+        if effector is None:
+            return
+        if self.objects:  # positions like the effector's
+            FrameSpec(effector, self.objects, weights=(1.0,) * len(self.objects)).sizes(fields)
+        if effector in fields:
+            last = max(fields[name][1] for name in (effector, *self.objects))
+            width = max(end for _, end in fields.values())
+            if last + self.previous > width:
                 raise ConfigError(
-                    f"the frame reads {name!r}, which the observation lacks: it has "
-                    f"{', '.join(fields)}"
+                    f"network.retrieval.previous is {self.previous}: entry {last - 1} has none "
+                    f"that far behind it in an observation of {width}, use 0 if there is no last "
+                    "step in it"
                 )
-        width = {name: fields[name][1] - fields[name][0] for name in names}
-        for first, second in self.relations:
-            if width[first] != width[second]:
-                raise ConfigError(
-                    f"the frame subtracts {second!r} ({width[second]} wide) from {first!r} "
-                    f"({width[first]} wide): positions must have one width"
-                )
-        relations = sum(width[first] for first, _ in self.relations)
-        return relations, sum(width[name] for name in self.values)
 
 
-#: Hand, object and goal of Meta-World; the hand's position relative to the object counts most.
-METAWORLD_FRAME = FrameSpec(
-    effector="hand_position",
-    anchors=("object_1_position", "goal_position"),
-    values=("gripper_opening",),
-    weights=(10.0, 5.0, 1.0),
+#: Meta-World's: from the object, from the goal, from the object alone, and from the second object,
+#: which is the world where there is none: its position is zero then.
+METAWORLD_RETRIEVAL = RetrievalSpec(
+    frames=tuple(
+        FrameSpec(
+            effector="hand_position",
+            anchors=anchors,
+            values=("gripper_opening",),
+            weights=(*(10.0, 5.0)[: len(anchors)], 1.0),
+        )
+        for anchors in (
+            ("object_1_position", "goal_position"),
+            ("goal_position", "object_1_position"),
+            ("object_1_position",),
+            ("object_2_position", "goal_position"),
+        )
+    ),
+    objects=("object_1_position", "object_2_position"),
+    previous=18,
+    lookaheads=(3, 8),
 )
 
 
-class RelativeFrame(nn.Module):
-    """A :class:`FrameSpec` on an observation layout: ``[*, O]`` to relative frames ``[*, F]``.
-
-    ``observations`` [N, O] of the prompts are read where values are standardised. The constants are
-    buffers that follow ``.to()`` and are not part of a ``state_dict``.
+@dataclass(frozen=True)
+class ContextLayout:
+    """Where things are in a context.
 
     Attributes:
-        relation_size: number of the first entries that are differences of positions.
-        anchors: number of anchors.
-        position_dim: number of entries of a position.
-        weights: ``[F]``, weights of differences in distances.
-        scale: ``[F]``, factors of differences in contexts.
+        width: C.
+        parts: columns of ``frame_N``, of the present ``state``, of ``usable``, a flag a suggestion,
+            and of the ``suggestions``, one after the other.
+        vectors: columns of each vector, which turn with the scene.
+        moves: entries of a suggestion, the first of an action.
+        suggestions: their number.
     """
 
-    def __init__(self, spec: FrameSpec, fields: Fields, observations: Tensor) -> None:
-        super().__init__()
-        self.relation_size, _ = spec.sizes(fields)
-        self.anchors = len(spec.anchors)
-        self.position_dim = self.relation_size // self.anchors if self.anchors else 0
-        self.width = max(end for _, end in fields.values())
-        unit = 1 / spec.unit
-        rows: list[tuple[float, ...]] = []  # of each entry: weight, scale, mean and factor
-        for weight, name in zip(spec.weights, (*spec.anchors, *spec.values), strict=True):
-            part = slice(*fields[name])
-            if weight is None:
-                rows += [(1.0, 1.0, *both) for both in _standardiser(observations, part)]
-            else:
-                rows += [(weight, unit, 0.0, 1.0)] * (part.stop - part.start)
-
-        def constants(numbers: Iterable[float]) -> nn.Buffer:
-            return nn.Buffer(torch.tensor(list(numbers), dtype=torch.float32), persistent=False)
-
-        def columns(names: Iterable[str]) -> nn.Buffer:
-            indices = [i for name in names for i in range(*fields[name])]
-            return nn.Buffer(torch.tensor(indices, dtype=torch.int64), persistent=False)
-
-        self.weights = constants(row[0] for row in rows)
-        self.scale = constants(row[1] for row in rows)
-        self._mean = constants(row[2] for row in rows[self.relation_size :])
-        self._factor = constants(row[3] for row in rows[self.relation_size :])
-        self._first = columns(first for first, _ in spec.relations)
-        self._second = columns(second for _, second in spec.relations)
-        self._others = columns(spec.values)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """The relative frame of observations ``[*, O]``: ``[*, F]``."""
-        if observation.shape[-1] != self.width:
-            raise DataError(
-                f"the observation has {observation.shape[-1]} entries, the relative frame reads "
-                f"{self.width}: use the environment that the policy was trained for"
-            )
-        observation = observation.to(self.weights.dtype)
-        positions = observation[..., self._first] - observation[..., self._second]
-        values = (observation[..., self._others] - self._mean) * self._factor
-        return torch.cat([positions, values], dim=-1)
-
-    def from_anchors(self, frame: Tensor) -> list[Tensor]:
-        """The effector's position relative to each anchor, ``[*, position_dim]``, of ``[*, F]``."""
-        relations = frame[..., : self.relation_size]
-        parts = relations.split(self.position_dim, dim=-1) if self.anchors else ()
-        # (effector - first) + (first - second) = effector - second
-        return list(itertools.accumulate(parts, torch.add))
-
-    def values(self, frame: Tensor) -> Tensor:
-        """All but the differences of positions, of relative frames ``[*, F]``."""
-        return frame[..., self.relation_size :]
-
-
-def _standardiser(observations: Tensor, part: slice) -> list[tuple[float, float]]:
-    """Mean and one over the spread of each entry; the latter is 0 for a constant entry."""
-    entries = observations[..., part].reshape(-1, part.stop - part.start)
-    mean, spread = entries.mean(0), entries.std(0)
-    changes = spread > 1e-5 * entries.abs().amax(0)  # the rounding of a mean is no spread
-    factor = torch.where(changes, 1.0 / spread, 0.0)
-    return list(zip(mean.tolist(), factor.tolist(), strict=True))
-
-
-def _pieces(
-    spec: FrameSpec, fields: Fields, action_dim: int, lookaheads: Sequence[int]
-) -> list[tuple[str, str, slice]]:
-    """The context's pieces in order: name of the part, kind (action, vector, other) and columns."""
-    if not lookaheads or min(lookaheads) < 1:
-        raise ConfigError(f"lookaheads are {list(lookaheads)}: give steps of at least 1")
-    relations, values = spec.sizes(fields)
-    anchors = len(spec.anchors)
-    steps = relations // anchors if anchors else 0
-    if steps > action_dim:
-        raise ConfigError(
-            f"positions have {steps} entries and actions {action_dim}: actions must start with "
-            "the effector's movement"
-        )
-    action, vector, value = ("action", action_dim), ("vector", steps), ("other", values)
-    position = [vector] * anchors
-    parts: dict[str, list[tuple[str, int]]] = {
-        "action": [action],
-        "error": [*position, value],
-        "suggested_action": [action],
-        "correction": [vector],
-        "object_is_moving": [("other", max(anchors - 1, 0))],
-    }
-    for number, lookahead in enumerate(lookaheads):
-        later = [action] if number else []
-        parts[f"ahead_{lookahead}"] = [*position, value, vector, value, *later]
-    parts |= {"values": [value, value], "progress": [("other", 1)], "distance": [("other", 1)]}
-    parts["goal_correction"] = position[1:]
-    pieces = [(name, *piece) for name, some in parts.items() for piece in some or [("other", 0)]]
-    stops = itertools.accumulate(width for *_, width in pieces)
-    return [
-        (name, kind, slice(stop - width, stop))
-        for (name, kind, width), stop in zip(pieces, stops, strict=True)
-    ]
-
-
-def context_layout(
-    spec: FrameSpec, fields: Fields, action_dim: int, lookaheads: Sequence[int] = (3,)
-) -> dict[str, slice]:
-    """The columns of each part of the context that :class:`PromptRetrieval` makes."""
-    parts: dict[str, slice] = {}
-    for name, _, columns in _pieces(spec, fields, action_dim, lookaheads):
-        parts[name] = slice(parts.get(name, columns).start, columns.stop)
-    return parts
+    width: int
+    parts: dict[str, slice]
+    vectors: list[slice]
+    moves: int
+    suggestions: int
 
 
 class PromptRetrieval(nn.Module):
-    """Retrieve the prompt's step that is nearest in a relative frame, and describe it.
+    """Retrieve the prompt's nearest step in each of several relative frames, and describe it.
 
-    With r the relative frame (see :class:`FrameSpec`) now, r_i that of the nearest step i and r_j
-    that of a step j = i + ``lookahead``, the context holds
+    With r the relative frame (see :class:`~llmdpd_torchrl.prompts.FrameSpec`) now, r_i that of the
+    nearest step i and r_j that of a step j = i + ``lookahead``, the context holds for each frame
 
-    - ``action``: the action of step i;
-    - ``error``: r - r_i, in units of the relative frame;
-    - ``suggested_action``: the action of step i plus the correction. This alone is the baseline
-      retrieve-and-play;
-    - ``correction``: the output of a proportional controller that brings the effector back onto the
-      prompt's path: to its position relative to the first anchor or, while the prompt moves that
-      object (``object_is_moving``: by more than 5 mm within the first lookahead), relative to the
-      next;
-    - for each lookahead K, ``ahead_K``: the prompt's own motion r_j - r_i; the proportional
-      correction clip(20 · (r_j - r), -1, 1) of the effector towards the prompt's position
-      relative to the first anchor at j; the values at j; from the second lookahead on, also the
-      action of step j;
-    - ``values``: now and at i; ``progress``: i / length; ``distance`` to step i;
-    - ``goal_correction``, last: the proportional corrections towards the prompt's positions
-      relative to the *further* anchors, the goal. Which correction counts depends on the task, so
-      that a policy can only know it on tasks that it was trained on: the observation gate hides
-      these columns on others.
+    - the action of step i, zero if the prompt's actions are not usable;
+    - the error r - r_i, and the correction: the output of a proportional controller that brings the
+      effector back onto the prompt's path, as it lies relative to the first anchor or, while the
+      prompt moves that object (by more than 5 mm within the first lookahead), to the next;
+    - the values at i, how far through the prompt i is, how many steps are left, and its distance;
+    - for each lookahead: the prompt's motion r_j - r_i, that of each object, the action of step j,
+      the values there and their change, and the lengths of the motions;
 
-    Nothing of it is trained, so that transforms compute it and no gradient is lost. Of several
-    demonstrations, concatenated in one prompt, the nearest step of all is read. The prompts are
-    buffers, which follow ``.to()`` and are not part of a ``state_dict``.
+    then the present values, the present motion of effector and objects, and the **suggestions**: of
+    each frame the action of step i plus the correction, and for each lookahead the movement
+    towards the prompt's position relative to the first anchor at j. The first suggestion of the
+    first frame alone is the baseline retrieve-and-play. ``usable`` says which suggestions mean
+    something: without usable actions, or without a prompt, the first of each frame do not.
+
+    Positions are in units of ``FrameSpec.unit``, present motions in centimetres a step, suggestions
+    are actions. Nothing of it is trained, so that transforms compute it and no gradient is lost. Of
+    several demonstrations, concatenated in one prompt, the nearest step of all is read. The prompts
+    are buffers, which follow ``.to()`` and are not part of a ``state_dict``.
 
     Args:
         bank: the prompts.
-        spec: the relative frame of the family of environments.
+        spec: what is looked up.
         fields: half-open index ranges by name, as in a manifest's ``observation_layout``.
-        lookaheads: the K of each ``ahead_K``, counted in steps of the cut prompt.
 
     Attributes:
-        frame: the relative frame.
-        parts: the columns of each part of the context, by the names above.
+        layout: the columns of the context.
         features: C.
 
     Raises:
-        ConfigError: if a lookahead is below 1, the observation lacks a field of the relative frame,
-            or actions have fewer entries than positions.
+        ConfigError: if the observation lacks a field of a frame, or actions have fewer entries than
+            positions.
         DataError: when called, if the observation has another width than ``fields`` say.
 
     Examples:
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
         >>> bank = TrajectoryPromptBank.empty(length=5, observation_dim=39, action_dim=4)
         >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
-        >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
+        >>> retrieval = PromptRetrieval(bank, METAWORLD_RETRIEVAL, fields)
         >>> context = retrieval(torch.rand(3, 39), torch.tensor([0, 0, -1]))
         >>> context.shape == (3, retrieval.features)
         True
     """
 
-    def __init__(
-        self,
-        bank: TrajectoryPromptBank,
-        spec: FrameSpec,
-        fields: Fields,
-        *,
-        lookaheads: Sequence[int] = (3,),
-    ) -> None:
+    def __init__(self, bank: TrajectoryPromptBank, spec: RetrievalSpec, fields: Fields) -> None:
         super().__init__()
-        observations, actions = bank.prompts["observation"], bank.prompts["action"]
-        mask = bank.prompts["mask"]
-        self.frame = RelativeFrame(spec, fields, observations[mask]).to(observations.device)
-        self.lookaheads = tuple(lookaheads)
-        self._pieces = _pieces(spec, fields, actions.shape[-1], self.lookaheads)
-        self.parts = context_layout(spec, fields, actions.shape[-1], self.lookaheads)
-        self.features = self._pieces[-1][-1].stop
-        frames = self.frame(observations)
-        # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
-        # is one matrix-vector product. Far from the origin the expansion would lose its digits.
-        centre = frames[mask].mean(0)
-        scaled = (frames - centre) * self.frame.weights
+        prompts = bank.prompts
+        observations, mask = prompts["observation"], prompts["mask"]
+        self.spec = spec
+        self.layout = spec.layout(fields, prompts["action"].shape[-1])
+        self.features = self.layout.width
+        usable = prompts.get("has_action", mask)
+        actions = torch.where(usable.unsqueeze(-1), prompts["action"], 0.0)
+        things = torch.tensor([i for name in spec.objects for i in range(*fields[name])]).long()
+        self._things = nn.Buffer(things, persistent=False)
+        effector = spec.frames[0].effector
+        moving = [] if effector is None else [*range(*fields[effector]), *things.tolist()]
+        self._moving = nn.Buffer(torch.tensor(moving).long(), persistent=False)
+        self._first = RelativeFrame(spec.frames[0], fields, observations[mask])
+        self._first.to(observations.device)
+        frames = [self._first]
+        frames += [RelativeFrame(f, fields, observations[mask]) for f in spec.frames[1:]]
+        self._lookups = nn.ModuleList(_Lookup(frame, observations, mask) for frame in frames)
         last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
-        squared = scaled.square().sum(-1).masked_fill(~mask, torch.inf)
-        self._frames = nn.Buffer(frames, persistent=False)
-        self._actions = nn.Buffer(actions.to(frames.dtype), persistent=False)
-        self._centre = nn.Buffer(centre, persistent=False)
-        self._scaled = nn.Buffer(scaled, persistent=False)
-        self._squared = nn.Buffer(squared, persistent=False)
         # Of prompts that hold several demonstrations, each step has its own range.
-        starts = bank.prompts.get("start", torch.zeros_like(last))
+        starts = prompts.get("start", torch.zeros_like(last))
         self._starts = nn.Buffer(starts, persistent=False)
-        self._ends = nn.Buffer(bank.prompts.get("end", last), persistent=False)
-
-    def equivariant_columns(self) -> tuple[list[slice], list[slice]]:
-        """Columns that rotate with the scene, and those that scale with the actions' other entries.
-
-        Returns:
-            the context's vectors, each as wide as a position, and the entries of the actions in it
-            that are no movement, a gripper's for instance.
-        """
-        steps = self.frame.position_dim
-        moving = [part for _, kind, part in self._pieces if kind != "other" and steps]
-        actions = [part for _, kind, part in self._pieces if kind == "action"]
-        vectors = [slice(part.start, part.start + steps) for part in moving]
-        return vectors, [slice(part.start + steps, part.stop) for part in actions]
-
-    def nearest(self, observation: Tensor, row: Tensor) -> Tensor:
-        """The step, ``[B]``, of the prompts in ``row`` [B] that is nearest to ``observation``."""
-        now = (self.frame(observation) - self._centre) * self.frame.weights
-        products = torch.einsum("blf,bf->bl", self._scaled[row], now)
-        return (self._squared[row] - 2 * products).argmin(-1)
+        self._ends = nn.Buffer(prompts.get("end", last), persistent=False)
+        # What is read of a step besides its relative frames, side by side: one look-up, not three.
+        step = torch.cat([actions, observations[..., things], usable.unsqueeze(-1)], dim=-1)
+        self._steps = nn.Buffer(step.to(self._first.weights.dtype), persistent=False)
 
     def forward(self, observation: Tensor, row: Tensor) -> Tensor:
         """Contexts of observations ``[*, O]`` under the prompts in rows ``[*]`` of the bank.
@@ -348,47 +255,107 @@ class PromptRetrieval(nn.Module):
         shape = row.shape
         observation, row = observation.reshape(-1, observation.shape[-1]), row.reshape(-1)
         absent, row = (row < 0).unsqueeze(-1), row.clamp_min(0)
-        frame = self.frame
-        now, near = frame(observation), self.nearest(observation, row)
-        there = self._frames[row, near]
-        error = now - there
-        action = self._actions[row, near]
-        start, end = self._starts[row, near], self._ends[row, near]
-        parts = [action, frame.scale * error]
-        goal_corrections: list[Tensor] = []
-        for number, lookahead in enumerate(self.lookaheads):
-            ahead = torch.minimum(near + lookahead, end)
-            later = self._frames[row, ahead]
-            motion = later - there
-            corrections = [
-                (_GAIN * part).clamp(-1.0, 1.0) for part in frame.from_anchors(later - now)
-            ]
-            if not number:
-                parts += self._suggest(action, error, motion)
-                goal_corrections = corrections[1:]
-            parts += [frame.scale * motion, *corrections[:1], frame.values(later)]
-            if number:
-                parts.append(self._actions[row, ahead])
-        progress = ((near - start) / (end - start + 1)).to(now.dtype)
-        distance = (error * frame.weights).norm(dim=-1).clamp(max=3.0)
-        parts += [frame.values(now), frame.values(there)]
-        parts += [progress.unsqueeze(-1), distance.unsqueeze(-1), *goal_corrections]
-        return torch.cat(parts, dim=-1).masked_fill(absent, 0.0).reshape(*shape, -1)
+        parts: list[Tensor] = []
+        usable: list[Tensor] = []
+        suggestions: list[Tensor] = []
+        for lookup in cast("Iterable[_Lookup]", self._lookups):
+            described, suggested, has_action = self._describe(lookup, observation, row)
+            parts += described
+            suggestions += suggested
+            usable += [has_action, *[torch.ones_like(has_action)] * (len(suggested) - 1)]
+        parts.append(self._first.values(self._first(observation)))
+        if self.spec.previous:
+            before = observation[:, self._moving + self.spec.previous]
+            moved = (observation[:, self._moving] - before).to(parts[0].dtype) / _STRIDE
+            moved = moved.clamp(-5.0, 5.0)
+            parts += [moved, _lengths(moved, self.layout.moves)]
+        context = torch.cat([*parts, *usable, *suggestions], dim=-1)
+        return context.masked_fill(absent, 0.0).reshape(*shape, -1)
 
-    def _suggest(self, action: Tensor, error: Tensor, motion: Tensor) -> list[Tensor]:
-        """The parts ``suggested_action``, ``correction`` and ``object_is_moving``."""
-        frame = self.frame
-        if not frame.anchors:
-            return [action]
+    def _describe(
+        self, lookup: _Lookup, observation: Tensor, row: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """What a frame says, what it suggests, and whether the actions are usable [B, 1]."""
+        frame, moves = lookup.frame, self.layout.moves
+        now = frame(observation)
+        near, distance = lookup(now, row)
+        start, end = self._starts[row, near], self._ends[row, near]
+        there, step = lookup.frames[row, near], self._steps[row, near]
+        action, things, has_action = self._split(step)
+        error = now - there
+        progress = ((near - start) / (end - start + 1)).to(now.dtype)
+        left = (end - near).clamp(max=20).to(now.dtype) / 20
+        unit = frame.scale
+        ahead: list[Tensor] = []
+        towards: list[Tensor] = []
+        correction = error[:, :0]
+        for number, lookahead in enumerate(self.spec.lookaheads):
+            later = torch.minimum(near + lookahead, end)
+            frame_then, step_then = lookup.frames[row, later], self._steps[row, later]
+            action_then, things_then, _ = self._split(step_then)
+            motion = frame_then - there
+            if frame.anchors:
+                if not number:
+                    correction = self._correction(frame, error, motion)
+                hand = motion[:, :moves] * unit[:moves]
+                objects = (things_then - things) * unit[0]
+                ahead += [hand, objects]
+                # Of full speed, in the direction of the position, unless that is near.
+                way = _GAIN * (frame_then - now)[:, :moves]
+                towards.append(way / way.norm(dim=-1, keepdim=True).clamp_min(1.0))
+            ahead += [action_then, frame.values(frame_then), frame.values(motion)]
+            if frame.anchors:
+                ahead += [_lengths(hand, moves), _lengths(objects, moves)]
+        described = [action, (unit * error).clamp(-5.0, 5.0)]
+        suggestion = action[:, :moves]
+        if frame.anchors:
+            suggestion = (suggestion + correction).clamp(-1.0, 1.0) * has_action
+            described.append(correction.clamp(-1.0, 1.0))
+        described += [frame.values(there), progress.unsqueeze(-1), left.unsqueeze(-1)]
+        described += [distance.unsqueeze(-1), *ahead]
+        return described, [suggestion, *towards], has_action
+
+    def _split(self, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        things = len(self._things)
+        action, things, has_action = step.split([step.shape[-1] - things - 1, things, 1], dim=-1)
+        return action, things, has_action
+
+    def _correction(self, frame: RelativeFrame, error: Tensor, motion: Tensor) -> Tensor:
         size = frame.relation_size
         first, *others = error[:, :size].split(frame.position_dim, dim=-1)
         moves = motion[:, :size].split(frame.position_dim, dim=-1)[1:]
-        is_moving = [move.norm(dim=-1, keepdim=True) > _MOVING for move in moves]
         # An object that moves with the effector is no landmark: take the next anchor.
-        for other, moved in zip(others, is_moving, strict=True):
-            first = first + torch.where(moved, other, 0.0)
-        correction = -_GAIN * first
-        movement, rest = action.tensor_split([frame.position_dim], dim=-1)
-        suggested = torch.cat([movement + correction, rest], dim=-1).clamp(-1.0, 1.0)
-        flags = [moved.to(correction.dtype) for moved in is_moving]
-        return [suggested, correction.clamp(-1.0, 1.0), *flags]
+        for other, move in zip(others, moves, strict=True):
+            first = first + torch.where(move.norm(dim=-1, keepdim=True) > _MOVING, other, 0.0)
+        return -_GAIN * first
+
+
+class _Lookup(nn.Module):
+    """The nearest steps of prompts [P, L] in one relative frame."""
+
+    def __init__(self, frame: RelativeFrame, observations: Tensor, mask: Tensor) -> None:
+        super().__init__()
+        self.frame = frame.to(observations.device)
+        frames = self.frame(observations)
+        # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
+        # is one matrix-vector product. Far from the origin the expansion would lose its digits.
+        centre = frames[mask].mean(0)
+        scaled = (frames - centre) * self.frame.weights
+        squared = scaled.square().sum(-1).masked_fill(~mask, torch.inf)
+        self.frames = nn.Buffer(frames, persistent=False)
+        self._centre = nn.Buffer(centre, persistent=False)
+        self._scaled = nn.Buffer(scaled, persistent=False)
+        self._squared = nn.Buffer(squared, persistent=False)
+
+    def forward(self, now: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest step [B] to relative frames ``now`` [B, F], and its distance, at most 3."""
+        scaled = (now - self._centre) * self.frame.weights
+        products = torch.einsum("blf,bf->bl", self._scaled[row], scaled)
+        near = (self._squared[row] - 2 * products).argmin(-1)
+        distance = (scaled - self._scaled[row, near]).norm(dim=-1)
+        return near, distance.clamp(max=3.0)
+
+
+def _lengths(vectors: Tensor, size: int) -> Tensor:
+    """The lengths [B, n] of the vectors that stand side by side in [B, n · size]."""
+    return vectors.unflatten(-1, (vectors.shape[-1] // size, size)).norm(dim=-1)

@@ -29,6 +29,10 @@ class Spacing:
     Args:
         units: by field of the observation, the distance that counts as one.
         fields: half-open index ranges of the observation by name.
+
+    Examples:
+        >>> Spacing({"hand": 0.01}, {"hand": (0, 3)}).units
+        {'hand': 0.01}
     """
 
     units: Mapping[str, float]

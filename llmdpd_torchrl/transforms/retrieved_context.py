@@ -14,8 +14,6 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.transforms.prompts import PromptTransform
 
-_SMALLEST_SCALE = 0.1  # of the actions' other entries under augmentation
-
 
 class RetrievedContextTransform(Transform):
     """Write the context of each observation: the nearest step of its trajectory prompt.
@@ -26,17 +24,18 @@ class RetrievedContextTransform(Transform):
 
     Args:
         retrieval: computes the context; it moves with the transform.
+        successors: whether sampled batches get the contexts of s' too, which critics read.
         in_keys: default ``["observation", ("prompt", "trajectory_index")]``.
         out_keys: default ``["retrieved_context"]`` ([*, C] float32; zeros without a prompt). It is
             not below ``"prompt"``, whose entries belong to the task, while this belongs to a state.
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> from llmdpd_torchrl.prompts import METAWORLD_FRAME, TrajectoryPromptBank
+        >>> from llmdpd_torchrl.prompts import METAWORLD_RETRIEVAL, TrajectoryPromptBank
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
         >>> bank = TrajectoryPromptBank.empty(5, 39, 4)
         >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
-        >>> retrieval = PromptRetrieval(bank, METAWORLD_FRAME, fields)
+        >>> retrieval = PromptRetrieval(bank, METAWORLD_RETRIEVAL, fields)
         >>> state = TensorDict({"observation": torch.rand(3, 39), "next": {"observation":
         ...     torch.rand(3, 39)}, "prompt": {"trajectory_index": torch.zeros(3, 1).long()}}, [3])
         >>> state = RetrievedContextTransform(retrieval)(state)
@@ -48,6 +47,7 @@ class RetrievedContextTransform(Transform):
         self,
         retrieval: PromptRetrieval,
         *,
+        successors: bool = True,
         in_keys: list[NestedKey] | None = None,
         out_keys: list[NestedKey] | None = None,
     ) -> None:
@@ -56,11 +56,12 @@ class RetrievedContextTransform(Transform):
             out_keys=out_keys or ["retrieved_context"],
         )
         self.retrieval = retrieval
+        self.successors = successors
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the contexts of a sampled batch."""
         row = tensordict.get(self.in_keys[1]).squeeze(-1)
-        for prefix in ((), ("next",)):
+        for prefix in ((), ("next",))[: 1 + self.successors]:
             observation = tensordict.get(unravel_key((*prefix, self.in_keys[0])))
             key = unravel_key((*prefix, self.out_keys[0]))
             tensordict.set(key, self.retrieval(observation, row))
@@ -149,90 +150,84 @@ class ObservationGateTransform(PromptTransform):
 
 
 class ContextAugmentation(Transform):
-    """Rotate the context and the action of sampled transitions where the gate is closed.
+    """Turn the context and the action of sampled transitions where the gate is closed.
 
-    All positions in a context are differences. Rotated at random, together with the movement in the
-    action, they make a transition of a task that does not exist: the policy cannot memorise the
-    directions of its training tasks, it has to follow the prompt's. Half of the transitions rotate
-    about their last axis only, the vertical, so that gravity stays as it is. The actions' other
-    entries, a gripper's for instance, are scaled together, for half of the transitions uniformly by
-    0.1 to 1: the prompt's grip is to be copied, not memorised.
+    All positions in a context are differences. Turned about the vertical at random, and mirrored
+    half of the time, together with the movement in the action, they make a transition of a task
+    that does not exist: the policy cannot memorise the directions of its training tasks, it has to
+    follow the prompt's. Gravity stays as it is.
 
-    State and task embedding are not rotated, so nothing changes where the observation gate is open.
+    State and task embedding are not turned, so nothing changes where the observation gate is open.
     For a replay buffer, after :class:`~llmdpd_torchrl.transforms.RetrievedContextTransform` and
     :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`; environments pass unchanged.
 
     Args:
         retrieval: source of the context; its layout is read.
+        unchanged: fraction of the transitions that stay as they are.
         in_keys: default ``[("prompt", "observation_gate"), "retrieved_context", ("next",
-            "retrieved_context"), "action", "expert_action"]``; the last may be left out, and is
+            "retrieved_context"), "action", "expert_action"]``. The next context and the last are
             skipped where the batch has none.
 
-    Randomness comes from torch's global generator. Movements that leave the range of actions are
-    clipped to it.
+    Randomness comes from torch's global generator.
 
     Examples:
-        >>> rotations = random_rotations(2, 3)
-        >>> torch.allclose(rotations @ rotations.mT, torch.eye(3).expand(2, 3, 3), atol=1e-5)
+        >>> turns = random_turns(2, 3)
+        >>> torch.allclose(turns @ turns.mT, torch.eye(3).expand(2, 3, 3), atol=1e-5)
         True
     """
 
+    _columns: Tensor
+
     def __init__(
-        self, retrieval: PromptRetrieval, *, in_keys: list[NestedKey] | None = None
+        self,
+        retrieval: PromptRetrieval,
+        *,
+        unchanged: float = 0.3,
+        in_keys: list[NestedKey] | None = None,
     ) -> None:
         keys: list[NestedKey] = [("prompt", "observation_gate"), "retrieved_context"]
         keys += [("next", "retrieved_context"), "action", "expert_action"]
         super().__init__(in_keys=in_keys or keys)
-        self.position_dim = retrieval.frame.position_dim
-        self._vectors, self._tails = retrieval.equivariant_columns()
+        self.unchanged = unchanged
+        vectors = [[*range(part.start, part.stop)] for part in retrieval.layout.vectors]
+        self.register_buffer("_columns", torch.tensor(vectors).long(), persistent=False)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Change a sampled batch."""
-        gate, *keys = self.in_keys[:3]
-        action_key, *labels = self.in_keys[3:]
-        actions = [action_key, *(key for key in labels if tensordict.get(key, None) is not None)]
+        if not self._columns.numel():  # no positions, as in locomotion
+            return tensordict
+        gate = self.in_keys[0]
+        there = [key for key in self.in_keys[1:] if tensordict.get(key, None) is not None]
+        contexts = [key for key in there if key in self.in_keys[1:3]]
+        actions = [key for key in there if key not in contexts]
         is_closed = (tensordict.get(gate) == 0).squeeze(-1)
-        count = is_closed.numel()
-        rotation = self._rotations(count, is_closed.device)
-        scale = torch.rand(count, 1, device=is_closed.device, dtype=torch.float32)
-        scale = _SMALLEST_SCALE + (1.0 - _SMALLEST_SCALE) * scale
-        scale = torch.where(torch.rand_like(scale) < 0.5, scale, 1.0)
-        movement, rest = slice(0, self.position_dim), slice(self.position_dim, None)
-        for key, vectors, tails in (
-            *((key, self._vectors, self._tails) for key in keys),
-            *((key, [movement] if self.position_dim else [], [rest]) for key in actions),
-        ):
+        size = self._columns.shape[1]
+        turn = random_turns(is_closed.numel(), size, is_closed.device)
+        stays = torch.rand(is_closed.shape, device=is_closed.device) < self.unchanged
+        stays = (stays | ~is_closed).reshape(-1, 1, 1)
+        turn = torch.where(stays, torch.eye(size, device=turn.device, dtype=turn.dtype), turn)
+        movement = torch.arange(size, device=turn.device).unsqueeze(0)
+        pairs = [(key, self._columns) for key in contexts] + [(key, movement) for key in actions]
+        for key, columns in pairs:
             value = tensordict.get(key)
-            changed, turn = value.reshape(count, -1).clone(), rotation.to(value.dtype)
-            for part in vectors:
-                changed[:, part] = (turn @ changed[:, part].unsqueeze(-1)).squeeze(-1)
-            for part in tails:
-                changed[:, part] *= scale
-            if key in actions:
-                changed = changed.clamp(-1.0, 1.0)
-            changed = changed.reshape(value.shape)
-            tensordict.set(key, torch.where(is_closed.unsqueeze(-1), changed, value))
+            changed = value.reshape(len(turn), -1).clone()
+            changed[:, columns] = changed[:, columns] @ turn.mT.to(value.dtype)
+            tensordict.set(key, changed.reshape(value.shape))
         return tensordict
-
-    def _rotations(self, count: int, device: torch.device) -> Tensor:
-        rotation = random_rotations(count, self.position_dim, device)
-        if self.position_dim > 1:
-            upright = torch.zeros_like(rotation)
-            upright[:, :-1, :-1] = random_rotations(count, self.position_dim - 1, device)
-            upright[:, -1, -1] = 1.0
-            stays = torch.rand(count, 1, 1, device=device, dtype=torch.float32) < 0.5
-            rotation = torch.where(stays, upright, rotation)
-        return rotation
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         return next_tensordict
 
 
-def random_rotations(count: int, size: int, device: torch.device | str | None = None) -> Tensor:
-    """Orthogonal matrices ``[count, size, size]``, uniformly distributed, reflections included."""
-    if not size:
-        return torch.zeros(count, 0, 0, device=device, dtype=torch.float32)
-    gaussian = torch.randn(count, size, size, device=device, dtype=torch.float32)
+def random_turns(count: int, size: int, device: torch.device | str | None = None) -> Tensor:
+    """Orthogonal matrices ``[count, size, size]`` that leave the last axis as it is.
+
+    They are uniformly distributed among those, reflections included.
+    """
+    turn = torch.zeros(count, size, size, device=device, dtype=torch.float32)
+    turn[:, -1, -1] = 1.0
+    gaussian = torch.randn(count, size - 1, size - 1, device=device, dtype=torch.float32)
     q, r = torch.linalg.qr(gaussian)
     # Without the signs of R the distribution would not be uniform (Mezzadri 2007).
-    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    turn[:, :-1, :-1] = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return turn

@@ -37,18 +37,18 @@ def make_writable_folder(folder: str | os.PathLike[str], what: str, setting: str
     return folder
 
 
-def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Read a JSON file whose ``format`` and ``format_version`` must be these."""
+def read_document(path: Path, kind: str, *versions: int) -> dict[str, Any]:
+    """Read a JSON file whose ``format`` must be this, and ``format_version`` one of these."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); create it again") from None
     if not isinstance(document, dict) or document.get("format") != kind:
         raise DataError(f"{path}: not a file of format {kind!r}")
-    if document.get("format_version") != version:
+    if document.get("format_version") not in versions:
         raise DataError(
             f"{path}: format_version is {document.get('format_version')!r}, this release reads "
-            f"{version}; create it again, or use the release that wrote it"
+            f"{' and '.join(map(str, versions))}; create it again, or use the release that wrote it"
         )
     return document
 

@@ -29,8 +29,10 @@ def test_it_acts_in_a_rollout(dataset):
     rollout = env.rollout(5, policy.actor)
     assert rollout["action"].shape == (5, 4)
     assert env.action_spec.is_in(rollout["action"][0])
-    play = rollout["retrieved_context"][:, policy.config.context_parts["suggested_action"]]
-    assert torch.equal(rollout["action"], play)
+    context, parts = rollout["retrieved_context"], policy.config.context_layout.parts
+    first, action = parts["suggestions"].start, parts["frame_0"].start
+    assert torch.equal(rollout["action"][:, :3], context[:, first : first + 3])
+    assert torch.equal(rollout["action"][:, 3], context[:, action + 3])  # the gripper's
 
 
 def test_it_needs_a_trajectory_to_retrieve_from():

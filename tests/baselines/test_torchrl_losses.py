@@ -7,7 +7,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from llmdpd_torchrl.baselines import ALGORITHMS
 from llmdpd_torchrl.modules import NetworkConfig, make_networks
-from llmdpd_torchrl.prompts.retrieval import FrameSpec
+from llmdpd_torchrl.prompts import FrameSpec, RetrievalSpec
 from llmdpd_torchrl.trainers import OfflineOptimizationStepper, OfflineTrainer, TargetUpdater
 
 ONE_STEP = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_encoder]
@@ -15,7 +15,7 @@ ONE_STEP = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_enco
 STATE = {
     "observation_fields": {"place": (0, 2)},
     "observation_keep": ("place",),
-    "frame": FrameSpec(values=("place",), weights=(None,)),
+    "retrieval": RetrievalSpec(frames=(FrameSpec(values=("place",), weights=(None,)),)),
     "action_dim": 1,
 }
 

@@ -20,6 +20,7 @@ from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 TASKS = ("window-open-v3", "reach-v3")
 SETTINGS = EvaluationSettings(episodes_per_task=4, max_steps=12, num_envs=3, group_size=4)
+PLAIN = {"frames": [{"values": ["state"], "weights": [None]}]}
 
 
 def make_policy(**changes):
@@ -148,7 +149,7 @@ def test_other_environments_by_their_normalised_score(backend):
     )
     policy = make_policy(action_dim=3, observation_fields={"state": (0, 11)},
                          observation_keep=["state"],
-                         frame={"values": ["state"], "weights": [None]})  # fmt: skip
+                         retrieval=PLAIN)  # fmt: skip
     settings = EvaluationSettings(episodes_per_task=3)
     options = {"settings": settings, "suite": suite, "backend": backend, "progress": False}
     found = evaluate(policy, suite.tasks, **options)
@@ -201,7 +202,7 @@ def test_prompts_must_be_there_for_every_environment():
     suite = GymMujocoSuite({"hopper": {"task": "Hopper-v4", "task_id": 5}})
     policy = make_policy(prompt="trajectory", action_dim=3, observation_fields={"state": (0, 11)},
                          observation_keep=["state"], trajectory_length=4, conditioning="pooled",
-                         frame={"values": ["state"], "weights": [None]})  # fmt: skip
+                         retrieval=PLAIN)  # fmt: skip
     settings = EvaluationSettings(episodes_per_task=1)
     tables = PromptTables(trajectories=TrajectoryPromptBank.empty(4, 11, 3))
     with pytest.raises(PromptError, match="no trajectory prompt for hopper"):

@@ -65,9 +65,7 @@ def test_draws_are_made_where_the_state_is_seen(stochastic):
     states = TensorDict(
         {
             "observation": torch.randn(1, 39).expand(4, 39),
-            "retrieved_context": torch.randn(
-                1, policy.config.context_parts["goal_correction"].stop
-            ).expand(4, -1),
+            "retrieved_context": torch.randn(1, policy.config.context_layout.width).expand(4, -1),
             "prompt": {"observation_gate": torch.tensor([[0.0], [1.0], [0.0], [1.0]])},
         },
         [4],

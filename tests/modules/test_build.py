@@ -99,7 +99,7 @@ class TestBoth:
         config = NetworkConfig(
             prompt="trajectory", actor=kind, conditioning="sequence", trajectory_length=L,
             observation_fields={"state": (0, OBS)}, observation_keep=("state",), action_dim=A,
-            frame={"values": ("state",), "weights": (None,)}, diffusion_steps=8,
+            retrieval={"frames": [{"values": ("state",), "weights": (None,)}]}, diffusion_steps=8,
             sequence={"history": H, "horizon": F, "width": 16, "layers": 1},
         )  # fmt: skip
         networks = make_networks(config, observations=torch.randn(9, OBS))
@@ -208,13 +208,13 @@ def test_positions_are_told_apart():
     "options",
     [{"prompt": "none"}, {"prompt": "text"}, {"prompt": "both", "conditioning": "pooled"}],
 )
-def test_only_an_actor_that_retrieves_reads_the_relative_frame(options):
+def test_only_an_actor_that_retrieves_reads_the_relative_frames(options):
     common = {
         "hidden": [8], "observation_fields": {"state": (0, 3)}, "observation_keep": ["state"],
         "action_dim": 1, "text_dim": 4,
     }  # fmt: skip
-    for frame in ({}, {"frame": None}):
-        make_networks(NetworkConfig(**common, **frame, **options))
+    for retrieval in ({}, {"retrieval": None}):
+        make_networks(NetworkConfig(**common, **retrieval, **options))
     with pytest.raises(ConfigError, match="'hand_position', which the observation lacks"):
         make_networks(NetworkConfig(**common))
 

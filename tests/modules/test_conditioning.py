@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llmdpd_torchrl.modules.conditioning import GatedConditioner, ObservationFeatures
+from llmdpd_torchrl.modules.conditioning import ObservationFeatures
 from llmdpd_torchrl.utils.errors import ConfigError
 
 FIELDS = {"hand": (0, 2), "thing": (2, 4), "grip": (4, 5)}
@@ -54,35 +54,3 @@ def test_the_statistics_are_saved():
 def test_wrong_fields(keep, differences, message):
     with pytest.raises(ConfigError, match=message):
         ObservationFeatures(FIELDS, keep, differences)
-
-
-def test_a_shut_gate_hides_all_but_the_context():
-    module = GatedConditioner(features())
-    one, other = ([torch.randn(2, 5), torch.randn(2, 3)] for _ in range(2))
-    context, shut, opened = torch.randn(2, 4), torch.zeros(2, 1), torch.ones(2, 1)
-
-    def condition(state, gate, context=context):
-        return module(state[0], gate, context, state[1])
-
-    assert torch.equal(condition(one, shut), condition(other, shut))
-    assert not torch.equal(condition(one, opened), condition(other, opened))
-    assert not torch.equal(condition(one, shut), condition(one, shut, context + 1))
-    assert condition(one, opened).shape == (2, 3 + 1 + 4 + 3)
-
-
-def test_a_part_of_the_context_can_be_gated_too():
-    module = GatedConditioner(features(), gated_context=1)
-    observation, context = torch.randn(2, 5), torch.randn(2, 4)
-    other = torch.cat([context[:, :3], context[:, 3:] + 1], -1)
-    for gate, same in ((torch.zeros(2, 1), True), (torch.ones(2, 1), False)):
-        first, second = module(observation, gate, context), module(observation, gate, other)
-        assert torch.equal(first, second) == same
-
-
-def test_a_base_is_repeated_where_the_gate_is_shut():
-    module = GatedConditioner(features(), base=slice(1, 3))
-    observation, context = torch.randn(2, 5), torch.randn(2, 4)
-    condition = module(observation, torch.tensor([[0.0], [1.0]]), context, torch.randn(2, 3))
-    assert condition.shape == (2, 3 + 1 + 4 + 3 + 2)
-    assert torch.equal(condition[0, -2:], context[0, 1:3])
-    assert (condition[1, -2:] == 0).all()

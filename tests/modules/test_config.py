@@ -4,7 +4,7 @@ import json
 import pytest
 
 from llmdpd_torchrl.modules import NetworkConfig, SequenceConfig
-from llmdpd_torchrl.prompts.retrieval import FrameSpec
+from llmdpd_torchrl.prompts import FrameSpec, RetrievalSpec
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -12,9 +12,9 @@ from llmdpd_torchrl.utils.errors import ConfigError
     "options",
     [
         {},
-        {"trained_task_ids": [3, 40], "residual_on_retrieved": False, "min_base_fraction": 0.5},
-        {"frame": FrameSpec(values=("state",), weights=(None,))},
-        {"prompt": "none", "frame": None},
+        {"trained_task_ids": [3, 40], "max_residual": None, "prediction": "v"},
+        {"retrieval": RetrievalSpec(frames=(FrameSpec(values=("state",), weights=(None,)),))},
+        {"prompt": "none", "retrieval": None},
         {"trajectory_spacing": {"hand_position": 0.01}},
         {"actor": "plan_diffusion", "conditioning": "sequence", "prompt": "trajectory"},
     ],
@@ -25,7 +25,7 @@ def test_it_survives_json(options):
     again = NetworkConfig(**values)
     assert json.loads(json.dumps(dataclasses.asdict(again))) == values
     assert list(again.trained_task_ids) == list(config.trained_task_ids)
-    assert (again.frame is None) == (config.frame is None)
+    assert again.retrieval == config.retrieval
     assert again.sequence == config.sequence
 
 
@@ -35,15 +35,25 @@ def test_it_survives_json(options):
         ({"actor": "oracle"}, r"network\.actor is 'oracle': it must be 'diffusion', "),
         ({"conditioning": "read"}, r"network\.conditioning is 'read': it must be 'retrieved', "),
         ({"prompt": "song"}, r"network\.prompt is 'song': it must be 'both', "),
-        ({"frame": None}, "needs a relative frame"),
+        ({"retrieval": None}, "needs relative frames"),
         ({"actor": "plan_diffusion"}, "sequence is for"),
         ({"conditioning": "sequence"}, "sequence is for"),
         ({"critics": 0}, r"network\.critics is 0: it must be greater than or equal to 1$"),
         ({"critic": 3}, r"network\.critic: there is no such setting; network has critics$"),
-        ({"frame": 3}, r"network\.frame is 3: it must be a dictionary or an instance of FrameS"),
-        ({"frame": {"unit": "x"}}, r"network\.frame\.unit is 'x': it must be a valid number"),
-        ({"frame": {"units": 1}}, r"network\.frame\.units: .*; network\.frame has unit$"),
-        ({"residual_on_retrieved": 1}, r"network\.residual_on_retrieved is 1: it must be a v"),
+        ({"retrieval": 3}, r"network\.retrieval is 3: it must be a dictionary or an instance of R"),
+        (
+            {"retrieval": {"frames": [{"unit": "x"}]}},
+            r"retrieval\.frames\[0\]\.unit is 'x': it must",
+        ),
+        (
+            {"retrieval": {"frames": [{"units": 1}]}},
+            r"\.frames\[0\]\.units: .*\.frames\[0\] has unit$",
+        ),
+        ({"max_residual": 0}, r"network\.max_residual is 0: it must be greater than 0"),
+        (
+            {"prediction": "v"},
+            r"network\.prediction is 'v': .* use x0, or network\.max_residual=null$",
+        ),
         ({"trajectory_spacing": {"a": 0}}, r"network\.trajectory_spacing\.a is 0: .* greater"),
         ({"text_dropout": 1.0}, r"network\.text_dropout is 1\.0"),
         ({"hidden": [8, 0]}, r"network\.hidden\[1\] is 0: it must be greater"),
@@ -63,9 +73,16 @@ def test_an_actor_that_reads_sequences_needs_its_trajectory(options):
         NetworkConfig(actor="plan_diffusion", conditioning="sequence", **options)
 
 
-def test_there_is_no_context_without_a_relative_frame():
+@pytest.mark.parametrize(
+    "options", [{"prompt": "text"}, {"conditioning": "pooled"}, {"actor": "gaussian"}]
+)
+def test_only_a_bounded_residual_is_bound_to_clean_actions(options):
+    assert NetworkConfig(prediction="v", **options).prediction == "v"
+
+
+def test_there_is_no_context_without_relative_frames():
     with pytest.raises(ConfigError, match="no retrieved context"):
-        _ = NetworkConfig(prompt="none", frame=None).context_parts
+        _ = NetworkConfig(prompt="none", retrieval=None).context_layout
 
 
 @pytest.mark.parametrize(

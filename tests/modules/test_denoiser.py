@@ -9,8 +9,8 @@ from torch import nn
 from llmdpd_torchrl.modules import (
     ACTIVATIONS,
     PREDICTIONS,
+    SAMPLERS,
     DiffusionActor,
-    DiffusionModule,
     MLPDenoiser,
     NetworkConfig,
     ResidualDenoiser,
@@ -94,137 +94,148 @@ def test_late_steps_stay_apart_in_half_precision(dtype):
     assert not torch.equal(layers[0].bias, layers[1].bias)
 
 
-def residual_and_plain(prediction, steps=5, schedule="vp"):
-    torch.manual_seed(0)
-    network = MLPDenoiser(2, 4, hidden=(16,))
-    residual = ResidualDenoiser(network, BASE, steps, schedule, prediction)
-    bounds = (-1e9, 1e9)  # clipping is of actions, not of differences
-    options = {"num_steps": steps, "schedule": schedule, "prediction": prediction}
-    of_actions = DiffusionModule(residual, 2, action_bounds=bounds, **options).double()
-    of_differences = DiffusionModule(network, 2, action_bounds=bounds, **options).double()
-    return of_actions, of_differences
+def residual(steps=5, schedule="vp", seed=0, width=2):
+    """An actor of two-dimensional actions; its base and bound are columns 1 to 5 of 7."""
+    torch.manual_seed(seed)
+    return DiffusionActor(
+        width, 7, base=BASE, num_steps=steps, schedule=schedule, prediction="x0", hidden=(16,),
+        in_keys=["observation"],
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+def conditions(rows, bound=0.3):
+    condition = torch.rand(rows, 7) * 2 - 1
+    condition[:, 3:5] = bound
+    return condition
+
+
 @pytest.mark.parametrize(("steps", "schedule"), [(5, "vp"), (20, "linear")])
-def test_it_is_a_diffusion_of_the_differences(prediction, steps, schedule):
-    """Loss and samples are those that the inner network gives for a - b."""
-    of_actions, of_differences = residual_and_plain(prediction, steps, schedule)
-    condition, action = torch.randn(6, 4).double(), torch.randn(6, 2).double()
-    base = condition[:, BASE]
+def test_its_network_denoises_the_residual(steps, schedule):
+    """What it reads is the residual with the action's noise; what it says, b + r tanh(y)."""
+    module = residual(steps, schedule).module.double()
+    denoiser = module.score_network
+    condition, action = conditions(6).double(), torch.rand(6, 2).double() * 2 - 1
+    base, bound = condition[:, BASE], condition[:, 3:5]
     step = torch.randint(steps, (6,))
     torch.manual_seed(1)
-    noisy, noise = of_actions.add_noise(action, step)
+    noisy, _ = module.add_noise(action, step)
     torch.manual_seed(1)
-    noisy_difference, _ = of_differences.add_noise(action - base, step)
-    errors = [
-        module.denoise(x, condition, step) - module.target(a, noise, step)
-        for module, x, a in (
-            (of_actions, noisy, action),
-            (of_differences, noisy_difference, action - base),
-        )
-    ]
-    torch.testing.assert_close(errors[0], errors[1])
-    latent = torch.randn(6, 2).double()
-    samples = []
-    for module, start, offset in (
-        (of_actions, latent, 0.0),
-        (of_differences, latent - of_actions.schedule.alpha_bar[-1] ** 0.5 * base, base),
-    ):
-        generator = torch.Generator().manual_seed(2)
-        samples.append(offset + module.sample(condition, latent=start, generator=generator))
-    torch.testing.assert_close(samples[0], samples[1])
+    noisy_residual, _ = module.add_noise(action - base, step)
+    column = step.unsqueeze(-1).double()
+    output = denoiser.network(torch.cat([noisy_residual, condition, column], -1))
+    found = module.denoise(noisy, condition, step)
+    torch.testing.assert_close(found, base + bound * output.tanh())
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_preconditioning_changes_nothing(prediction):
-    of_actions, _ = residual_and_plain(prediction)
-    condition, noisy = torch.randn(3, 6, 4).double(), torch.randn(3, 6, 2).double()
-    for step, layer in enumerate(of_actions.score_network.precondition(condition, range(5))):
-        direct = of_actions.denoise(noisy, condition, step)
-        torch.testing.assert_close(of_actions.score_network(noisy, layer), direct)
+def test_preconditioning_a_residual_changes_nothing():
+    module = residual().module.double()
+    condition, noisy = torch.randn(3, 6, 7).double(), torch.randn(3, 6, 2).double()
+    for step, layer in enumerate(module.score_network.precondition(condition, range(5))):
+        direct = module.denoise(noisy, condition, step)
+        torch.testing.assert_close(module.score_network(noisy, layer), direct)
 
 
-def test_a_network_that_predicts_nothing_copies_the_base():
-    actor = DiffusionActor(2, 4, base=BASE, prediction="v", in_keys=["observation"], hidden=(8,))
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_network_that_predicts_nothing_copies_the_base(sampler, deterministic):
+    actor = residual()
+    actor.module.sampler = sampler
     for parameter in actor.parameters():
         torch.nn.init.zeros_(parameter)
-    condition = torch.rand(50, 4) - 0.5
-    actions = actor.module.sample(condition, deterministic=True)
-    untrained = DiffusionActor(2, 4, prediction="v", in_keys=["observation"], hidden=(8,))
-    for parameter in untrained.parameters():
-        torch.nn.init.zeros_(parameter)
-    centre = untrained.module.sample(condition, deterministic=True)
-    # Both shrink towards what they are about; only one of them is about the base.
-    assert (actions - condition[:, BASE]).abs().max() < 0.2
-    assert (centre - condition[:, BASE]).abs().max() > 0.4
+    condition = conditions(50)
+    actions = actor.module.sample(condition, deterministic=deterministic)
+    torch.testing.assert_close(actions, condition[:, BASE], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
-def test_the_bases_movement_is_never_cancelled(share):
-    network = MLPDenoiser(3, 4, hidden=(8,))
-    denoiser = ResidualDenoiser(network, slice(1, 4), 5, movement=2, min_base_fraction=share)
-    condition, action = torch.randn(2000, 4), torch.randn(2000, 3)
-    base, limited = condition[:, 1:4], denoiser.limit(action, condition)
-    along = (limited * base)[:, :2].sum(-1) / base[:, :2].square().sum(-1)
-    assert along.min() > share - 1e-3
-    enough = (action * base)[:, :2].sum(-1) / base[:, :2].square().sum(-1) >= share
-    assert 0.1 < enough.float().mean() < 0.9
-    torch.testing.assert_close(limited[enough], action[enough])
-    # Only along the base is anything changed, and only of the movement.
-    assert torch.equal(limited[:, 2], action[:, 2])
-    across = torch.stack([-base[:, 1], base[:, 0]], -1)
-    torch.testing.assert_close(
-        (limited[:, :2] * across).sum(-1), (action[:, :2] * across).sum(-1), rtol=1e-3, atol=1e-3
-    )
-    halves = denoiser.limit(action.half(), torch.zeros(2000, 4).half())
-    assert torch.equal(halves, action.half())
-    several = denoiser.limit(action.expand(3, -1, -1), condition)  # draws of each row
-    assert torch.equal(several, limited.expand(3, -1, -1))
-    nothing = torch.zeros(2000, 4)
-    assert torch.equal(denoiser.limit(action, nothing), action)
-
-
-def test_samples_are_limited_and_stay_in_range():
-    actor = DiffusionActor(
-        2, 4, base=BASE, movement=2, prediction="v", in_keys=["observation"], hidden=(8,)
-    )
+@pytest.mark.parametrize("bound", [0.05, 0.3])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_actions_stay_within_the_bound_and_in_range(sampler, bound):
+    actor = residual()
+    actor.module.sampler = sampler
     for parameter in actor.parameters():
         torch.nn.init.normal_(parameter, std=2.0)
-    condition = torch.rand(500, 4) * 2 - 1
+    condition = conditions(500, bound)
     actions = actor.module.sample(condition)
-    base = condition[:, BASE]
-    # 0.75 of the way, unless the range of actions ends before.
-    along = (actions * base).sum(-1) / base.square().sum(-1)
-    inside = (actions.abs() < 1.0).all(-1)
-    assert inside.any()
-    assert along[inside].min() > 0.75 - 1e-3
+    off = (actions - condition[:, BASE]).abs()
+    assert off.max() <= bound + 1e-5
+    assert off.max() > 0.9 * bound
     assert actions.abs().max() <= 1.0
 
 
-@pytest.mark.parametrize("options", [{"movement": 3}, {"min_base_fraction": 1.5}, {"movement": -1}])
-def test_an_impossible_limit_is_refused(options):
-    with pytest.raises(ConfigError, match="movement is"):
-        ResidualDenoiser(MLPDenoiser(2, 4), BASE, 5, **options)
+def test_a_bound_of_one_about_zero_reaches_anything():
+    actor = residual()
+    for parameter in actor.parameters():
+        torch.nn.init.zeros_(parameter)
+    condition = torch.zeros(1, 7)
+    condition[:, 3:5] = 1.0
+    last = actor.module.score_network.network.mlp[-1]
+    for aim in ((0.99, -0.99), (-0.5, 0.2)):
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor(aim).atanh())
+        action = actor.module.sample(condition)[0]
+        torch.testing.assert_close(action, torch.tensor(aim), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("base", [slice(0, 3), slice(3, 5), slice(-2, 0)])
+@pytest.mark.parametrize("base", [slice(0, 3), slice(4, 6), slice(-2, 0)])
 def test_a_base_that_is_no_action_is_refused(base):
     with pytest.raises(ConfigError, match="the base action is columns"):
-        ResidualDenoiser(MLPDenoiser(2, 4), base, 5)
+        ResidualDenoiser(MLPDenoiser(2, 7), base, 5)
 
 
 def test_a_network_of_another_kind_has_no_base():
     with pytest.raises(ConfigError, match="needs an MLPDenoiser, got Linear"):
-        DiffusionActor(2, score_network=torch.nn.Linear(7, 2), base=BASE)
+        DiffusionActor(2, score_network=torch.nn.Linear(7, 2), base=BASE, prediction="x0")
 
 
-@pytest.mark.parametrize("gate", [0.0, 1.0])
-def test_an_actor_that_retrieves_is_about_the_suggestion_where_the_state_is_hidden(gate):
-    config = NetworkConfig(prompt="trajectory", hidden=[8])
+@pytest.mark.parametrize("prediction", [name for name in PREDICTIONS if name != "x0"])
+def test_a_residual_is_one_of_clean_actions(prediction):
+    with pytest.raises(ConfigError, match=f"^prediction is '{prediction}': .*, use x0$"):
+        DiffusionActor(2, 7, base=BASE, prediction=prediction)
+
+
+def retrieving(**changes):
+    torch.manual_seed(0)
+    config = NetworkConfig(prompt="trajectory", hidden=[16, 16], **changes)
     actor = make_networks(config).actor
-    context = torch.randn(3, config.context_parts["goal_correction"].stop)
-    condition = actor.module.condition(torch.randn(3, 39), torch.full((3, 1), gate), context)
-    base = condition[:, actor.module.score_network.base]
-    suggestion = context[:, config.context_parts["suggested_action"]]
-    assert torch.equal(base, suggestion * (1 - gate))
+    context = torch.randn(200, config.context_layout.width)
+    parts = config.context_layout.parts
+    context[:, parts["usable"]] = (torch.rand(200, config.context_layout.suggestions) < 0.7).float()
+    context[:, parts["suggestions"]] = context[:, parts["suggestions"]].clamp(-1, 1)
+    return actor, context
+
+
+@pytest.mark.parametrize("max_residual", [0.1, 0.3])
+def test_an_actor_that_retrieves_follows_suggestions_where_the_state_is_hidden(max_residual):
+    actor, context = retrieving(max_residual=max_residual)
+    for parameter in actor.module.score_network.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    state, gate = torch.randn(200, 39), torch.tensor([0.0, 1.0]).repeat(100).unsqueeze(-1)
+    actions = actor.module.sample(actor.module.condition(state, gate, context))
+    base = actor.module.conditioner.attention(context)
+    off, shut = (actions - base).abs(), (gate == 0).squeeze(-1)
+    assert off[shut, :3].max() <= max_residual + 1e-5
+    assert off[shut, 3].max() > 0.9  # the gripper is not bound
+    assert off[~shut, :3].max() > 0.9
+
+
+def test_its_attention_is_trained_by_the_loss_where_the_state_is_hidden():
+    actor, context = retrieving()
+    state = torch.randn(200, 39)
+    grads = []
+    for gate in (0.0, 1.0):
+        actor.zero_grad()
+        condition = actor.module.condition(state, torch.full((200, 1), gate), context)
+        step = torch.randint(5, (200,))
+        action = torch.rand(200, 4)
+        noisy, _ = actor.module.add_noise(action, step)
+        (actor.module.denoise(noisy, condition, step) - action).square().mean().backward()
+        grads.append([p.grad for p in actor.module.conditioner.attention.parameters()])
+    assert all(grad.any() for grad in grads[0])
+    assert not any(grad.any() for grad in grads[1] if grad is not None)
+
+
+def test_without_a_bound_an_actor_that_retrieves_has_no_base():
+    actor, context = retrieving(max_residual=None, prediction="v")
+    assert not isinstance(actor.module.score_network, ResidualDenoiser)
+    condition = actor.module.condition(torch.randn(200, 39), torch.zeros(200, 1), context)
+    assert actor.module.sample(condition).shape == (200, 4)

@@ -20,11 +20,16 @@ from llmdpd_torchrl.utils.files import file_sha256
 
 DIFFUSION = ("retrieved", "pooled")
 """How the method's own actor is told; of those that read sequences, see test_sequence.py."""
-RENAMED_SINCE_4 = {
-    "around_prompt": "residual_on_retrieved",
-    "least_share": "min_base_fraction",
+BEFORE_6 = {
+    4: {"frame": {"unit": 0.1}, "lookaheads": [3], "around_prompt": True, "least_share": 0.75},
+    5: {
+        "frame": None,
+        "lookaheads": [3],
+        "residual_on_retrieved": True,
+        "min_base_fraction": 0.75,
+    },
 }
-"""Fields of the networks' structure: name in format version 4 to name today."""
+"""How earlier format versions described the retrieval, in ``network``."""
 SMALL = {
     "hidden": [16],
     "text_dim": 6,
@@ -54,7 +59,7 @@ def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
     width = policy.encoder.embedding_dim
     dims = {
         "observation": 39,
-        "retrieved_context": NetworkConfig().context_parts["goal_correction"].stop,
+        "retrieved_context": NetworkConfig().context_layout.width,
         "prompt_embedding": width,
     }
     state = TensorDict({key: torch.randn(4, size) for key, size in dims.items()}, [4])
@@ -91,7 +96,7 @@ def other_activation():
 
 
 def other_prediction():
-    return make_networks(NetworkConfig(**SMALL, prompt="none", prediction="x0")).actor
+    return make_networks(NetworkConfig(**SMALL, prompt="none", prediction="v")).actor
 
 
 def other_bounds():
@@ -280,7 +285,7 @@ def test_observations_of_another_size_are_refused(saved):
         {"observation_fields": {"hand": "x"}},
         {"observation_fields": []},
         {"observation_differences": [["hand"]]},
-        {"frame": {"unheard": 1}},
+        {"retrieval": {"frames": [{"unheard": 1}]}},
         {"text_dropout": "often"},
         {"diffusion_steps": "five"},
         {"action_dim": -1},
@@ -299,35 +304,61 @@ def test_a_malformed_description_ends_in_one_line(saved, network):
 # --- other formats ---------------------------------------------------------------------------
 
 
-def as_version_4(folder):
-    """Rewrite a saved policy as format version 4 had it."""
-    description = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").unlink()
+def as_version(folder, version):
+    """Rewrite a saved policy as an earlier format version had it."""
+    path = folder / "config.json"
+    description = json.loads(path.read_text()) | {"format_version": version}
     network = description["network"]
-    for old, new in RENAMED_SINCE_4.items():
-        network[old] = network.pop(new)
-    description["info"]["trained_task_ids"] = network.pop("trained_task_ids")
-    weights = folder / "policy.safetensors"
-    (folder / "model.safetensors").rename(weights)
-    description |= {"format_version": 4}
-    description["weights"] |= {"file": weights.name}
-    (folder / "policy.json").write_text(json.dumps(description))
+    for name in ("retrieval", "max_residual"):
+        del network[name]
+    network |= BEFORE_6[version]
+    if version == 4:
+        path.unlink()
+        path = folder / "policy.json"
+        description["info"]["trained_task_ids"] = network.pop("trained_task_ids")
+        weights = (folder / "model.safetensors").rename(folder / "policy.safetensors")
+        description["weights"]["file"] = weights.name
+    path.write_text(json.dumps(description))
+    return path
 
 
-def test_a_policy_of_format_version_4_acts_as_it_did(saved):
-    policy, folder = saved
-    as_version_4(folder)
-    assert LLMDPDPolicy.is_saved(folder)
-    loaded = LLMDPDPolicy.from_pretrained(folder)
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"prompt": "text", "prediction": "epsilon"},
+        {"prompt": "both", "conditioning": "pooled", "prediction": "v"},
+    ],
+)
+def test_a_policy_of_an_earlier_format_acts_as_it_did(tmp_path, version, network):
+    policy, _ = make_policy(**network)
+    policy.save_pretrained(tmp_path)
+    as_version(tmp_path, version)
+    assert LLMDPDPolicy.is_saved(tmp_path)
+    loaded = LLMDPDPolicy.from_pretrained(tmp_path)
     assert torch.equal(act(loaded), act(policy))
     assert loaded.config.trained_task_ids == (1,)
-    loaded.save_pretrained(folder / "again")
-    assert (folder / "again" / "config.json").exists()
+    assert loaded.config.prediction == network["prediction"]
+    loaded.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again["format_version"] == 6
+
+
+@pytest.mark.parametrize("prompt", ["both", "trajectory"])
+@pytest.mark.parametrize("version", [4, 5])
+def test_one_of_an_earlier_format_that_retrieves_is_refused_in_one_line(tmp_path, version, prompt):
+    policy, _ = make_policy(prompt=prompt)
+    policy.save_pretrained(tmp_path)
+    path = as_version(tmp_path, version)
+    with pytest.raises(DataError, match=f"format_version is {version}, .*; train it aga") as caught:
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_older_formats_are_refused_in_one_line(saved):
     _, folder = saved
-    as_version_4(folder)
+    as_version(folder, 4)
     description = json.loads((folder / "policy.json").read_text())
     (folder / "policy.json").write_text(json.dumps(description | {"format_version": 3}))
     with pytest.raises(DataError, match="format_version is 3") as caught:

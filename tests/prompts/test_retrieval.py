@@ -1,166 +1,157 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.prompts.retrieval import (
-    METAWORLD_FRAME,
-    FrameSpec,
-    PromptRetrieval,
-    RelativeFrame,
-)
+from llmdpd_torchrl.prompts.frames import FrameSpec
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval, RetrievalSpec
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 
 FIELDS = METAWORLD_OBSERVATION_LAYOUT["fields"]
+POSITIONS = ("hand_position", "object_1_position", "object_2_position", "goal_position")
+PLAIN = RetrievalSpec(frames=(FrameSpec(values=("state",), weights=(None,)),))
+ONE = RetrievalSpec(
+    frames=(FrameSpec("hand_position", ("object_1_position", "goal_position"), (), (10.0, 5.0)),),
+    lookaheads=(1,),
+)
 
 
-def reference(bank, observation, row, lookaheads, gain=20.0):
-    """The same context, one transition at a time and without any algebra."""
-
-    def frame(o):
-        return torch.cat([o[:3] - o[4:7], o[4:7] - o[36:39], o[3:4]])
-
-    def pull(now, later, anchor):
-        way = (later[:3] - later[anchor]) - (now[:3] - now[anchor])
-        return (gain * way).clamp(-1, 1)
-
-    prompt = bank.prompts[row][bank.prompts[row]["mask"]]
-    weights = torch.tensor([10.0] * 3 + [5.0] * 3 + [1.0])
-    now = frame(observation)
-    frames = [frame(o) for o in prompt["observation"]]
-    distances = [(weights * (now - f)).norm() for f in frames]
-    i = min(range(len(frames)), key=lambda k: distances[k])
-    parts = [prompt["action"][i], 10 * (now - frames[i])]
-    thing, goal = slice(4, 7), slice(36, 39)
-    later = frames[min(i + lookaheads[0], len(frames) - 1)]
-    way = frames[i][:3] - now[:3]
-    carried = (later - frames[i])[3:6].norm() > 0.005
-    if carried:
-        way = way + frames[i][3:6] - now[3:6]
-    play = prompt["action"][i] + torch.cat([gain * way, torch.zeros(1)])
-    parts += [play.clamp(-1, 1), (gain * way).clamp(-1, 1), carried.float()[None]]
-    for number, lookahead in enumerate(lookaheads):
-        j = min(i + lookahead, len(frames) - 1)
-        later = prompt["observation"][j]
-        parts += [10 * (frames[j] - frames[i]), pull(observation, later, thing), frames[j][6:]]
-        if number:
-            parts.append(prompt["action"][j])
-        else:
-            known = pull(observation, later, goal)
-    parts.append(torch.stack([now[6], frames[i][6]]))
-    parts.append(torch.tensor([i / len(frames), min(distances[i].item(), 3.0)]))
-    return torch.cat([*parts, known])
+def make(bank, spec=METAWORLD_RETRIEVAL, **changes):
+    return PromptRetrieval(bank, dataclasses.replace(spec, **changes), FIELDS)
 
 
-@pytest.mark.parametrize("lookaheads", [(3,), (1, 4, 40)])
+def at(observation, name):
+    return observation[slice(*FIELDS[name])]
+
+
+def reference(spec, prompt, observation):
+    """A context's parts, one frame and one step at a time, and without any algebra."""
+    steps, actions, usable = prompt["observation"], prompt["action"], prompt["has_action"]
+    actions = [a if u else torch.zeros(4) for a, u in zip(actions, usable, strict=True)]
+    parts, flags, suggestions = {}, [], []
+    for number, frame in enumerate(spec.frames):
+
+        def relations(o, frame=frame):
+            return [at(o, first) - at(o, second) for first, second in frame.relations]
+
+        def difference(one, other, frame=frame, relations=relations):
+            pairs = list(zip(relations(one), relations(other), strict=True))
+            pairs += [(at(one, name), at(other, name)) for name in frame.values]
+            weighted = zip(frame.weights, pairs, strict=True)
+            return torch.cat([weight * (a - b) for weight, (a, b) in weighted]).norm()
+
+        distances = [difference(observation, o).item() for o in steps]
+        i = min(range(len(steps)), key=distances.__getitem__)
+        now, there = relations(observation), relations(steps[i])
+        error = [10 * (a - b) for a, b in zip(now, there, strict=True)]
+        error += [10 * (at(observation, name) - at(steps[i], name)) for name in frame.values]
+        first = min(i + spec.lookaheads[0], len(steps) - 1)
+        off = there[0] - now[0]
+        for k in range(1, len(now)):  # while the prompt moves an anchor, the next one counts too
+            if (relations(steps[first])[k] - there[k]).norm() > 0.005:
+                off = off + there[k] - now[k]
+        said = [actions[i], torch.cat(error).clamp(-5, 5), (20 * off).clamp(-1, 1)]
+        said += [at(steps[i], name) for name in frame.values]
+        left = min(len(steps) - 1 - i, 20) / 20
+        said.append(torch.tensor([i / len(steps), left, min(distances[i], 3.0)]))
+        suggestion = (actions[i][:3] + 20 * off).clamp(-1, 1)
+        suggestions.append(suggestion if usable[i] else torch.zeros(3))
+        flags += [usable[i].float(), *[torch.tensor(1.0)] * len(spec.lookaheads)]
+        for lookahead in spec.lookaheads:
+            j = min(i + lookahead, len(steps) - 1)
+            motions = [10 * (relations(steps[j])[0] - there[0])]
+            motions += [10 * (at(steps[j], name) - at(steps[i], name)) for name in spec.objects]
+            said += [*motions, actions[j], *[at(steps[j], name) for name in frame.values]]
+            said += [at(steps[j], name) - at(steps[i], name) for name in frame.values]
+            said += [motion.norm()[None] for motion in motions]
+            way = 20 * (relations(steps[j])[0] - now[0])
+            suggestions.append(way / max(way.norm().item(), 1.0))
+        parts[f"frame_{number}"] = torch.cat(said)
+    state = [at(observation, name) for name in spec.frames[0].values]
+    if spec.previous:
+        effector = spec.frames[0].effector
+        starts = [FIELDS[name][0] for name in (effector, *spec.objects)]
+        moved = [
+            100 * (observation[k : k + 3] - observation[k + spec.previous :][:3]) for k in starts
+        ]
+        moved = [motion.clamp(-5, 5) for motion in moved]
+        state += [*moved, torch.stack([motion.norm() for motion in moved])]
+    parts["state"] = torch.cat(state) if state else torch.zeros(0)
+    parts["usable"] = torch.stack(flags)
+    parts["suggestions"] = torch.cat(suggestions)
+    return parts
+
+
+@pytest.fixture
+def observations(dataset):
+    return dataset.transitions["observation"][:: len(dataset.transitions) // 40][:40]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        METAWORLD_RETRIEVAL,
+        dataclasses.replace(METAWORLD_RETRIEVAL, lookaheads=(1, 4, 40)),
+        dataclasses.replace(METAWORLD_RETRIEVAL, objects=("object_2_position",), previous=0),
+        ONE,  # with neither values nor objects
+    ],
+)
 @pytest.mark.parametrize("length", [16, 200])  # cut, and padded
-def test_against_one_at_a_time(dataset, length, lookaheads):
+def test_against_one_at_a_time(dataset, observations, length, spec):
     bank = TrajectoryPromptBank.from_dataset(dataset, length)
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=lookaheads)
+    bank.prompts["has_action"] = bank.prompts["mask"] & (torch.rand(len(bank), length) < 0.7)
+    retrieval = make(bank, spec)
     rows = torch.randint(len(bank), (40,))
-    observation = dataset.transitions["observation"][:: len(dataset.transitions) // 40][:40]
-    context = retrieval(observation, rows)
+    context = retrieval(observations, rows)
     assert context.shape == (40, retrieval.features)
-    expected = torch.stack(
-        [reference(bank, o, r, lookaheads) for o, r in zip(observation, rows, strict=True)]
-    )
-    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-3)
+    for found, observation, row in zip(context, observations, rows, strict=True):
+        prompt = bank.prompts[row]
+        expected = reference(spec, prompt[prompt["mask"]], observation)
+        assert list(expected) == list(retrieval.layout.parts)
+        for name, part in retrieval.layout.parts.items():
+            torch.testing.assert_close(
+                found[part], expected[name], rtol=1e-4, atol=2e-3, msg=lambda m, n=name: n + m
+            )
 
 
 @pytest.mark.parametrize("length", [16, 200])  # cut, and padded in between
-def test_of_concatenated_prompts_the_nearest_demonstration_is_read(dataset, length):
+@pytest.mark.parametrize("number", range(len(METAWORLD_RETRIEVAL.frames)))
+def test_of_concatenated_prompts_the_nearest_demonstration_is_read(dataset, length, number):
+    """Each frame on its own: the context is that of one demonstration, up to its last step."""
     bank = TrajectoryPromptBank.from_dataset(dataset, length)
     task = int(bank.task_id[0])
     rows = bank.rows_of(task)
     concatenated = bank.concatenated()
-    assert concatenated.length == len(rows) * length
-    assert concatenated.task_id.tolist() == bank.task_id.unique().tolist()
     data = dataset.transitions
     observation = data["observation"][data["task_id"].squeeze(-1) == task][::2][:60]
-    options = {"lookaheads": (1, 40)}
-    one = PromptRetrieval(concatenated, METAWORLD_FRAME, FIELDS, **options)
-    each = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, **options)
+    options = {"frames": METAWORLD_RETRIEVAL.frames[number : number + 1], "lookaheads": (1, 40)}
+    one, each = make(concatenated, **options), make(bank, **options)
     context = one(observation, torch.full((len(observation),), concatenated.rows_of(task).item()))
     alone = torch.stack([each(observation, row.expand(len(observation))) for row in rows])
-    best = alone[:, :, each.parts["distance"].start].argmin(0)
+    # Distances are what an empty spec's frame says just before the lookaheads.
+    relations, values = options["frames"][0].sizes(FIELDS)
+    distance = 4 + relations + values + 3 + values + 2
+    best = alone[:, :, distance].argmin(0)
     expected = alone[best, torch.arange(len(observation))]
     torch.testing.assert_close(context, expected, rtol=1e-3, atol=1e-2)
     assert len(best.unique()) > 1
 
 
 def test_a_prompts_own_state_is_found_again(bank):
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    retrieval = make(bank)
     observation = bank.prompts["observation"][2, 5]
     context = retrieval(observation, torch.tensor(2))
-    assert torch.equal(context[:4], bank.prompts["action"][2, 5])
-    # On the prompt's own way there is nothing to correct.
-    torch.testing.assert_close(
-        context[retrieval.parts["suggested_action"]], context[:4], rtol=0, atol=1e-5
-    )
-    distance = context[retrieval.parts["distance"]]
-    torch.testing.assert_close(distance, torch.zeros(1), atol=1e-3, rtol=0)
-
-
-def test_it_does_not_see_where_things_are(bank):
-    """Moving hand, object and goal together changes nothing."""
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
-    observation = bank.prompts["observation"][:, 3]
-    moved = observation.clone()
-    for name in ("hand_position", "object_1_position", "goal_position"):
-        moved[:, slice(*FIELDS[name])] += torch.tensor([0.3, -0.2, 0.1])
-    rows = torch.arange(len(bank)).flip(0)
-    torch.testing.assert_close(
-        retrieval(moved, rows), retrieval(observation, rows), rtol=1e-3, atol=1e-3
-    )
-
-
-def test_a_missing_field_is_named(bank):
-    with pytest.raises(ConfigError, match="goal_position"):
-        PromptRetrieval(
-            bank, METAWORLD_FRAME, {k: v for k, v in FIELDS.items() if k != "goal_position"}
-        )
-
-
-def test_parts_cover_the_context_in_order(bank):
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(2, 5))
-    stops = [0, *(part.stop for part in retrieval.parts.values())]
-    assert [part.start for part in retrieval.parts.values()] == stops[:-1]
-    assert stops[-1] == retrieval.features
-    assert list(retrieval.parts)[-1] == "goal_correction"
-
-
-def test_without_objects_the_normalised_state_is_compared(bank):
-    """A family without effector: no pulls, and an entry counts by its spread."""
-    spec = FrameSpec(values=("state",), weights=(None,))
-    retrieval = PromptRetrieval(bank, spec, {"state": (0, 39)})
-    observation = bank.prompts["observation"][1, 7]
-    stretched = bank.prompts.clone()
-    unit = torch.logspace(-2, 2, 39)
-    stretched["observation"] = stretched["observation"] * unit
-    other = TrajectoryPromptBank(stretched, bank.task_id, bank.trajectory_id)
-    row = torch.tensor([1])
-    again = PromptRetrieval(other, spec, {"state": (0, 39)})
-    assert retrieval.nearest(observation[None], row).item() == 7
-    assert again.nearest((observation * unit)[None], row).item() == 7
-    torch.testing.assert_close(
-        again(bank.prompts["observation"][2] * unit, torch.full((16,), 1)),
-        retrieval(bank.prompts["observation"][2], torch.full((16,), 1)),
-        rtol=1e-2,
-        atol=1e-2,
-    )
-    parts = retrieval.parts
-    assert parts["goal_correction"].start == parts["goal_correction"].stop
-    assert parts["ahead_3"].stop - parts["ahead_3"].start == 39 + 39
-    assert parts["correction"].start == parts["object_is_moving"].stop
-    assert retrieval(observation, torch.tensor(1)).shape == (retrieval.features,)
-
-
-def test_lookaheads_are_checked(bank):
-    with pytest.raises(ConfigError, match="lookaheads"):
-        PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(0,))
+    action = bank.prompts["action"][2, 5]
+    suggestions = context[retrieval.layout.parts["suggestions"]].reshape(4, 3, 3)
+    for number, suggestion in enumerate(suggestions[:, 0]):
+        start = retrieval.layout.parts[f"frame_{number}"].start
+        assert torch.equal(context[start : start + 4], action)
+        # On the prompt's own path there is nothing to correct.
+        torch.testing.assert_close(suggestion, action[:3].clamp(-1, 1), rtol=0, atol=1e-5)
 
 
 def test_what_is_carried_is_led_to_its_place_by_the_goal():
@@ -174,25 +165,158 @@ def test_what_is_carried_is_led_to_its_place_by_the_goal():
         "mask": torch.ones(1, 4, dtype=torch.bool),
     }
     bank = TrajectoryPromptBank(TensorDict(entries, [1, 4]), torch.tensor([0]), torch.tensor([0]))
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
+    retrieval = make(bank, ONE)
+    suggestion = retrieval.layout.parts["suggestions"].start
     now = steps[0, 1].clone()
     now[[0, 4]] -= 0.03
-    parts, context = retrieval.parts, retrieval(now, torch.tensor(0))
-    assert context[parts["object_is_moving"]].item() == 1
-    torch.testing.assert_close(
-        context[parts["suggested_action"]], torch.tensor([0.6, 0.0, 0.0, 0.0])
-    )
+    context = retrieval(now, torch.tensor(0))
+    torch.testing.assert_close(context[suggestion : suggestion + 3], torch.tensor([0.6, 0.0, 0.0]))
     steps[0, :, 4] = 0.7  # now the thing stands still, and it is the hand's place that counts
-    still = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS, lookaheads=(1,))
     now = steps[0, 1].clone()
     now[36] += 0.01
-    context = still(now, torch.tensor(0))
-    assert context[parts["object_is_moving"]].item() == 0
-    torch.testing.assert_close(context[parts["suggested_action"]], torch.zeros(4))
+    context = make(bank, ONE)(now, torch.tensor(0))
+    torch.testing.assert_close(context[suggestion : suggestion + 3], torch.zeros(3))
+
+
+def test_it_does_not_see_where_things_are(bank, observations):
+    """Moving the scene, now and one step ago, changes nothing."""
+    prompts = bank.prompts.clone()
+    prompts["observation"][..., slice(*FIELDS["object_2_position"])] = torch.rand(3)
+    retrieval = make(TrajectoryPromptBank(prompts, bank.task_id, bank.trajectory_id))
+    moved = observations.clone()
+    shift = torch.tensor([0.3, -0.2, 0.1])
+    for name in POSITIONS:
+        moved[:, slice(*FIELDS[name])] += shift
+        if name != "goal_position":
+            start = FIELDS[name][0] + METAWORLD_RETRIEVAL.previous
+            moved[:, start : start + 3] += shift
+    rows = torch.arange(len(observations)) % len(bank)
+    torch.testing.assert_close(
+        retrieval(moved, rows), retrieval(observations, rows), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_turning_the_scene_turns_the_vectors_and_nothing_else(bank, mirrored):
+    angle = torch.tensor(0.7)
+    turn = torch.eye(3)
+    turn[:2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+    if mirrored:
+        turn = turn @ torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
+    assert torch.linalg.det(turn).item() == pytest.approx(-1 if mirrored else 1)
+
+    def turned(observation):
+        result = observation.clone()
+        for name in POSITIONS:
+            starts = [FIELDS[name][0]]
+            if name != "goal_position":
+                starts.append(starts[0] + METAWORLD_RETRIEVAL.previous)
+            for start in starts:
+                result[..., start : start + 3] = observation[..., start : start + 3] @ turn.T
+        return result
+
+    prompts = bank.prompts.clone()
+    # Everything moves, on short ways, so that nothing is clipped: that does not turn.
+    torch.manual_seed(0)
+    prompts["observation"] = (0.004 * torch.randn(prompts["observation"].shape)).cumsum(1)
+    prompts["action"] = 0.2 * torch.randn(prompts["action"].shape).clamp(-2, 2)
+    before = TrajectoryPromptBank(prompts, bank.task_id, bank.trajectory_id)
+    prompts = prompts.clone()
+    prompts["observation"] = turned(prompts["observation"])
+    prompts["action"][..., :3] = prompts["action"][..., :3] @ turn.T
+    after = TrajectoryPromptBank(prompts, bank.task_id, bank.trajectory_id)
+    observation = before.prompts["observation"][:, 5].clone()
+    observation[:, :18] += 2e-4 * torch.randn(len(bank), 18)
+    observation[:, 18:36] = observation[:, :18] + 0.004 * torch.randn(len(bank), 18)
+    row = torch.arange(len(bank))
+    expected, found = make(before)(observation, row), make(after)(turned(observation), row)
+    columns = [[*range(part.start, part.stop)] for part in make(before).layout.vectors]
+    assert {len(part) for part in columns} == {3}
+    assert len({i for part in columns for i in part}) == 3 * len(columns)
+    for part in columns:
+        assert not torch.allclose(found[:, part], expected[:, part], rtol=0, atol=1e-3)
+        expected[:, part] = expected[:, part] @ turn.T
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_parts_cover_the_context_in_order(bank):
+    retrieval = make(bank)
+    layout = retrieval.layout
+    assert [part.start for part in layout.parts.values()] == [
+        0,
+        *[part.stop for part in layout.parts.values()][:-1],
+    ]
+    names = [*(f"frame_{n}" for n in range(4)), "state", "usable", "suggestions"]
+    assert list(layout.parts) == names
+    assert layout.parts["suggestions"].stop == layout.width == retrieval.features
+    assert (layout.moves, layout.suggestions) == (3, 4 * (1 + 2))
+    usable, suggestions = layout.parts["usable"], layout.parts["suggestions"]
+    assert usable.stop - usable.start == layout.suggestions
+    assert suggestions.stop - suggestions.start == layout.suggestions * layout.moves
+
+
+def test_without_usable_actions_nothing_depends_on_them(bank, observations):
+    rows = torch.arange(len(observations)) % len(bank)
+    contexts = []
+    for seed in range(2):
+        prompts = bank.prompts.clone()
+        prompts["action"] = torch.randn(
+            prompts["action"].shape, generator=torch.Generator().manual_seed(seed)
+        )
+        prompts["has_action"] = torch.zeros_like(prompts["mask"])
+        changed = TrajectoryPromptBank(prompts, bank.task_id, bank.trajectory_id)
+        contexts.append(make(changed)(observations, rows))
+    assert torch.equal(*contexts)
+    layout = make(bank).layout
+    flags = contexts[0][:, layout.parts["usable"]].reshape(-1, 4, 3)
+    assert (flags[..., 0] == 0).all()
+    assert (flags[..., 1:] == 1).all()
+    suggestions = contexts[0][:, layout.parts["suggestions"]].reshape(-1, 4, 3, 3)
+    assert (suggestions[:, :, 0] == 0).all()
+    assert (suggestions[:, :, 1:] != 0).any(-1).all()
+
+
+def test_without_a_prompt_the_context_is_zero(bank, observations):
+    retrieval = make(bank)
+    assert (retrieval(observations, torch.full((40,), -1)) == 0).all()
+    rows = torch.arange(40) % 3 - 1
+    context = retrieval(observations, rows)
+    assert torch.equal((context == 0).all(-1), rows < 0)
+    empty = TrajectoryPromptBank.empty(length=5, observation_dim=39, action_dim=4)
+    for row in (-1, 0):
+        context = make(empty)(observations, torch.full((40,), row))
+        assert context.isfinite().all()
+
+
+def test_batches_have_any_shape(bank, observations):
+    retrieval, rows = make(bank), torch.arange(40) % len(bank)
+    expected = retrieval(observations, rows)
+    found = retrieval(observations.reshape(2, 20, 39), rows.reshape(2, 20))
+    assert torch.equal(found.reshape(40, -1), expected)
+    torch.testing.assert_close(retrieval(observations[0], rows[0]), expected[0])
+
+
+def test_without_effector_the_normalised_state_is_compared(bank):
+    """No corrections, the action as the one suggestion, and an entry counts by its spread."""
+    fields = {"state": (0, 39)}
+    retrieval = PromptRetrieval(bank, PLAIN, fields)
+    stretched = bank.prompts.clone()
+    unit = torch.logspace(-2, 2, 39)
+    stretched["observation"] = stretched["observation"] * unit
+    other = TrajectoryPromptBank(stretched, bank.task_id, bank.trajectory_id)
+    again = PromptRetrieval(other, PLAIN, fields)
+    observation = bank.prompts["observation"][1]
+    row = torch.full((16,), 1)
+    context = retrieval(observation, row)
+    layout = retrieval.layout
+    assert torch.equal(context[:, layout.parts["suggestions"]], bank.prompts["action"][1])
+    assert (layout.vectors, layout.moves, layout.suggestions) == ([], 4, 1)
+    torch.testing.assert_close(again(observation * unit, row), context, rtol=1e-2, atol=1e-2)
+    assert context.shape == (16, retrieval.features)
 
 
 def test_prompts_follow_the_module_and_stay_out_of_its_state(bank):
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    retrieval = make(bank)
     assert not retrieval.state_dict()
     observation, row = bank.prompts["observation"][:, 3], torch.arange(len(bank))
     expected = retrieval(observation, row)
@@ -208,86 +332,59 @@ def test_prompts_follow_the_module_and_stay_out_of_its_state(bank):
 
 @pytest.mark.gpu
 def test_contexts_on_a_gpu_are_those_of_the_cpu(bank):
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    retrieval = make(bank)
     observation, row = bank.prompts["observation"][:, 3], torch.arange(len(bank))
     expected = retrieval(observation, row)
     context = retrieval.cuda()(observation.cuda(), row.cuda())
     torch.testing.assert_close(context.cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("width", [17, 45])
-def test_an_observation_of_another_width_is_named(bank, width):
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
-    with pytest.raises(DataError, match=f"has {width} entries, the relative frame reads 39"):
-        retrieval(torch.zeros(2, width), torch.zeros(2, dtype=torch.int64))
-
-
 def test_numbers_are_float32_whatever_the_default_and_the_observations_are(bank):
-    expected = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+    expected = make(bank)
     observation, row = bank.prompts["observation"][:, 3], torch.arange(len(bank))
     torch.set_default_dtype(torch.float64)
     try:
-        retrieval = PromptRetrieval(bank, METAWORLD_FRAME, FIELDS)
+        retrieval = make(bank)
         assert torch.equal(retrieval(observation, row), expected(observation, row))
-        assert torch.equal(retrieval(observation.double(), row), expected(observation, row))
+        context = retrieval(observation.double(), row)
+        assert context.dtype == torch.float32
+        assert torch.equal(context, expected(observation, row))
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-SMALL_FIELDS = {"hand": (0, 2), "cup": (2, 4), "goal": (4, 6), "grip": (6, 7), "joints": (7, 10)}
-SPEC = FrameSpec("hand", ("cup", "goal"), ("grip", "joints"), (10.0, 5.0, 1.0, None), unit=0.5)
+@pytest.mark.parametrize("width", [17, 45])
+def test_an_observation_of_another_width_is_named(bank, width):
+    with pytest.raises(DataError, match=f"has {width} entries, the relative frame reads 39"):
+        make(bank)(torch.zeros(2, width), torch.zeros(2, dtype=torch.int64))
 
 
-def test_positions_are_seen_from_each_other_and_values_beside_them():
-    observations = torch.randn(50, 10)
-    frame = RelativeFrame(SPEC, SMALL_FIELDS, observations)
-    hand, cup, goal = observations[:, :2], observations[:, 2:4], observations[:, 4:6]
-    joints = observations[:, 7:]
-    joints = (joints - joints.mean(0)) / joints.std(0)
-    expected = torch.cat([hand - cup, cup - goal, observations[:, 6:7], joints], -1)
-    torch.testing.assert_close(frame(observations), expected)
-    from_cup, from_goal = frame.from_anchors(expected)
-    torch.testing.assert_close(from_cup, hand - cup)
-    torch.testing.assert_close(from_goal, hand - goal)
-    torch.testing.assert_close(frame.values(expected), expected[:, 4:])
-
-
-def test_weights_and_scales():
-    observations = torch.randn(500, 10)
-    observations[:, 8] = 0.7  # what never changes counts nothing
-    frame = RelativeFrame(SPEC, SMALL_FIELDS, observations)
-    assert frame.weights.tolist() == [10, 10, 5, 5, 1, 1, 1, 1]
-    assert frame.scale.tolist() == [2, 2, 2, 2, 2, 1, 1, 1]
-    assert (frame(torch.randn(5, 10))[:, 6] == 0).all()
-
-
-def test_moving_everything_together_changes_nothing():
-    observation = torch.randn(39)
-    frame = RelativeFrame(METAWORLD_FRAME, FIELDS, observation[None])
-    moved = observation.clone()
-    for name in ("hand_position", "object_1_position", "goal_position"):
-        moved[slice(*FIELDS[name])] += torch.tensor([1.0, -2.0, 3.0])
-    torch.testing.assert_close(frame(moved), frame(observation), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("name", ["hand_position", "goal_position", "object_2_position"])
+def test_a_missing_field_is_named(bank, name):
+    fields = {key: value for key, value in FIELDS.items() if key != name}
+    with pytest.raises(ConfigError, match=f"'{name}', which the observation lacks"):
+        PromptRetrieval(bank, METAWORLD_RETRIEVAL, fields)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changes", "message"),
     [
-        ({}, "compares nothing"),
-        ({"effector": "hand"}, "both an effector and anchors"),
-        ({"anchors": ("cup",), "weights": (1.0,)}, "both an effector and anchors"),
-        ({"values": ("grip",)}, "has 0 weights: give 1"),
-        ({"effector": "hand", "anchors": ("cup",), "weights": (None,)}, "by their spread"),
-        ({"values": ("grip",), "weights": (1.0,), "unit": 0.0}, "unit is 0"),
+        ({"frames": ()}, r"network\.retrieval\.frames"),
+        ({"lookaheads": ()}, r"network\.retrieval\.lookaheads"),
+        ({"lookaheads": (0,)}, r"network\.retrieval\.lookaheads\[0\] is 0"),
+        ({"previous": -1}, r"network\.retrieval\.previous is -1"),
+        ({"frames": (*ONE.frames, *PLAIN.frames)}, "one effector, or all none"),
+        ({"frames": PLAIN.frames}, "frames without effector"),
+        ({"previous": 26}, r"previous is 26: entry 13 has none .* observation of 39"),
+        ({"objects": ("gripper_opening",)}, "positions must have one width"),
+        ({"objects": ("cup",)}, "'cup', which the observation lacks"),
     ],
 )
-def test_a_frame_without_sense_is_refused(arguments, message):
+def test_a_spec_without_sense_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        FrameSpec(**arguments)
+        dataclasses.replace(METAWORLD_RETRIEVAL, **changes).layout(FIELDS, 4)
 
 
-def test_a_frame_that_does_not_fit_the_observation_is_refused():
-    with pytest.raises(ConfigError, match="'cup', which the observation lacks: it has hand"):
-        SPEC.sizes({"hand": (0, 2)})
-    with pytest.raises(ConfigError, match="positions must have one width"):
-        SPEC.sizes(SMALL_FIELDS | {"goal": (4, 7)})
+def test_actions_are_at_least_as_wide_as_positions():
+    with pytest.raises(ConfigError, match="positions have 3 entries and actions 2"):
+        METAWORLD_RETRIEVAL.layout(FIELDS, 2)

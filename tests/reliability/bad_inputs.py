@@ -246,7 +246,7 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
             (("config.json", {"network.unheard": 1}), "unheard"),
             (("config.json", {"network.observation_fields": {"a": [0]}}), "observation"),
             (("config.json", {"network.observation_fields": {}}), "goal_position"),
-            (("config.json", {"network.frame": 5}), "network.frame is 5"),
+            (("config.json", {"network.retrieval": 5}), "network.retrieval is 5"),
             (("config.json", {"network.activation": "cosh"}), "cosh"),
             (("config.json", {"network.text_dim": -1}), "text_dim"),
             (("config.json", {"weights": {}}), "description"),

@@ -8,7 +8,7 @@ from torchrl.envs import Compose, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_FRAME, PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.transforms import (
@@ -40,7 +40,7 @@ def make(name, bank):
     if name == "context":
         fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
         return Compose(
-            index, RetrievedContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields))
+            index, RetrievedContextTransform(PromptRetrieval(bank, METAWORLD_RETRIEVAL, fields))
         )
     if name == "embedding":
         network = TensorDictModule(Head(), [("prompt", "text_index")], ["z"])
@@ -177,7 +177,7 @@ def test_a_task_without_prompt_is_refused(bank):
 
 def test_the_buffer_holds_contexts_of_both_states(dataset, bank):
     batch = make("context", bank)(dataset.transitions[:8].clone())
-    retrieval = PromptRetrieval(bank, METAWORLD_FRAME, METAWORLD_OBSERVATION_LAYOUT["fields"])
+    retrieval = PromptRetrieval(bank, METAWORLD_RETRIEVAL, METAWORLD_OBSERVATION_LAYOUT["fields"])
     row = batch["prompt", "trajectory_index"].squeeze(-1)
     torch.testing.assert_close(batch["retrieved_context"], retrieval(batch["observation"], row))
     torch.testing.assert_close(
@@ -258,7 +258,7 @@ def test_without_a_demonstration_the_gate_is_open_and_the_context_empty(dataset,
     fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
     transforms = Compose(
         AbsentPromptTransform([("prompt", "trajectory_index")]),
-        RetrievedContextTransform(PromptRetrieval(bank, METAWORLD_FRAME, fields)),
+        RetrievedContextTransform(PromptRetrieval(bank, METAWORLD_RETRIEVAL, fields)),
         ObservationGateTransform([], state_visible_prob=0.0),
     )
     batch = transforms(dataset.transitions[:8].clone())

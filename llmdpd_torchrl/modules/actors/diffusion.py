@@ -38,7 +38,6 @@ class DiffusionActor(SafeModule):
         hidden, activation: sizes of the default network, see :class:`MLPDenoiser`.
         base (slice, optional): columns of the condition that hold an action; the network then
             learns the residual to it, see :class:`ResidualDenoiser`.
-        movement, min_base_fraction: how far that action may be cancelled, see there.
         num_steps, schedule, prediction, sampler, sampling_steps: see :class:`DiffusionModule`.
         in_keys (sequence of NestedKey): defaults to ``["observation", "prompt_embedding"]``.
         out_keys (sequence of NestedKey): defaults to ``["action"]``.
@@ -73,8 +72,6 @@ class DiffusionActor(SafeModule):
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
         base: slice | None = None,
-        movement: int = 0,
-        min_base_fraction: float = 0.75,
         num_steps: int = 5,
         schedule: str | Sequence[float] = "vp",
         prediction: str = "epsilon",
@@ -94,15 +91,12 @@ class DiffusionActor(SafeModule):
                     f"a base action needs an MLPDenoiser, got {type(score_network).__name__}: "
                     "leave base out, or wrap the network yourself"
                 )
-            score_network = ResidualDenoiser(
-                score_network,
-                base,
-                num_steps,
-                schedule,
-                prediction,
-                movement=movement,
-                min_base_fraction=min_base_fraction,
-            )
+            if prediction != "x0":
+                raise ConfigError(
+                    f"prediction is {prediction!r}: with a base action the network predicts clean "
+                    "actions, use x0"
+                )
+            score_network = ResidualDenoiser(score_network, base, num_steps, schedule)
         module = DiffusionModule(
             score_network,
             action_dim,

@@ -66,5 +66,5 @@ def test_it_can_read_a_retrieved_demonstration(kind):
     assert policy.actor.in_keys == make("diffusion", prompt="trajectory")[1].actor.in_keys
     data = states()
     data["prompt", "observation_gate"] = torch.zeros(5, 1)
-    data["retrieved_context"] = torch.randn(5, config.context_parts["goal_correction"].stop)
+    data["retrieved_context"] = torch.randn(5, config.context_layout.width)
     assert policy.actor(data)["action"].shape == (5, 4)
