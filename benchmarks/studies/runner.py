@@ -22,7 +22,7 @@ from benchmarks.common import machine
 from benchmarks.studies.jobs import FAMILIES, Job, Place
 from benchmarks.studies.registry import Arm, Study
 from benchmarks.studies.store import read_episodes, write_episodes
-from llmdpd_torchrl.baselines import retrieve_and_play_policy
+from llmdpd_torchrl.baselines import retrieve_and_play_plus_policy, retrieve_and_play_policy
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.config import Run
@@ -36,7 +36,10 @@ from llmdpd_torchrl.utils.processes import Backend, make_backend
 #: Settings of a stored training that do not distinguish it from another.
 _INCIDENTAL = ("name=", "seed=", "until=", "tasks.split=ml45 ")
 #: What makes the policies that are not trained, of their configuration.
-UNTRAINED = {"retrieve_and_play": retrieve_and_play_policy}
+UNTRAINED = {
+    "retrieve_and_play": retrieve_and_play_policy,
+    "retrieve_and_play_plus": retrieve_and_play_plus_policy,
+}
 #: What stored trainings call what is a choice of a group now.
 _RENAMED = {
     "network.conditioning=pooled trajectory_prompt.length=32 trajectory_prompt.per_task=2": (

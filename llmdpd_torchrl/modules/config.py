@@ -121,7 +121,7 @@ class NetworkConfig:
         text_features: width of h_ψ's output.
         trajectory_length: L, steps of a trajectory prompt.
         trajectory_spacing: units by observation field at which retrieved prompts are resampled, see
-            :func:`~llmdpd_torchrl.prompts.spacing.space_evenly`; empty: evenly in time.
+            :func:`~llmdpd_torchrl.prompts.spacing.space_evenly`; ``None``: evenly in time.
         trajectory_features: width of g_φ's output. This and the next three: ``pooled`` only.
         trajectory_width: width of the tokens of g_φ's transformer.
         trajectory_layers: layers of the transformer.
@@ -165,7 +165,7 @@ class NetworkConfig:
     text_dim: Size = 576
     text_features: Size = 32
     trajectory_length: Size = 32
-    trajectory_spacing: Mapping[str, Positive] = field(default_factory=dict)
+    trajectory_spacing: Mapping[str, Positive] | None = None
     trajectory_features: Size = 32
     trajectory_width: Size = 64
     trajectory_layers: Size = 2

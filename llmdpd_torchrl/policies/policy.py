@@ -13,6 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from llmdpd_torchrl.modules.build import Networks, make_networks
@@ -21,6 +22,7 @@ from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies import pretrained
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
+from llmdpd_torchrl.transforms.retrieved_context import RetrievedContextTransform
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 _GATE: NestedKey = ("prompt", "observation_gate")
@@ -304,6 +306,13 @@ class LLMDPDPolicy(TensorDictModuleBase):
         assert bank is not None
         assert config.retrieval is not None
         return PromptRetrieval(bank, config.retrieval, config.observation_fields)
+
+    def make_context_transform(self, tables: PromptTables, *, successors: bool = True) -> Transform:
+        """The transform that writes what the actor reads of the trajectory prompts.
+
+        For ``successors`` see :class:`~llmdpd_torchrl.transforms.RetrievedContextTransform`.
+        """
+        return RetrievedContextTransform(self.make_retrieval(tables), successors=successors)
 
     def filled(self, tables: PromptTables) -> PromptTables:
         """The tables, checked, with an empty one in place of each that is missing."""

@@ -106,9 +106,7 @@ def _transforms(
             )
         )
     if config.retrieves:
-        transforms.append(
-            RetrievedContextTransform(policy.make_retrieval(tables), successors=successors)
-        )
+        transforms.append(policy.make_context_transform(tables, successors=successors))
         transforms.append(
             ObservationGateTransform(config.trained_task_ids, state_visible_prob=state_visible_prob)
         )

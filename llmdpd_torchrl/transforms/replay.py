@@ -1,0 +1,72 @@
+"""A replay with memory: what it plays, and how far it has come, as a transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.data import Bounded, TensorSpec, Unbounded
+
+from llmdpd_torchrl.transforms.prompts import PromptTransform
+
+#: From observations [*, O], rows of prompts [*] and progress [*], which is -1 where an episode
+#: begins, to actions [*, A] and the new progress.
+Replay = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class ReplayTransform(PromptTransform):
+    """Write the action that a replay plays, and its progress, which begins with each episode.
+
+    For environments only, after a :class:`~llmdpd_torchrl.transforms.TrajectoryPromptTransform` in
+    mode ``index``.
+
+    Args:
+        replay: see :data:`Replay`.
+        action_dim: A.
+        length: of the prompts; progress is below it.
+        in_keys: default ``["observation", ("prompt", "trajectory_index")]``.
+        out_keys: default ``["replayed_action", "replay_progress"]``.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        action_dim: int,
+        length: int,
+        *,
+        in_keys: list[NestedKey] | None = None,
+        out_keys: list[NestedKey] | None = None,
+    ) -> None:
+        super().__init__(
+            in_keys=in_keys or ["observation", ("prompt", "trajectory_index")],
+            out_keys=out_keys or ["replayed_action", "replay_progress"],
+        )
+        self.replay, self.action_dim, self.length = replay, action_dim, length
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Refuse to run on a replay buffer, whose transitions have no episode before them."""
+        raise RuntimeError("ReplayTransform is for environments: it remembers the episode")
+
+    def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
+        row = tensordict.get(self.in_keys[1])
+        return self._play(tensordict, row, torch.full_like(row, -1))
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        row, progress = tensordict.get(self.in_keys[1]), tensordict.get(self.out_keys[1])
+        return next_tensordict.update(self._play(next_tensordict, row, progress))
+
+    def _play(
+        self, tensordict: TensorDictBase, row: Tensor, progress: Tensor
+    ) -> dict[NestedKey, Tensor]:
+        observation = tensordict.get(self.in_keys[0])
+        action, progress = self.replay(observation, row.squeeze(-1), progress.squeeze(-1))
+        return {self.out_keys[0]: action, self.out_keys[1]: progress.unsqueeze(-1)}
+
+    def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
+        return {
+            self.out_keys[0]: Unbounded((*shape, self.action_dim), dtype=torch.float32),
+            self.out_keys[1]: Bounded(-1, self.length, (*shape, 1), dtype=torch.int64),
+        }
