@@ -30,8 +30,12 @@ from llmdpd_torchrl.utils.settings import Dropout
 class SequenceLoss(LossModule):
     """The error of a sequence of actions, averaged over the valid steps of a row.
 
-    A subclass defines the error, the class of its actor, and the keys that it reads beside those of
-    the actor. The output has ``loss_actor`` and, detached, ``bc``: the same number, under the name
+    A subclass defines the error, the class of its actor, and the keys of the actions that it
+    imitates and of their mask, which it reads beside those of the actor. These are executed
+    actions or, after ``set_keys(expert_action=...)``, what the expert wanted at the same steps; the
+    actor reads executed ones in both cases.
+
+    The output has ``loss_actor`` and, detached, ``bc``: the same number, under the name
     that the logs of all algorithms share. Floating-point entries are cast to the actor's precision.
     """
 
@@ -42,6 +46,10 @@ class SequenceLoss(LossModule):
         history_mask: NestedKey = ("history", "mask")  # [*, H]
         plan: NestedKey = ("future", "action")  # the next actions, [*, F, A]
         plan_mask: NestedKey = ("future", "mask")  # whether they exist, [*, F]
+        expert_action: NestedKey | None = None  # imitated in place of ``action``, [*, A]
+        # Where expert_action is set, in place of history_action [*, H, A] and plan [*, F, A].
+        history_expert_action: NestedKey = ("history", "expert_action")
+        expert_plan: NestedKey = ("future", "expert_action")
         priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
@@ -49,7 +57,10 @@ class SequenceLoss(LossModule):
     default_value_estimator = None
     deterministic_sampling_mode = ExplorationType.RANDOM
     actor_class: type[TensorDictModule]
-    data_keys: tuple[str, ...]  # fields of the accepted keys
+    # Fields of the accepted keys: executed actions, labels in the same order, and the mask of both.
+    executed_keys: tuple[str, ...]
+    label_keys: tuple[str, ...]
+    mask_key: str
     out_keys = ["loss_actor", "bc"]  # noqa: RUF012 (TorchRL's convention)
 
     actor_network: TensorDictModule
@@ -75,7 +86,10 @@ class SequenceLoss(LossModule):
         self._set_in_keys()
 
     def _set_in_keys(self) -> None:
-        keys = [getattr(self.tensor_keys, name) for name in self.data_keys]
+        executed = self.tensor_keys.expert_action is None
+        names = self.executed_keys if executed else self.label_keys
+        self._imitated = [getattr(self.tensor_keys, name) for name in names]
+        keys = [*self._imitated, getattr(self.tensor_keys, self.mask_key)]
         self.in_keys = list(dict.fromkeys([*keys, *self.actor_network.in_keys]))
 
     def _forward_value_estimator_keys(self, **kwargs: object) -> None:
@@ -151,15 +165,16 @@ class PromptDT(SequenceLoss):
     """
 
     actor_class = DecisionTransformerActor
-    data_keys = ("action", "history_action", "history_mask")
+    executed_keys = ("action", "history_action")
+    label_keys = ("expert_action", "history_expert_action")
+    mask_key = "history_mask"
     actor_network: DecisionTransformerActor
 
     def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
-        keys = self.tensor_keys
-        present = data.get(keys.action).unsqueeze(-2)
-        wanted = torch.cat([data.get(keys.history_action)[..., :-1, :], present], dim=-2)
+        present, history = (data.get(key) for key in self._imitated)
+        wanted = torch.cat([history[..., :-1, :], present.unsqueeze(-2)], dim=-2)
         actions = self.actor_network.actions(data)
-        return (actions - wanted).square(), data.get(keys.history_mask)
+        return (actions - wanted).square(), data.get(self.tensor_keys.history_mask)
 
 
 class MTDiff(SequenceLoss):
@@ -209,7 +224,9 @@ class MTDiff(SequenceLoss):
     """
 
     actor_class = PlanDiffusionActor
-    data_keys = ("plan", "plan_mask")
+    executed_keys = ("plan",)
+    label_keys = ("expert_plan",)
+    mask_key = "plan_mask"
     actor_network: PlanDiffusionActor
 
     def __init__(
@@ -227,7 +244,7 @@ class MTDiff(SequenceLoss):
     def _errors(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
         actor = self.actor_network
         process = actor.module
-        actions = data.get(self.tensor_keys.plan)
+        actions = data.get(self._imitated[0])
         plan = actions.flatten(-2)
         rows = plan.shape[:-1]
         condition = process.condition(*(data.get(key) for key in actor.in_keys))

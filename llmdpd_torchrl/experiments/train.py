@@ -178,6 +178,7 @@ def _describe_data(run: Run) -> dict[str, str]:
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
     algorithm = get_algorithm(cfg.algorithm)
+    labels = OmegaConf.select(cfg, "data.labels") == "expert"  # a setting of Meta-World's only
     transforms = training_transforms(
         policy,
         run.training_prompts,
@@ -186,6 +187,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         augment=cfg.trajectory_prompt.augment,
         dataset=run.dataset,
         successors=getattr(algorithm.loss, "reads_successors", True),
+        labels=labels,
     )
     scaling = RewardScaling(loc=0.0, scale=cfg.loss.reward_scale, in_keys=[("next", "reward")])
     transforms.append(scaling)
@@ -194,7 +196,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         tables = copy.deepcopy(tables).to(run.device)
     prompt_network = policy.prompt_network(tables)
     loss = algorithm.make_loss(networks, prompt_network, **plain(cfg.loss))
-    if OmegaConf.select(cfg, "data.labels") == "expert":  # a setting of Meta-World's only
+    if labels:
         loss.set_keys(expert_action="expert_action")
     logger = make_logger(
         directory=run.output,

@@ -30,17 +30,18 @@ def training_transforms(
     augment: bool = True,
     dataset: TrajectoryDataset | None = None,
     successors: bool = True,
+    labels: bool = False,
 ) -> list[Transform]:
     """Transforms of the replay buffer: rows of prompts, and contexts where the actor reads them.
 
     ``tables`` hold the prompts of the training tasks, the trajectories cut from ``dataset``, which
     the buffer holds. For the numbers see :class:`TrajectoryPromptTransform` and
     :class:`ObservationGateTransform`, for ``augment`` :class:`ContextAugmentation`, for
-    ``successors`` :class:`RetrievedContextTransform`.
+    ``successors`` :class:`RetrievedContextTransform`, for ``labels`` :class:`HistoryTransform`.
     """
     policy.check_tables(tables)
     transforms = _transforms(
-        policy, tables, prompts_per_task, state_visible_prob, dataset, successors
+        policy, tables, prompts_per_task, state_visible_prob, dataset, successors, labels
     )
     for transform in transforms:
         if isinstance(transform, TrajectoryPromptTransform) and dataset is not None:
@@ -72,6 +73,7 @@ def _transforms(
     state_visible_prob: float = 0.5,
     dataset: TrajectoryDataset | None = None,
     successors: bool = True,
+    labels: bool = False,
 ) -> list[Transform]:
     config = policy.config
     transforms: list[Transform] = []
@@ -103,6 +105,7 @@ def _transforms(
                 horizon=sizes.horizon if config.actor == "plan_diffusion" else 0,
                 target_return=sizes.target_return,
                 dataset=dataset,
+                labels=labels,
             )
         )
     if config.retrieves:

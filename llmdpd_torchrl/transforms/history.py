@@ -29,6 +29,10 @@ class HistoryTransform(PromptTransform):
     Written under ``"future"``, on a replay buffer if F > 0: ``action`` [*, F, A], the present one
     first, and ``mask`` [*, F]: after the episode's end actions are zero and masked.
 
+    With ``labels``, history and future of a replay buffer also have ``expert_action``, what the
+    expert wanted at the same steps, the present one included: targets to imitate, beside the
+    executed actions.
+
     Args:
         steps: H, at least 1.
         observation_dim: O.
@@ -38,12 +42,14 @@ class HistoryTransform(PromptTransform):
             the first entry of ``("prompt", "trajectory", "return_to_go")`` [*, L, 1], so a
             :class:`TrajectoryPromptTransform` in mode ``"tensor"`` comes before.
         dataset: that the replay buffer holds; without it there is none to sample from.
+        labels: whether losses imitate ``expert_action``, which the dataset then has.
         in_keys: default ``["observation", "action", "reward"]``, read while acting only. Rewards
             must not have been scaled.
 
     Raises:
         ConfigError: if a number is out of range, or on a replay buffer without a dataset.
-        DataError: while acting, if there is no demonstration to take the target from.
+        DataError: if the dataset has no ``expert_action`` though ``labels``; while acting, if there
+            is no demonstration to take the target from.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -66,6 +72,7 @@ class HistoryTransform(PromptTransform):
         horizon: int = 0,
         target_return: float | None = None,
         dataset: TrajectoryDataset | None = None,
+        labels: bool = False,
         in_keys: list[NestedKey] | None = None,
     ) -> None:
         if steps < 1 or horizon < 0:
@@ -82,7 +89,8 @@ class HistoryTransform(PromptTransform):
             in_keys=in_keys or ["observation", "action", "reward"], out_keys=list(self._sizes)
         )
         self.steps, self.horizon, self.target_return = steps, horizon, target_return
-        self._source = None if dataset is None else _Source(dataset)
+        self._actions = ("action", "expert_action") if labels else ("action",)
+        self._source = None if dataset is None else _Source(dataset, self._actions)
 
     def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
         return self._recorded(tensordict) if sampling else self._first(tensordict)
@@ -95,12 +103,12 @@ class HistoryTransform(PromptTransform):
                 "neighbours: give it the dataset that the replay buffer holds"
             )
         place = batch.get("trajectory_id").squeeze(-1), batch.get("step_count").squeeze(-1)
-        names = ("observation", "action", "return_to_go")
+        names = ("observation", *self._actions, "return_to_go")
         history = self._source.gather(names, *place, range(1 - self.steps, 1))
         history["action"][..., -1, :] = 0.0
         found: dict[NestedKey, Tensor] = {("history", k): value for k, value in history.items()}
         if self.horizon:
-            future = self._source.gather(("action",), *place, range(self.horizon))
+            future = self._source.gather(self._actions, *place, range(self.horizon))
             found |= {("future", k): value for k, value in future.items()}
         return found
 
@@ -176,14 +184,19 @@ class _Source(nn.Module):
     starts: Tensor
     lengths: Tensor
 
-    def __init__(self, dataset: TrajectoryDataset) -> None:
+    def __init__(self, dataset: TrajectoryDataset, actions: tuple[str, ...]) -> None:
         super().__init__()
         transitions = dataset.transitions
+        if missing := {*actions} - {*transitions.keys()}:
+            raise DataError(
+                f"the dataset has no {', '.join(missing)}: imitate executed actions "
+                "(labels=False), or collect the data again"
+            )
         columns = {
             "starts": dataset.starts,
             "lengths": dataset.lengths,
             "observation": transitions["observation"],
-            "action": transitions["action"],
+            **{name: transitions[name] for name in actions},
             "return_to_go": returns_to_go(transitions["next", "reward"], dataset.lengths),
         }
         for name, value in columns.items():

@@ -56,6 +56,15 @@ def batch(rows=6, seed=0):
     return TensorDict({**parts, "action": task[:, 0]}, [rows])
 
 
+def labelled(data):
+    """The batch with other actions to imitate than were executed."""
+    for part in ("history", "future"):
+        executed = data[part, "action"]
+        wanted = torch.linspace(-1, 1, executed.numel()).view_as(executed)
+        data[part, "expert_action"] = wanted
+    return data.set("expert_action", data["history", "expert_action"][:, -1])
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestBoth:
     def test_one_loss_and_its_number(self, name):
@@ -116,6 +125,19 @@ class TestBoth:
         torch.manual_seed(1)
         assert torch.equal(loss(data)["loss_actor"], expected)
 
+    def test_labels_are_not_read_unless_they_are_asked_for(self, name):
+        _, loss = make(name)
+        torch.manual_seed(1)
+        expected = loss(batch())["loss_actor"]
+        torch.manual_seed(1)
+        assert torch.equal(loss(labelled(batch()))["loss_actor"], expected)
+        loss.set_keys(expert_action="expert_action")
+        with pytest.raises(DataError, match="'expert_action'"):
+            loss(batch())
+        loss.set_keys(expert_action=None)
+        torch.manual_seed(1)
+        assert torch.equal(loss(batch())["loss_actor"], expected)
+
     def test_entries_are_cast(self, name):
         _, loss = make(name)
         data, double = batch(), batch().double()
@@ -166,6 +188,30 @@ def test_every_step_of_the_history_is_learnt():
         row = changed[key][:, place] if place < H - 1 else changed[key]
         row += 10.0
         assert (loss(changed)["loss_actor"] > loss(data)["loss_actor"] + 10).all(), place
+
+
+def test_labels_are_the_targets_of_a_history_that_holds_executed_actions():
+    actor, loss = make("prompt_dt", reduction="none")
+    loss.set_keys(expert_action="expert_action")
+    data = labelled(batch())
+    wanted = data["history", "expert_action"]  # the present one is at its end
+    before = loss(data)["loss_actor"]
+    torch.testing.assert_close(before, (actor.actions(data) - wanted).square().mean((-2, -1)))
+    assert "action" not in loss.in_keys
+    data["history", "action"][:, 0] += 1.0
+    assert not torch.allclose(loss(data)["loss_actor"], before)
+
+
+def test_labels_are_the_plan_that_is_denoised():
+    _, loss = make("mtdiff")
+    data = labelled(batch())
+    plan = batch().set(("future", "action"), data["future", "expert_action"])
+    torch.manual_seed(1)
+    expected = loss(plan)["loss_actor"]
+    loss.set_keys(expert_action="expert_action")
+    torch.manual_seed(1)
+    assert torch.equal(loss(data)["loss_actor"], expected)
+    assert ("future", "action") not in loss.in_keys
 
 
 def test_dropout_is_on_in_training():

@@ -184,7 +184,15 @@ def test_the_expert_s_actions_are_imitated_where_they_are_asked_for(folder):
     for stage in ("embed", "train"):
         run_stage(run, stage)
     assert run.policy.info["fingerprint"] == run.fingerprint
-    message = "algorithm=td3_bc imitates executed actions only; use llmdpd, diffusion_ql, bc"
+    small = ["network.sequence.width=16", "network.sequence.layers=1", "trainer.total_updates=2"]
+    for name in ("prompt_dt", "mtdiff"):
+        run = collected(folder, "data.labels=expert", "resume=never", f"algorithm={name}", *small)
+        run_stage(run, "train")
+        assert run.policy.info["algorithm"] == name
+    message = (
+        "algorithm=td3_bc imitates executed actions only; "
+        "use llmdpd, diffusion_bc, diffusion_ql, bc, prompt_dt, mtdiff"
+    )
     with pytest.raises(ConfigError, match=message):
         make_run(folder, "data.labels=expert", "algorithm=td3_bc", "prompt=none")
 

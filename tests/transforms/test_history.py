@@ -114,6 +114,24 @@ def test_a_replay_buffer_writes_it(dataset):
     torch.testing.assert_close(transform(first)["history", "return_to_go"][0, -1, 0], whole)
 
 
+def test_labels_are_those_of_the_same_steps_and_replace_nothing(dataset):
+    episode = dataset.trajectory(1)
+    sizes = {"horizon": 2, "dataset": dataset}
+    plain = HistoryTransform(3, 39, 4, **sizes)(episode.clone())
+    batch = HistoryTransform(3, 39, 4, **sizes, labels=True)(episode.clone())
+    executed, wanted = episode["action"], episode["expert_action"]
+    assert not torch.equal(executed, wanted)
+    assert torch.equal(batch["history", "expert_action"][4], wanted[2:5])
+    assert torch.equal(batch["history", "action"][4, :2], executed[2:4])
+    assert torch.equal(batch["future", "expert_action"][4], wanted[4:6])
+    assert torch.equal(batch["future", "action"][4], executed[4:6])
+    assert (batch["history", "expert_action"][0, :2] == 0).all()
+    assert (batch["future", "expert_action"][-1, 1:] == 0).all()
+    extra = {("history", "expert_action"), ("future", "expert_action")}
+    assert {*batch.keys(True, True)} - {*plain.keys(True, True)} == extra
+    assert (batch.exclude(*extra) == plain).all()
+
+
 def test_specs_hold(bank):
     def env():
         return TransformedEnv(MetaWorldEnv("reach-v3", num_goals=2, max_steps=6), make())
@@ -168,5 +186,7 @@ def test_what_it_refuses():
         HistoryTransform(0, 2, 2)
     with pytest.raises(ConfigError, match="give it the dataset"):
         HistoryTransform(1, 2, 2)(TensorDict({}, [3]))
+    with pytest.raises(DataError, match="the dataset has no expert_action"):
+        HistoryTransform(1, 2, 2, dataset=recorded([Drift().rollout(2)]), labels=True)
     with pytest.raises(DataError, match="set target_return"):
         TransformedEnv(Drift(), HistoryTransform(1, 2, 2)).reset()
