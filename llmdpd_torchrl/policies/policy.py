@@ -226,8 +226,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
         Raises:
             ConfigError: if a prompt is missing, or not read, or the policy reads sequences.
-            PromptError: if a demonstration lacks an entry, has another width than the training's,
-                holds a number that is not finite, or spans several episodes.
+            PromptError: if a demonstration is not like the training's: see ``from_rollouts``.
         """
         config = self.config
         if config.reads_sequences:
@@ -253,10 +252,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def make_tables(
         self, texts: Mapping[int, str | Tensor], trajectories: Mapping[int, Demonstrations]
     ) -> PromptTables:
-        """Prompts of several tasks, for an evaluator: texts and demonstrations by task id.
+        """Prompts of several tasks, for an evaluator, by task id; each is as in :meth:`prompt`.
 
-        Each is as in :meth:`prompt`, which says what is refused. A policy that retrieves reads all
-        demonstrations of a task. Tables of what is empty are missing.
+        A policy that retrieves reads all demonstrations of a task. What is empty has no table.
         """
         config = self.config
         for name, is_given, is_read in (
@@ -302,16 +300,13 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
     def make_retrieval(self, tables: PromptTables) -> PromptRetrieval:
         """The retrieval from the trajectory prompts in ``tables``."""
-        config, bank = self.config, self.filled(tables).trajectories
+        bank, spec = self.filled(tables).trajectories, self.config.retrieval
         assert bank is not None
-        assert config.retrieval is not None
-        return PromptRetrieval(bank, config.retrieval, config.observation_fields)
+        assert spec is not None
+        return PromptRetrieval(bank, spec, self.config.observation_fields)
 
     def make_context_transform(self, tables: PromptTables, *, successors: bool = True) -> Transform:
-        """The transform that writes what the actor reads of the trajectory prompts.
-
-        For ``successors`` see :class:`~llmdpd_torchrl.transforms.RetrievedContextTransform`.
-        """
+        """The transform that writes what the actor reads of the trajectory prompts."""
         return RetrievedContextTransform(self.make_retrieval(tables), successors=successors)
 
     def filled(self, tables: PromptTables) -> PromptTables:
@@ -329,8 +324,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """Check that all prompts are there that the policy cannot do without.
 
         Raises:
-            ConfigError: if prompts are missing or have another length, or are given to a policy
-                that is prompted already.
+            ConfigError: if prompts are missing, have another length, or the policy is prompted.
         """
         if not isinstance(tables, PromptTables):
             raise ConfigError(f"the prompts are a {type(tables).__name__}: give PromptTables(...)")

@@ -67,5 +67,6 @@ def test_a_group_on_the_command_line_replaces_an_experiments_choice(given, found
 def test_experiments_set_no_value_that_is_a_groups_choice(name):
     values = OmegaConf.load(experiments.FOLDER / name)
     assert OmegaConf.select(values, "network.conditioning") is None
-    for key in ("trajectory_prompt", "tasks.split", "text_encoder", "logger", "algorithm"):
+    keys = ("trajectory_prompt.length", "trajectory_prompt.per_task", "trajectory_prompt.copies")
+    for key in (*keys, "tasks.split", "text_encoder", "logger", "algorithm"):
         assert OmegaConf.select(values, key) is None
