@@ -137,9 +137,9 @@ class MetaWorld(Family):
     def demonstrate(self, run: Run) -> None:
         """Collect the demonstrations of held-out tasks, for evaluations; see :meth:`support`."""
         if run.split.held_out:
-            shown = run.cfg.evaluation
+            chosen = run.cfg.evaluation
             run.add_demonstrations(
-                self.support(run), shown.demonstration, shown.demonstration_number
+                self.support(run), chosen.demonstration, chosen.demonstration_number
             )
 
     def support(self, run: Run) -> TrajectoryDataset:

@@ -200,7 +200,7 @@ class ResidualDenoiser(nn.Module):
     network reads :math:`a_k - \sqrt{\bar\alpha_k} b`, the noised residual. A network that predicts
     actions has to learn to copy what the prompt suggests, and on a task that it never saw falls
     back to the mean of those it did. One that predicts a bounded residual copies by predicting zero
-    and cannot cancel what it was told, so that the base, too, has to be learned.
+    and cannot cancel what the prompt suggests, so that the base, too, has to be learned.
 
     It predicts clean actions: the diffusion's ``prediction`` must be ``"x0"``.
 

@@ -17,7 +17,7 @@ class SuggestionAttention(nn.Module):
 
     Which suggestion to trust changes from task to task and within an episode, but what tells it
     does not: which objects move, how far the prompt is off, what comes next. So the weights are a
-    softmax of an MLP on the whole context, trained on many tasks and used on others.
+    softmax of an MLP on the entire context, trained on many tasks and used on others.
 
     Args:
         layout: of the context.

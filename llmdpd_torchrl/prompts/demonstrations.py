@@ -32,8 +32,8 @@ def change_demonstration(
 ) -> TensorDictBase:
     """A demonstration with less in it than was recorded.
 
-    ``"states_only"`` and ``"other_actions"`` are told by the entry ``has_action`` [T] (bool), which
-    is false: the actions are not those of the policy's action space.
+    ``"states_only"`` and ``"other_actions"`` are marked by the entry ``has_action`` [T] (bool),
+    which is false: the actions are not those of the policy's action space.
 
     Args:
         trajectory: TensorDict ``[T]``: ``observation`` [T, O], ``action`` [T, 4], and both of what
