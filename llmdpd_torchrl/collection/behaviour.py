@@ -72,9 +72,10 @@ class BehavingExpert:
         clip: whether noise is added to the clipped expert; it always is where the gain is not 1.
 
     Examples:
-        >>> from metaworld.policies import ENV_POLICY_MAP
+        >>> from types import SimpleNamespace
+        >>> forwards = SimpleNamespace(get_action=lambda observation: np.array([0.0, 2, 0, 1]))
         >>> behaviour = Behaviour(gain=0.5)
-        >>> expert = BehavingExpert(ENV_POLICY_MAP["reach-v3"](), behaviour, seed=0, max_steps=5)
+        >>> expert = BehavingExpert(forwards, behaviour, seed=0, max_steps=5)
         >>> wanted, executed = expert.act(np.full(39, 0.1))
         >>> bool((executed[:3] == wanted[:3] / 2).all())
         True
