@@ -232,10 +232,7 @@ class PromptRetrieval(nn.Module):
         effector = spec.frames[0].effector
         moving = [] if effector is None else [*range(*fields[effector]), *things.tolist()]
         self._moving = nn.Buffer(torch.tensor(moving).long(), persistent=False)
-        self._first = RelativeFrame(spec.frames[0], fields, observations[mask])
-        self._first.to(observations.device)
-        frames = [self._first]
-        frames += [RelativeFrame(f, fields, observations[mask]) for f in spec.frames[1:]]
+        frames = [RelativeFrame(frame, fields, observations[mask]) for frame in spec.frames]
         self._lookups = nn.ModuleList(_Lookup(frame, observations, mask) for frame in frames)
         last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
         # Of prompts that hold several demonstrations, each step has its own range.
@@ -244,7 +241,7 @@ class PromptRetrieval(nn.Module):
         self._ends = nn.Buffer(prompts.get("end", last), persistent=False)
         # What is read of a step besides its relative frames, side by side: one look-up, not three.
         step = torch.cat([actions, observations[..., things], usable.unsqueeze(-1)], dim=-1)
-        self._steps = nn.Buffer(step.to(self._first.weights.dtype), persistent=False)
+        self._steps = nn.Buffer(step.to(frames[0].weights.dtype), persistent=False)
 
     def forward(self, observation: Tensor, row: Tensor) -> Tensor:
         """Contexts of observations ``[*, O]`` under the prompts in rows ``[*]`` of the bank.
@@ -256,14 +253,17 @@ class PromptRetrieval(nn.Module):
         observation, row = observation.reshape(-1, observation.shape[-1]), row.reshape(-1)
         absent, row = (row < 0).unsqueeze(-1), row.clamp_min(0)
         parts: list[Tensor] = []
+        values: list[Tensor] = []
         usable: list[Tensor] = []
         suggestions: list[Tensor] = []
         for lookup in cast("Iterable[_Lookup]", self._lookups):
-            described, suggested, has_action = self._describe(lookup, observation, row)
+            now = lookup.frame(observation)
+            values.append(lookup.frame.values(now))
+            described, suggested, has_action = self._describe(lookup, now, row)
             parts += described
             suggestions += suggested
             usable += [has_action, *[torch.ones_like(has_action)] * (len(suggested) - 1)]
-        parts.append(self._first.values(self._first(observation)))
+        parts.append(values[0])
         if self.spec.previous:
             before = observation[:, self._moving + self.spec.previous]
             moved = (observation[:, self._moving] - before).to(parts[0].dtype) / _STRIDE
@@ -273,11 +273,10 @@ class PromptRetrieval(nn.Module):
         return context.masked_fill(absent, 0.0).reshape(*shape, -1)
 
     def _describe(
-        self, lookup: _Lookup, observation: Tensor, row: Tensor
+        self, lookup: _Lookup, now: Tensor, row: Tensor
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """What a frame says, what it suggests, and whether the actions are usable [B, 1]."""
         frame, moves = lookup.frame, self.layout.moves
-        now = frame(observation)
         near, distance = lookup(now, row)
         start, end = self._starts[row, near], self._ends[row, near]
         there, step = lookup.frames[row, near], self._steps[row, near]
