@@ -186,7 +186,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         state_visible_prob=cfg.trajectory_prompt.state_visible_prob,
         augment=cfg.trajectory_prompt.augment,
         dataset=run.dataset,
-        successors=getattr(algorithm.loss, "reads_successors", True),
+        successors=algorithm.has_critics,
         labels=labels,
     )
     scaling = RewardScaling(loc=0.0, scale=cfg.loss.reward_scale, in_keys=[("next", "reward")])
