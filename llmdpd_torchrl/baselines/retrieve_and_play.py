@@ -9,9 +9,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torchrl.envs.transforms import Transform
 
-from llmdpd_torchrl.baselines.anchored_replay import AnchoredReplay
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.anchored_replay import AnchoredReplay
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.transforms.replay import ReplayTransform
@@ -92,7 +92,7 @@ class ReplayPolicy(LLMDPDPolicy):
 
 
 class AnchoredReplayPolicy(LLMDPDPolicy):
-    """A policy that plays :class:`~llmdpd_torchrl.baselines.anchored_replay.AnchoredReplay`.
+    """A policy that plays :class:`~llmdpd_torchrl.prompts.anchored_replay.AnchoredReplay`.
 
     It remembers how far it has come in an episode: it acts in an environment with its transforms.
     """

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.baselines.anchored_replay import (
+from llmdpd_torchrl.prompts.anchored_replay import (
     CARRY,
     GOAL,
     OBJECT,
