@@ -82,6 +82,8 @@ class ReplayPolicy(LLMDPDPolicy):
     It knows no better: of states only, they are finite differences.
     """
 
+    recovery_keys = ()
+
     def make_retrieval(self, tables: PromptTables) -> PromptRetrieval:
         """The retrieval from the trajectory prompts in ``tables``, all actions taken as usable."""
         bank = self.filled(tables).trajectories
@@ -96,6 +98,8 @@ class AnchoredReplayPolicy(LLMDPDPolicy):
 
     It remembers how far it has come in an episode: it acts in an environment with its transforms.
     """
+
+    recovery_keys = ()
 
     def make_context_transform(self, tables: PromptTables, *, successors: bool = True) -> Transform:
         """The transform that plays the trajectory prompts in ``tables``."""

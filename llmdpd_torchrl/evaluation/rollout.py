@@ -102,7 +102,8 @@ class EvaluationSettings:
             kinds = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
             explicit = set_exploration_type(kinds[self.stochastic])
         with explicit:
-            return policy(states.select(*policy.in_keys), generator=generator)["action"]
+            read = states.select(*policy.in_keys, *policy.recovery_keys, strict=False)
+            return policy(read, generator=generator)["action"]
 
     def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Generator of the sampled actions in group ``number``, whichever worker runs it."""

@@ -286,6 +286,7 @@ class Run:
                 self.dataset,
                 prompt.length,
                 spacing=self._spacing(self.dataset),
+                recorded=not number,
                 change=functools.partial(_copy, seed=seed, number=number),
             )
             for number in range(prompt.copies)
@@ -302,7 +303,12 @@ class Run:
         return NetworkConfig(**plain(self.cfg.network) | known).spacing
 
     def add_demonstrations(
-        self, support: Any, demonstration: str = "as_recorded", number: int = 0
+        self,
+        support: Any,
+        demonstration: str = "as_recorded",
+        number: int = 0,
+        *,
+        recovery: bool = False,
     ) -> None:
         """Let evaluations use also the prompts of held-out tasks, from another dataset.
 
@@ -310,6 +316,7 @@ class Run:
             support: the demonstrations.
             demonstration: what is left of each, see :func:`change_demonstration`.
             number: of each task's first, among its successful ones.
+            recovery: whether they are there as recorded too, see :class:`RecoveryTransform`.
         """
         length = self.cfg.trajectory_prompt.length
         fields = support.manifest.observation_layout.get("fields", {})
@@ -318,12 +325,14 @@ class Run:
             length,
             trained_on=False,
             spacing=self._spacing(support),
+            recorded=recovery,
             change=lambda each, row: change_demonstration(each, demonstration, fields, seed=row),
         )
         assert self.recorded is not None
         both = TrajectoryPromptBank.concatenate([self.recorded, others.from_number(number)])
         self.evaluation_prompts = PromptTables(self.training_prompts.text, both)
         unusual = [demonstration] * (demonstration != "as_recorded") + [str(number)] * bool(number)
+        unusual += ["recovery"] * recovery
         self.support_hash = "-".join([support.manifest.data_hash, *unusual])
 
 

@@ -83,6 +83,7 @@ class _Evaluation(EvaluationSchema):
     stop_on_success: Flag
     demonstration: Demonstration
     demonstration_number: Count
+    recovery: Flag
 
 
 @checked_dataclass()
@@ -139,7 +140,10 @@ class MetaWorld(Family):
         if run.split.held_out:
             chosen = run.cfg.evaluation
             run.add_demonstrations(
-                self.support(run), chosen.demonstration, chosen.demonstration_number
+                self.support(run),
+                chosen.demonstration,
+                chosen.demonstration_number,
+                recovery=chosen.recovery,
             )
 
     def support(self, run: Run) -> TrajectoryDataset:

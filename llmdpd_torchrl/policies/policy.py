@@ -73,6 +73,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
     """
 
     embedding: Tensor | None
+    #: What :class:`~llmdpd_torchrl.transforms.recovery.RecoveryTransform` says, if it is there.
+    recovery_keys: tuple[str, ...] = ("replayed_action", "is_recovering")
 
     def __init__(
         self,
@@ -118,6 +120,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
         home = tensordict.get(self.in_keys[0]).device
         for key in self.out_keys:
             tensordict.set(key, state.get(key).to(home))
+        if "is_recovering" in tensordict:
+            replayed, recovers = (tensordict.get(key) for key in self.recovery_keys)
+            tensordict["action"] = torch.where(recovers, replayed, tensordict["action"])
         return tensordict
 
     def _act(self, state: TensorDictBase, generator: torch.Generator | None) -> None:

@@ -6,6 +6,7 @@ from torchrl.envs.transforms import Transform
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.prompts.anchored_replay import AnchoredReplay, is_replayable
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.transforms.history import HistoryTransform
 from llmdpd_torchrl.transforms.prompts import (
@@ -14,6 +15,7 @@ from llmdpd_torchrl.transforms.prompts import (
     TextPromptTransform,
     TrajectoryPromptTransform,
 )
+from llmdpd_torchrl.transforms.recovery import RecoveryTransform
 from llmdpd_torchrl.transforms.retrieved_context import (
     ContextAugmentation,
     ObservationGateTransform,
@@ -53,7 +55,8 @@ def training_transforms(
 def environment_transforms(policy: LLMDPDPolicy, tables: PromptTables) -> list[Transform]:
     """Transforms of an environment: the same, and the prompt embedding, once per episode.
 
-    Of ``tables``, the first trajectory of each task is read. A policy that has been prompted needs
+    With trajectories as recorded, an actor that retrieves has a :class:`RecoveryTransform` too. Of
+    ``tables``, the first trajectory of each task is read. A policy that has been prompted needs
     none.
     """
     policy.check_tables(tables)
@@ -63,6 +66,13 @@ def environment_transforms(policy: LLMDPDPolicy, tables: PromptTables) -> list[T
     network = policy.prompt_network(tables)
     if network is not None:
         transforms.append(PromptEmbeddingTransform(network, network.encoder.embedding_dim))
+    bank = tables.trajectories
+    if policy.recovery_keys and policy.config.retrieves and bank is not None and bank.has_recorded:
+        fields = policy.config.observation_fields
+        if is_replayable(fields):
+            replay = AnchoredReplay(bank.recorded(), fields)
+            sizes = policy.config.action_dim, bank.length
+            transforms.append(RecoveryTransform(replay, fields["hand_position"], *sizes))
     return transforms
 
 

@@ -27,6 +27,17 @@ _NEARER, _FAR = 0.02, 0.15
 _WEIGHTS = (10.0, 10.0, 10.0, 5.0, 5.0, 5.0, 1.0)
 
 
+#: What is read of an observation: hand, objects, goal, gripper.
+_FIELDS = (
+    "hand_position", "object_1_position", "object_2_position", "goal_position", "gripper_opening",
+)  # fmt: skip
+
+
+def is_replayable(fields: Fields) -> bool:
+    """Whether observations have what an :class:`AnchoredReplay` reads."""
+    return all(name in fields for name in _FIELDS)
+
+
 def choose_anchors(hand: Tensor, first: Tensor, second: Tensor, goal: Tensor) -> Tensor:
     """What the hand is led by at each step of a demonstration, read off it alone.
 
@@ -83,9 +94,7 @@ class AnchoredReplay(nn.Module):
 
     def __init__(self, bank: TrajectoryPromptBank, fields: Fields) -> None:
         super().__init__()
-        names = ("hand", "object_1", "object_2", "goal")
-        self._positions = [slice(*fields[f"{name}_position"]) for name in names]
-        self._gripper = slice(*fields["gripper_opening"])
+        *self._positions, self._gripper = (slice(*fields[name]) for name in _FIELDS)
         prompts = bank.prompts
         observation, mask = prompts["observation"], prompts["mask"]
         last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
@@ -114,13 +123,15 @@ class AnchoredReplay(nn.Module):
         """Play a step.
 
         Args:
-            observation: ``[B, O]``.
-            row: ``[B]``, the prompt in the bank; -1: none.
-            progress: ``[B]``, the step that was played last; -1 where an episode begins.
+            observation: ``[*, O]``.
+            row: ``[*]``, the prompt in the bank; -1: none.
+            progress: ``[*]``, the step that was played last; -1 where an episode begins.
 
         Returns:
-            actions ``[B, A]``, zeros without a prompt, and the steps ``[B]`` that they are of.
+            actions ``[*, A]``, zeros without a prompt, and the steps ``[*]`` that they are of.
         """
+        shape = row.shape
+        observation, row = observation.reshape(-1, observation.shape[-1]), row.reshape(-1)
         absent, row = row < 0, row.clamp_min(0)
         steps = torch.arange(self._mask.shape[1], device=row.device)
         now = self._relations(observation.to(self._frames.dtype))
@@ -128,7 +139,7 @@ class AnchoredReplay(nn.Module):
         errors = now.gather(1, anchor) - self._frames[row]
         distances = (errors * self._weights).norm(dim=-1).masked_fill(~self._mask[row], torch.inf)
         # An episode begins in the first steps of any of the demonstrations.
-        last = progress.unsqueeze(-1)
+        last = progress.reshape(-1, 1)
         first = torch.where(last < 0, self._start[row], last)
         final = torch.where(last < 0, self._end[row], self._end[row].gather(1, last.clamp_min(0)))
         ahead = (steps >= first) & (steps <= torch.minimum(first + SKIP, final))
@@ -142,7 +153,7 @@ class AnchoredReplay(nn.Module):
         action = self._action[row, played].clone()
         action[:, :3] = (action[:, :3] - _GAIN * error).clamp(-1.0, 1.0)
         action = action.masked_fill(absent.unsqueeze(-1), 0.0)
-        return action, played.masked_fill(absent, -1)
+        return action.reshape(*shape, -1), played.masked_fill(absent, -1).reshape(shape)
 
     def _split(self, observation: Tensor) -> list[Tensor]:
         return [observation[..., part] for part in self._positions]

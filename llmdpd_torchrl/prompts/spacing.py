@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase, pad
 from torch import Tensor
 
 from llmdpd_torchrl.data.dataset import returns_to_go
+from llmdpd_torchrl.prompts.demonstrations import finite_differences
 from llmdpd_torchrl.utils.errors import ConfigError
 
 #: Neighbouring steps that are further apart, in units, have states interpolated between them, so
@@ -40,7 +41,11 @@ class Spacing:
 
 
 def cut_trajectory(
-    trajectory: TensorDictBase, length: int, spacing: Spacing | None = None
+    trajectory: TensorDictBase,
+    length: int,
+    spacing: Spacing | None = None,
+    *,
+    recorded: bool = False,
 ) -> TensorDictBase:
     """Choose L steps of a trajectory ``[T]``, the first and the last among them.
 
@@ -48,18 +53,23 @@ def cut_trajectory(
         trajectory: ``observation`` [T, O], ``action`` [T, A] and ``("next", "reward")`` [T, 1].
         length: L.
         spacing: where they lie; ``None``: evenly in time.
+        recorded: with a spacing, whether to cut the trajectory evenly in time as well.
 
     Returns:
         TensorDict ``[L]`` with ``observation``, ``action``, ``reward``, ``return_to_go`` (all
         rewards of the trajectory from that step on), ``has_action`` [L] (bool), which is false
         where the trajectory has that entry and its actions are not the environment's, and ``mask``
-        [L] (bool), which is false where a shorter trajectory is padded with zeros.
+        [L] (bool), which is false where a shorter trajectory is padded with zeros. With
+        ``recorded`` also ``recorded_observation``, ``recorded_action``, which are finite
+        differences where the actions are not the environment's, and ``recorded_mask``.
 
     Raises:
         ConfigError: if a unit is of no field.
     """
     if spacing is not None:
-        trajectory = space_evenly(trajectory, spacing.units, spacing.fields, length)
+        even = space_evenly(trajectory, spacing.units, spacing.fields, length)
+        cut = cut_trajectory(even, length)
+        return cut.update(_recorded(trajectory, length, spacing)) if recorded else cut
     steps = len(trajectory)
     reward = trajectory["next", "reward"]
     to_go = returns_to_go(reward, torch.tensor([steps], device=reward.device))
@@ -75,6 +85,15 @@ def cut_trajectory(
         "mask": is_there.clone(),
     }
     return pad(TensorDict(entries, [len(chosen)]), [0, length - len(chosen)])
+
+
+def _recorded(trajectory: TensorDictBase, length: int, spacing: Spacing) -> dict[str, Tensor]:
+    """The trajectory cut evenly in time, with actions that can be played."""
+    if "has_action" in trajectory and not trajectory["has_action"].any():
+        trajectory = trajectory.clone(recurse=False)
+        trajectory["action"] = finite_differences(trajectory, spacing.fields)
+    cut = cut_trajectory(trajectory, length)
+    return {f"recorded_{name}": cut[name] for name in ("observation", "action", "mask")}
 
 
 def space_evenly(

@@ -119,6 +119,29 @@ class TrajectoryPromptBank(nn.Module):
         return TensorDict(columns, [len(self), self.length])
 
     @property
+    def has_recorded(self) -> bool:
+        """Whether the trajectories are there as recorded too, see :meth:`recorded`."""
+        return "recorded_mask" in self.entries
+
+    def recorded(self) -> TrajectoryPromptBank:
+        """The same prompts cut evenly in time, where their steps lie evenly in what moves.
+
+        That is how they can be replayed: with the waits, and the pace of each movement.
+
+        Returns:
+            a bank with ``observation``, ``action``, ``mask`` and, of a concatenated one, ``start``
+            and ``end``.
+        """
+        prompts = self.prompts
+        entries = {k: prompts[f"recorded_{k}"] for k in ("observation", "action", "mask")}
+        if self.is_concatenated:
+            start, mask = prompts["start"], entries["mask"]
+            steps = torch.zeros_like(start).scatter_add_(1, start, mask.long())
+            entries |= {"start": start, "end": start + steps.gather(1, start) - 1}
+        bank = TensorDict(entries, prompts.batch_size)
+        return TrajectoryPromptBank(bank, self.task_id, self.trajectory_id)
+
+    @property
     def is_concatenated(self) -> bool:
         """Whether a prompt holds several demonstrations, see :meth:`concatenated`."""
         return "start" in self.entries
@@ -158,6 +181,7 @@ class TrajectoryPromptBank(nn.Module):
         *,
         trained_on: bool = True,
         spacing: Spacing | None = None,
+        recorded: bool = False,
         change: Callable[[TensorDictBase, int], TensorDictBase] | None = None,
     ) -> TrajectoryPromptBank:
         """Cut the successful trajectories of ``dataset`` into prompts.
@@ -168,6 +192,7 @@ class TrajectoryPromptBank(nn.Module):
             trained_on: whether the trajectories are in the training data, so that a transition must
                 not be prompted with its own trajectory.
             spacing: where the steps of a prompt lie; ``None``: evenly in time.
+            recorded: whether the trajectories as recorded are added, see :meth:`recorded`.
             change: what to make of each trajectory, by its number, before it is cut.
 
         Raises:
@@ -188,7 +213,9 @@ class TrajectoryPromptBank(nn.Module):
         trajectories = [dataset.trajectory(row) for row in rows]
         if change is not None:
             trajectories = [change(each, row) for each, row in zip(trajectories, rows, strict=True)]
-        prompts = torch.stack([cut_trajectory(each, length, spacing) for each in trajectories])
+        prompts = torch.stack(
+            [cut_trajectory(each, length, spacing, recorded=recorded) for each in trajectories]
+        )
         identity = torch.tensor(rows) if trained_on else torch.full((len(rows),), -1)
         return cls(prompts, dataset.trajectory_task[rows], identity)
 
@@ -226,15 +253,19 @@ class TrajectoryPromptBank(nn.Module):
         for number, (_, rollout) in enumerate(pairs):
             steps = _check_demonstration(rollout, number, observation_dim, action_dim)
             observation_dim, action_dim = (steps[k].shape[-1] for k in ("observation", "action"))
-            prompts.append(cut_trajectory(steps, length, spacing))
+            prompts.append(cut_trajectory(steps, length, spacing, recorded=True))
         task_id = torch.tensor([task for task, _ in pairs], dtype=torch.int64)
         return cls(torch.stack(prompts), task_id, torch.full_like(task_id, -1))
 
     @classmethod
     def concatenate(cls, banks: Sequence[TrajectoryPromptBank]) -> TrajectoryPromptBank:
-        """One bank of several with equal prompt lengths, rows in the order given."""
+        """One bank of several with equal prompt lengths, rows in the order given.
+
+        It has the entries that all of them have.
+        """
+        entries = [name for name in banks[0].entries if all(name in b.entries for b in banks)]
         return cls(
-            torch.cat([bank.prompts for bank in banks]),
+            torch.cat([bank.prompts.select(*entries) for bank in banks]),
             torch.cat([bank.task_id for bank in banks]),
             torch.cat([bank.trajectory_id for bank in banks]),
         )
@@ -304,11 +335,14 @@ class TrajectoryPromptBank(nn.Module):
                 "concatenated demonstrations cannot be truncated: truncate, then concatenate"
             )
         prompts = self.prompts.clone()
-        steps = prompts["mask"].sum(-1, keepdim=True)
-        remaining = (fraction * steps).ceil().long().clamp(min=2).minimum(steps)
-        is_padding = torch.arange(self.length, device=steps.device) >= remaining
-        for value in prompts.values():
-            value[is_padding] = 0  # as the padding of shorter trajectories; in the mask: False
+        for mask in [name for name in self.entries if name.endswith("mask")]:
+            prefix = mask.removesuffix("mask")
+            steps = prompts[mask].sum(-1, keepdim=True)
+            remaining = (fraction * steps).ceil().long().clamp(min=2).minimum(steps)
+            is_padding = torch.arange(self.length, device=steps.device) >= remaining
+            for name in self.entries:
+                if name.startswith("recorded_") == bool(prefix):
+                    prompts[name][is_padding] = 0  # as of shorter trajectories; in masks: False
         return TrajectoryPromptBank(prompts, self.task_id, self.trajectory_id)
 
     def concatenated(self) -> TrajectoryPromptBank:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
@@ -51,17 +51,19 @@ class ReplayTransform(PromptTransform):
         raise RuntimeError("ReplayTransform is for environments: it remembers the episode")
 
     def _prompt(self, tensordict: TensorDictBase, *, sampling: bool) -> dict[NestedKey, Tensor]:
-        row = tensordict.get(self.in_keys[1])
-        return self._play(tensordict, row, torch.full_like(row, -1))
+        return self._play(tensordict, TensorDict(self._begin(tensordict), tensordict.batch_size))
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        row, progress = tensordict.get(self.in_keys[1]), tensordict.get(self.out_keys[1])
-        return next_tensordict.update(self._play(next_tensordict, row, progress))
+        return next_tensordict.update(self._play(next_tensordict, tensordict))
 
-    def _play(
-        self, tensordict: TensorDictBase, row: Tensor, progress: Tensor
-    ) -> dict[NestedKey, Tensor]:
-        observation = tensordict.get(self.in_keys[0])
+    def _begin(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
+        """What is remembered of the steps before the first."""
+        return {self.out_keys[1]: torch.full_like(tensordict.get(self.in_keys[1]), -1)}
+
+    def _play(self, tensordict: TensorDictBase, memory: TensorDictBase) -> dict[NestedKey, Tensor]:
+        """The outputs for a step, of what the step before it remembered."""
+        observation, row = (tensordict.get(key) for key in self.in_keys[:2])
+        progress = memory.get(self.out_keys[1])
         action, progress = self.replay(observation, row.squeeze(-1), progress.squeeze(-1))
         return {self.out_keys[0]: action, self.out_keys[1]: progress.unsqueeze(-1)}
 

@@ -82,7 +82,8 @@ def test_training_reads_poorer_copies_and_evaluations_what_was_recorded(folder):
     run = collected(folder)
     recorded, trained = run.recorded, run.training_prompts.trajectories
     assert len(trained) == 3 * len(recorded)
-    assert (trained.prompts[: len(recorded)] == recorded.prompts).all()
+    first = trained.prompts[: len(recorded)]
+    assert (first == recorded.prompts.select(*trained.entries)).all()
     assert torch.equal(trained.trajectory_id, recorded.trajectory_id.repeat(3))
     assert not trained.prompts["has_action"].any(-1).all()
     shown = run.evaluation_prompts.trajectories
@@ -260,10 +261,11 @@ def test_training_data_of_several_behaviours(folder):
 
 @pytest.mark.integration
 def test_demonstrations_are_changed_and_chosen_for_unseen_tasks_only(folder):
-    usual, states, second = (
+    usual, states, second, plain = (
         collected(folder, *(f"evaluation.{setting}" for setting in given))
-        for given in ([], ["demonstration=states_only"], ["demonstration_number=1"])
-    )
+        for given in ([], ["demonstration=states_only"], ["demonstration_number=1"],
+                      ["recovery=false"])
+    )  # fmt: skip
     banks = [run.evaluation_prompts.trajectories for run in (usual, states, second)]
     seen = len(usual.recorded)
     for bank in banks[1:]:
@@ -271,5 +273,7 @@ def test_demonstrations_are_changed_and_chosen_for_unseen_tasks_only(folder):
     assert not banks[1].prompts["has_action"][seen:].any()
     assert torch.equal(banks[1].prompts["observation"], banks[0].prompts["observation"])
     assert torch.equal(banks[2].prompts["action"][seen], banks[0].prompts["action"][seen + 1])
-    assert len({run.support_hash for run in (usual, states, second)}) == 3
-    assert usual.fingerprint == states.fingerprint == second.fingerprint
+    assert banks[0].has_recorded
+    assert not plain.evaluation_prompts.trajectories.has_recorded
+    assert len({run.support_hash for run in (usual, states, second, plain)}) == 4
+    assert len({run.fingerprint for run in (usual, states, second, plain)}) == 1

@@ -212,9 +212,10 @@ def test_a_saved_policy_spaces_its_demonstrations(dataset, tmp_path):
     again = LLMDPDPolicy.from_pretrained(tmp_path)
     assert again.config.spacing.units == policy.config.spacing.units
     bank = again.make_tables({}, {0: [demonstration]}).trajectories
-    wanted = cut_trajectory(demonstration, 16, policy.config.spacing)
+    wanted = cut_trajectory(demonstration, 16, policy.config.spacing, recorded=True)
     assert (bank.prompts[0] == wanted).all()
-    assert (wanted != cut_trajectory(demonstration, 16)).any()
+    usual = cut_trajectory(demonstration, 16)
+    assert (wanted.select(*usual.keys()) != usual).any()
     assert again.prompt(trajectories=[demonstration]).is_prompted
 
 
@@ -277,6 +278,20 @@ def test_a_rollout_and_an_evaluation_take_the_same_route(bank, demonstration):
         generator = torch.Generator().manual_seed(0)
         acted = settings.act(policy, state.unsqueeze(0), generator)[0]
         assert torch.equal(acted, policy(state)["action"])
+
+
+def test_where_it_stands_still_its_demonstration_is_replayed(dataset):
+    policy = make_policy(
+        prompt="trajectory", trajectory_spacing={"hand_position": 0.01}, trained_task_ids=[]
+    )
+    tables = policy.make_tables({}, {REACH: [dataset.trajectory(0)]})
+    settings = EvaluationSettings(episodes_per_task=1, max_steps=6)
+    env = make_policy_env(policy, settings.suite(["reach-v3"]).make("reach-v3"), tables)
+    state = env.reset()
+    acted = settings.act(policy, state, torch.Generator())
+    assert not torch.equal(acted, state["replayed_action"])
+    state["is_recovering"] = torch.tensor([True])
+    assert torch.equal(settings.act(policy, state, torch.Generator()), state["replayed_action"])
 
 
 def test_without_its_inputs_it_says_what_to_do():

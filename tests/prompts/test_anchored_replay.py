@@ -144,3 +144,15 @@ def test_without_a_prompt_it_stands_still():
     action, progress = replay(torch.rand(1, 39), torch.tensor([-1]), torch.tensor([-1]))
     assert not action.any()
     assert progress == -1
+
+
+def test_any_batch_shape():
+    trajectory = demonstration(way(HOME, CUP))
+    replay = AnchoredReplay(bank_of(trajectory), FIELDS)
+    states, row, begin = trajectory["observation"][:4], torch.zeros(4).long(), -torch.ones(4).long()
+    actions, steps = replay(states, row, begin)
+    for shape in ((2, 2), (4, 1)):
+        found = replay(states.reshape(*shape, -1), row.reshape(shape), begin.reshape(shape))
+        assert torch.equal(found[0], actions.reshape(*shape, 4))
+        assert torch.equal(found[1], steps.reshape(shape))
+    assert torch.equal(replay(states[2], row[2], begin[2])[0], actions[2])

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from llmdpd_torchrl.prompts.demonstrations import finite_differences
 from llmdpd_torchrl.prompts.spacing import Spacing, cut_trajectory, space_evenly
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
@@ -125,8 +126,22 @@ def test_a_bank_of_a_dataset_and_one_of_demonstrations_are_spaced_alike(dataset)
     bank = TrajectoryPromptBank.from_dataset(dataset, 64, spacing=METAWORLD)
     several = {0: [dataset.trajectory(int(number)) for number in bank.trajectory_id]}
     same = TrajectoryPromptBank.from_rollouts(several, 64, spacing=METAWORLD)
-    assert (bank.prompts == same.prompts).all()
+    assert (bank.prompts == same.prompts.select(*bank.entries)).all()
     hand = bank.prompts["observation"][0, : int(bank.prompts["mask"][0].sum()), :3]
     assert (hand.diff(dim=0).norm(dim=-1)[:-1] < 0.025).all()
     usual = TrajectoryPromptBank.from_dataset(dataset, 64)
     assert not torch.equal(bank.prompts["observation"], usual.prompts["observation"])
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_trajectory_is_there_as_recorded_too(dataset, usable):
+    trajectory = dataset.trajectory(0)
+    steps = len(trajectory)
+    trajectory["has_action"] = torch.full((steps,), usable)
+    cut = cut_trajectory(trajectory, 2 * steps, METAWORLD, recorded=True)
+    assert cut["recorded_mask"].sum() == steps
+    assert torch.equal(cut["recorded_observation"][:steps], trajectory["observation"])
+    moved = finite_differences(trajectory, METAWORLD.fields)
+    expected = trajectory["action"] if usable else moved
+    assert torch.equal(cut["recorded_action"][:steps], expected)
+    assert not torch.equal(trajectory["action"], moved)

@@ -2,10 +2,13 @@ import pytest
 import torch
 
 from llmdpd_torchrl.data import TrajectoryDataset
+from llmdpd_torchrl.prompts.spacing import Spacing
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
+from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import PromptError
 
 TABLE = torch.randn(50, 6)
+METAWORLD = Spacing({"hand_position": 0.01}, METAWORLD_OBSERVATION_LAYOUT["fields"])
 
 
 def test_prompts_are_no_state_and_follow_to(bank):
@@ -80,3 +83,18 @@ def test_a_bank_can_begin_with_another_of_each_tasks_prompts(dataset):
         assert second.trajectory_id[second.rows_of(task)].tolist() == [first, *rest, mine]
     assert torch.equal(bank.from_number(4).trajectory_id, second.trajectory_id)  # of three
     assert torch.equal(bank.from_number(0).trajectory_id, bank.trajectory_id)
+
+
+def test_concatenated_demonstrations_as_recorded_have_their_own_ends(dataset):
+    bank = TrajectoryPromptBank.from_dataset(dataset, 64, spacing=METAWORLD, recorded=True)
+    some = bank.first(2)
+    joined = some.concatenated().recorded().prompts[0]
+    lengths = some.recorded().prompts["mask"].sum(-1)[:2].tolist()
+    assert joined["start"].tolist() == [0] * 64 + [64] * 64
+    assert joined["end"].tolist() == [lengths[0] - 1] * 64 + [64 + lengths[1] - 1] * 64
+
+
+def test_the_first_part_is_that_of_the_recording_too(dataset):
+    bank = TrajectoryPromptBank.from_dataset(dataset, 64, spacing=METAWORLD, recorded=True)
+    whole, half = (b.recorded().prompts["mask"].sum(-1) for b in (bank, bank.truncate(0.5)))
+    assert torch.equal(half, (whole / 2).ceil().long())
