@@ -207,9 +207,7 @@ def _make_condition(
     width += 1 + layout.width
     if config.max_residual is None or config.actor != "diffusion":
         return _Condition(GatedConditioner(features), keys, width)
-    attention = SuggestionAttention(
-        layout, config.action_dim, config.hidden[:-1], activation=config.activation
-    )
+    attention = SuggestionAttention(layout, config.hidden[:-1], activation=config.activation)
     conditioner = GatedConditioner(features, attention, config.max_residual)
     base = slice(width, width + config.action_dim)
     return _Condition(conditioner, keys, width + 2 * config.action_dim, base)

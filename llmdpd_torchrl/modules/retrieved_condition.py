@@ -11,6 +11,8 @@ from llmdpd_torchrl.modules.conditioning import ObservationConditioner
 from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.prompts.retrieval import ContextLayout
 
+_MAX_GRIP_RESIDUAL = 0.5
+
 
 class SuggestionAttention(nn.Module):
     """One base action of the suggestions in a context: their mean under learned weights.
@@ -21,7 +23,6 @@ class SuggestionAttention(nn.Module):
 
     Args:
         layout: of the context.
-        action_dim: A. The entries behind a suggestion's, a gripper's for instance, are 0.
         hidden: widths of the MLP.
         activation: of the MLP.
 
@@ -31,28 +32,29 @@ class SuggestionAttention(nn.Module):
         >>> from llmdpd_torchrl.prompts import METAWORLD_RETRIEVAL
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
         >>> layout = METAWORLD_RETRIEVAL.layout(METAWORLD_OBSERVATION_LAYOUT["fields"], 4)
-        >>> SuggestionAttention(layout, 4)(torch.zeros(2, layout.width)).tolist()
+        >>> SuggestionAttention(layout)(torch.zeros(2, layout.width)).tolist()
         [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
 
     def __init__(
         self,
         layout: ContextLayout,
-        action_dim: int,
         hidden: Sequence[int] = (256, 256),
         activation: str = "silu",
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.rest = action_dim - layout.moves
         self.network = make_mlp(layout.width, hidden, layout.suggestions, activation)
 
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         """The base action of contexts."""
         weights = self.weights(context).unsqueeze(-1)
-        suggestions = context[..., self.layout.parts["suggestions"]]
-        suggestions = suggestions.unflatten(-1, (self.layout.suggestions, self.layout.moves))
-        return nn.functional.pad((weights * suggestions).sum(-2), (0, self.rest))
+        sizes = {"suggestions": self.layout.moves, "grips": self.layout.grips}
+        parts = [
+            context[..., self.layout.parts[name]].unflatten(-1, (self.layout.suggestions, size))
+            for name, size in sizes.items()
+        ]
+        return (weights * torch.cat(parts, -1)).sum(-2)
 
     def weights(self, context: torch.Tensor) -> torch.Tensor:
         """The weights ``[*, S]`` of the suggestions, 0 for those that mean nothing."""
@@ -75,7 +77,8 @@ class GatedConditioner(ObservationConditioner):
             of the condition, followed by a bound: how far an action may be from it, see
             :class:`~llmdpd_torchrl.modules.ResidualDenoiser`. Where the gate is open the base is 0
             and the bound 1: with the state visible, the policy is not bound to the prompt.
-        max_residual: the bound of the movement, where the gate is closed.
+        max_residual: the bound of the movement, where the gate is closed; that of the other entries
+            is 0.5, as an open gripper may be left alone or held open.
 
     Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
     embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i (+ 2 A)]``.
@@ -105,8 +108,7 @@ class GatedConditioner(ObservationConditioner):
         condition = [features * gate, gate, context, *(part * gate for part in embeddings)]
         if self.attention is not None:
             base = self.attention(context) * (1.0 - gate)
-            bound = self.max_residual + (1.0 - self.max_residual) * gate
-            moves = self.attention.layout.moves
-            ones = torch.ones_like(gate).expand_as(base[..., moves:])
-            condition += [base, bound.expand_as(base[..., :moves]), ones]
+            layout = self.attention.layout
+            bounds = [self.max_residual] * layout.moves + [_MAX_GRIP_RESIDUAL] * layout.grips
+            condition += [base, torch.lerp(base.new_tensor(bounds), torch.ones_like(base), gate)]
         return torch.cat(condition, dim=-1)

@@ -22,11 +22,19 @@ from torch import Tensor, nn
 from llmdpd_torchrl.prompts.frames import Fields, FrameSpec, RelativeFrame
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.settings import Count, Many, NonEmpty, Size, checked_dataclass
+from llmdpd_torchrl.utils.settings import (
+    Count,
+    Many,
+    NonEmpty,
+    NonNegative,
+    Size,
+    checked_dataclass,
+)
 
 _GAIN = 20.0  # of the corrections, per metre
 _MOVING = 0.005  # metres within the first lookahead above which an object counts as moving
 _STRIDE = 0.01  # metres: the unit of movements within one step
+_CLEAR = 0.025  # change of a value in a step below which it merely gives
 
 
 @checked_dataclass("network.retrieval", frozen=True)
@@ -39,6 +47,9 @@ class RetrievalSpec:
         previous: by how many columns an entry of the last step lies behind that of this step; 0 if
             observations hold no last step.
         lookaheads: numbers of steps of the cut prompt, at least 1.
+        grip: gain by which the entries of an action behind the movement, the gripper's, bring the
+            values to those of the prompt; positive where a positive action makes a value smaller.
+            Actions and values must then have as many of them. 0: the values are left alone.
 
     Raises:
         ConfigError: if a number is out of range, only some frames have an effector, or none has one
@@ -53,6 +64,7 @@ class RetrievalSpec:
     objects: Many[str] = ()
     previous: Count = 0
     lookaheads: NonEmpty[Size] = (3,)
+    grip: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         if len({frame.effector for frame in self.frames}) > 1:
@@ -68,7 +80,7 @@ class RetrievalSpec:
 
         Raises:
             ConfigError: if the observation lacks a field or a last step, or actions have fewer
-                entries than positions.
+                entries than positions, or, with a grip, not one more for each value.
         """
         self._check(fields)
         pieces: list[tuple[str, str, int]] = []  # name of the part, kind and width
@@ -87,11 +99,17 @@ class RetrievalSpec:
                 described += [vector] * bool(anchors) + things + [*action, value, value]
                 described += [one] * (1 + len(things)) * bool(anchors)
             pieces += [(f"frame_{number}", *piece) for piece in described]
-        pieces += [("state", "other", self.frames[0].sizes(fields)[1])]
+        values = self.frames[0].sizes(fields)[1]
+        pieces += [("state", "other", values)]
         if moves > action_dim:
             raise ConfigError(
                 f"positions have {moves} entries and actions {action_dim}: actions must start with "
                 "the effector's movement"
+            )
+        if self.grip and values != action_dim - moves:
+            raise ConfigError(
+                f"network.retrieval.grip is {self.grip}: a frame has {values} values and an action "
+                f"{action_dim - moves} entries behind the movement, which must be as many; use 0"
             )
         if self.previous:
             moving = 1 + len(self.objects)
@@ -100,6 +118,7 @@ class RetrievalSpec:
         suggestions = per_frame * len(self.frames)
         pieces += [("usable", "other", suggestions)]
         pieces += [("suggestions", "vector", moves)] * suggestions
+        pieces += [("grips", "other", action_dim - moves)] * suggestions
         stops = list(itertools.accumulate(width for *_, width in pieces))
         parts: dict[str, slice] = {}
         vectors: list[slice] = []
@@ -107,7 +126,7 @@ class RetrievalSpec:
             parts[name] = slice(parts[name].start if name in parts else stop - width, stop)
             if kind == "vector" and self.frames[0].effector is not None:
                 vectors.append(slice(stop - width, stop))
-        return ContextLayout(stops[-1], parts, vectors, moves, suggestions)
+        return ContextLayout(stops[-1], parts, vectors, moves, action_dim - moves, suggestions)
 
     def _check(self, fields: Fields) -> None:
         effector = self.frames[0].effector
@@ -146,6 +165,7 @@ METAWORLD_RETRIEVAL = RetrievalSpec(
     objects=("object_1_position", "object_2_position"),
     previous=18,
     lookaheads=(3, 8),
+    grip=5.0,
 )
 
 
@@ -156,9 +176,10 @@ class ContextLayout:
     Attributes:
         width: C.
         parts: columns of ``frame_N``, of the present ``state``, of ``usable``, a flag a suggestion,
-            and of the ``suggestions``, one after the other.
+            of the ``suggestions``, one after the other, and of their ``grips``.
         vectors: columns of each vector, which turn with the scene.
         moves: entries of a suggestion, the first of an action.
+        grips: the other entries of an action.
         suggestions: their number.
     """
 
@@ -166,6 +187,7 @@ class ContextLayout:
     parts: dict[str, slice]
     vectors: list[slice]
     moves: int
+    grips: int
     suggestions: int
 
 
@@ -185,8 +207,10 @@ class PromptRetrieval(nn.Module):
 
     then the present values, the present motion of effector and objects, and the **suggestions**: of
     each frame the action of step i plus the correction, and for each lookahead the movement
-    towards the prompt's position relative to the first anchor at j. The first suggestion of the
-    first frame alone is the baseline retrieve-and-play. ``usable`` says which suggestions mean
+    towards the prompt's position relative to the first anchor at j. Each has a **grip**, the other
+    entries of the action: those of step i, or what the last clear change of the values before j
+    tells of them, and a correction that brings the values to the prompt's. The first suggestion of
+    the first frame alone is the baseline retrieve-and-play. ``usable`` says which suggestions mean
     something: without usable actions, or without a prompt, the first of each frame do not.
 
     Positions are in units of ``FrameSpec.unit``, present motions in centimetres a step, suggestions
@@ -240,7 +264,10 @@ class PromptRetrieval(nn.Module):
         self._starts = nn.Buffer(starts, persistent=False)
         self._ends = nn.Buffer(prompts.get("end", last), persistent=False)
         # What is read of a step besides its relative frames, side by side: one look-up, not three.
-        step = torch.cat([actions, observations[..., things], usable.unsqueeze(-1)], dim=-1)
+        held = actions.new_zeros(*mask.shape, self.layout.grips)
+        if spec.grip:
+            held = _held(frames[0].values(frames[0](observations)), self._starts, self._ends)
+        step = torch.cat([actions, observations[..., things], held, usable.unsqueeze(-1)], dim=-1)
         self._steps = nn.Buffer(step.to(frames[0].weights.dtype), persistent=False)
 
     def forward(self, observation: Tensor, row: Tensor) -> Tensor:
@@ -256,12 +283,14 @@ class PromptRetrieval(nn.Module):
         values: list[Tensor] = []
         usable: list[Tensor] = []
         suggestions: list[Tensor] = []
+        grips: list[Tensor] = []
         for lookup in cast("Iterable[_Lookup]", self._lookups):
             now = lookup.frame(observation)
             values.append(lookup.frame.values(now))
-            described, suggested, has_action = self._describe(lookup, now, row)
+            described, suggested, gripped, has_action = self._describe(lookup, now, row)
             parts += described
             suggestions += suggested
+            grips += gripped
             usable += [has_action, *[torch.ones_like(has_action)] * (len(suggested) - 1)]
         parts.append(values[0])
         if self.spec.previous:
@@ -269,29 +298,30 @@ class PromptRetrieval(nn.Module):
             moved = (observation[:, self._moving] - before).to(parts[0].dtype) / _STRIDE
             moved = moved.clamp(-5.0, 5.0)
             parts += [moved, _lengths(moved, self.layout.moves)]
-        context = torch.cat([*parts, *usable, *suggestions], dim=-1)
+        context = torch.cat([*parts, *usable, *suggestions, *grips], dim=-1)
         return context.masked_fill(absent, 0.0).reshape(*shape, -1)
 
     def _describe(
         self, lookup: _Lookup, now: Tensor, row: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """What a frame says, what it suggests, and whether the actions are usable [B, 1]."""
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """What a frame says, its suggestions, their grips, and if actions are usable [B, 1]."""
         frame, moves = lookup.frame, self.layout.moves
         near, distance = lookup(now, row)
         start, end = self._starts[row, near], self._ends[row, near]
         there, step = lookup.frames[row, near], self._steps[row, near]
-        action, things, has_action = self._split(step)
+        action, things, _, has_action = self._split(step)
         error = now - there
         progress = ((near - start) / (end - start + 1)).to(now.dtype)
         left = (end - near).clamp(max=20).to(now.dtype) / 20
         unit = frame.scale
         ahead: list[Tensor] = []
         towards: list[Tensor] = []
+        grips = [self._grip(action[:, moves:], frame.values(error)) * has_action]
         correction = error[:, :0]
         for number, lookahead in enumerate(self.spec.lookaheads):
             later = torch.minimum(near + lookahead, end)
             frame_then, step_then = lookup.frames[row, later], self._steps[row, later]
-            action_then, things_then, _ = self._split(step_then)
+            action_then, things_then, held, _ = self._split(step_then)
             motion = frame_then - there
             if frame.anchors:
                 if not number:
@@ -302,6 +332,7 @@ class PromptRetrieval(nn.Module):
                 # Of full speed, in the direction of the position, unless that is near.
                 way = _GAIN * (frame_then - now)[:, :moves]
                 towards.append(way / way.norm(dim=-1, keepdim=True).clamp_min(1.0))
+                grips.append(self._grip(held, frame.values(now - frame_then)))
             ahead += [action_then, frame.values(frame_then), frame.values(motion)]
             if frame.anchors:
                 ahead += [_lengths(hand, moves), _lengths(objects, moves)]
@@ -312,12 +343,16 @@ class PromptRetrieval(nn.Module):
             described.append(correction.clamp(-1.0, 1.0))
         described += [frame.values(there), progress.unsqueeze(-1), left.unsqueeze(-1)]
         described += [distance.unsqueeze(-1), *ahead]
-        return described, [suggestion, *towards], has_action
+        return described, [suggestion, *towards], grips, has_action
 
-    def _split(self, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        things = len(self._things)
-        action, things, has_action = step.split([step.shape[-1] - things - 1, things, 1], dim=-1)
-        return action, things, has_action
+    def _split(self, step: Tensor) -> tuple[Tensor, ...]:
+        """Action, objects, what is held, and whether the action is usable."""
+        things, grips = len(self._things), self.layout.grips
+        return step.split([step.shape[-1] - things - grips - 1, things, grips, 1], dim=-1)
+
+    def _grip(self, action: Tensor, error: Tensor) -> Tensor:
+        """The entries [B, A - moves] of an action, corrected by the error [B, V] of the values."""
+        return (action + self.spec.grip * error).clamp(-1.0, 1.0) if self.spec.grip else action
 
     def _correction(self, frame: RelativeFrame, error: Tensor, motion: Tensor) -> Tensor:
         size = frame.relation_size
@@ -353,6 +388,20 @@ class _Lookup(nn.Module):
         near = (self._squared[row] - 2 * products).argmin(-1)
         distance = (scaled - self._scaled[row, near]).norm(dim=-1)
         return near, distance.clamp(max=3.0)
+
+
+def _held(values: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Actions [P, L, V] by which values [P, L, V] stay as their last clear change left them.
+
+    An action of 1 makes a value smaller. Before a change, values are held half as firmly where they
+    are, as if they had grown: a gripper begins open.
+    """
+    steps = torch.arange(values.shape[1], device=values.device).unsqueeze(-1)
+    start, end = start.unsqueeze(-1), end.unsqueeze(-1)
+    changed = values.roll(-1, dims=1) - values
+    is_clear = (changed.abs() > _CLEAR) & (steps < end)
+    last = torch.where(is_clear, steps, -1).cummax(1).values
+    return torch.where(last < start, -0.5, -changed.sign().gather(1, last.clamp_min(0)))
 
 
 def _lengths(vectors: Tensor, size: int) -> Tensor:

@@ -214,7 +214,7 @@ def test_an_actor_that_retrieves_follows_suggestions_where_the_state_is_hidden(m
     base = actor.module.conditioner.attention(context)
     off, shut = (actions - base).abs(), (gate == 0).squeeze(-1)
     assert off[shut, :3].max() <= max_residual + 1e-5
-    assert off[shut, 3].max() > 0.9  # the gripper is not bound
+    assert max_residual < off[shut, 3].max() <= 0.5 + 1e-5  # a gripper has more room
     assert off[~shut, :3].max() > 0.9
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_a_shut_gate_hides_all_but_the_context():
 @pytest.fixture
 def attention():
     torch.manual_seed(0)
-    return SuggestionAttention(LAYOUT, 4, hidden=(16,))
+    return SuggestionAttention(LAYOUT, hidden=(16,))
 
 
 def contexts(rows=5, usable=None):
@@ -49,10 +51,10 @@ def test_usable_suggestions_are_averaged(attention):
     assert (weights[usable] > 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(200))
     suggestions = context[:, LAYOUT.parts["suggestions"]].reshape(200, LAYOUT.suggestions, 3)
-    base = attention(context)
-    expected = sum(weights[:, i, None] * suggestions[:, i] for i in range(LAYOUT.suggestions))
-    torch.testing.assert_close(base[:, :3], expected)
-    assert (base[:, 3:] == 0).all()  # the gripper is no movement
+    grips = context[:, LAYOUT.parts["grips"]].reshape(200, LAYOUT.suggestions, 1)
+    actions = torch.cat([suggestions, grips], -1)
+    expected = sum(weights[:, i, None] * actions[:, i] for i in range(LAYOUT.suggestions))
+    torch.testing.assert_close(attention(context), expected)
 
 
 def test_weights_read_the_whole_context_and_are_trained(attention):
@@ -78,7 +80,10 @@ def test_without_a_prompt_the_base_is_zero(attention, dtype):
 
 @pytest.mark.parametrize("action_dim", [3, 5])
 def test_a_base_is_as_wide_as_actions(action_dim):
-    assert SuggestionAttention(LAYOUT, action_dim, hidden=())(contexts()).shape == (5, action_dim)
+    spec = dataclasses.replace(METAWORLD_RETRIEVAL, grip=0.0)
+    layout = spec.layout(METAWORLD_OBSERVATION_LAYOUT["fields"], action_dim)
+    base = SuggestionAttention(layout, hidden=())(torch.randn(5, layout.width))
+    assert base.shape == (5, action_dim)
 
 
 def test_a_base_and_its_bound_stand_at_the_end(attention):
@@ -90,7 +95,7 @@ def test_a_base_and_its_bound_stand_at_the_end(attention):
     base, bound = condition[:, -8:-4], condition[:, -4:]
     assert torch.equal(base[0], attention(context)[0])
     assert (base[1] == 0).all()
-    torch.testing.assert_close(bound, torch.tensor([[0.2, 0.2, 0.2, 1.0], [1.0] * 4]))
+    torch.testing.assert_close(bound, torch.tensor([[0.2, 0.2, 0.2, 0.5], [1.0] * 4]))
     plain = GatedConditioner(module.observation_module)
     assert torch.equal(plain(observation, gate, context), condition[:, : 3 + 1 + LAYOUT.width])
 

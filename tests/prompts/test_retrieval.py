@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -20,6 +21,16 @@ ONE = RetrievalSpec(
 )
 
 
+def held(steps, number, frame):
+    """What a gripper does at a step: what its last clear change so far tells."""
+    openings = [torch.cat([at(o, name) for name in frame.values]) for o in steps]
+    action = torch.full_like(openings[0], -0.5)
+    for before, after in itertools.pairwise(openings[: number + 2]):
+        change = after - before
+        action = torch.where(change.abs() > 0.025, -change.sign(), action)
+    return action
+
+
 def make(bank, spec=METAWORLD_RETRIEVAL, **changes):
     return PromptRetrieval(bank, dataclasses.replace(spec, **changes), FIELDS)
 
@@ -32,7 +43,7 @@ def reference(spec, prompt, observation):
     """A context's parts, one frame and one step at a time, and without any algebra."""
     steps, actions, usable = prompt["observation"], prompt["action"], prompt["has_action"]
     actions = [a if u else torch.zeros(4) for a, u in zip(actions, usable, strict=True)]
-    parts, flags, suggestions = {}, [], []
+    parts, flags, suggestions, grips = {}, [], [], []
     for number, frame in enumerate(spec.frames):
 
         def relations(o, frame=frame):
@@ -60,6 +71,14 @@ def reference(spec, prompt, observation):
         said.append(torch.tensor([i / len(steps), left, min(distances[i], 3.0)]))
         suggestion = (actions[i][:3] + 20 * off).clamp(-1, 1)
         suggestions.append(suggestion if usable[i] else torch.zeros(3))
+
+        def grip(action, step, frame=frame):
+            if not spec.grip:
+                return action
+            errors = [at(observation, name) - at(step, name) for name in frame.values]
+            return (action + spec.grip * torch.cat(errors)).clamp(-1, 1)
+
+        grips.append(grip(actions[i][3:], steps[i]) if usable[i] else torch.zeros(1))
         flags += [usable[i].float(), *[torch.tensor(1.0)] * len(spec.lookaheads)]
         for lookahead in spec.lookaheads:
             j = min(i + lookahead, len(steps) - 1)
@@ -70,6 +89,7 @@ def reference(spec, prompt, observation):
             said += [motion.norm()[None] for motion in motions]
             way = 20 * (relations(steps[j])[0] - now[0])
             suggestions.append(way / max(way.norm().item(), 1.0))
+            grips.append(grip(held(steps, j, frame) if spec.grip else torch.zeros(1), steps[j]))
         parts[f"frame_{number}"] = torch.cat(said)
     state = [at(observation, name) for name in spec.frames[0].values]
     if spec.previous:
@@ -83,6 +103,7 @@ def reference(spec, prompt, observation):
     parts["state"] = torch.cat(state) if state else torch.zeros(0)
     parts["usable"] = torch.stack(flags)
     parts["suggestions"] = torch.cat(suggestions)
+    parts["grips"] = torch.cat(grips)
     return parts
 
 
@@ -97,6 +118,7 @@ def observations(dataset):
         METAWORLD_RETRIEVAL,
         dataclasses.replace(METAWORLD_RETRIEVAL, lookaheads=(1, 4, 40)),
         dataclasses.replace(METAWORLD_RETRIEVAL, objects=("object_2_position",), previous=0),
+        dataclasses.replace(METAWORLD_RETRIEVAL, grip=0.0),
         ONE,  # with neither values nor objects
     ],
 )
@@ -246,10 +268,10 @@ def test_parts_cover_the_context_in_order(bank):
         0,
         *[part.stop for part in layout.parts.values()][:-1],
     ]
-    names = [*(f"frame_{n}" for n in range(4)), "state", "usable", "suggestions"]
+    names = [*(f"frame_{n}" for n in range(4)), "state", "usable", "suggestions", "grips"]
     assert list(layout.parts) == names
-    assert layout.parts["suggestions"].stop == layout.width == retrieval.features
-    assert (layout.moves, layout.suggestions) == (3, 4 * (1 + 2))
+    assert layout.parts["grips"].stop == layout.width == retrieval.features
+    assert (layout.moves, layout.grips, layout.suggestions) == (3, 1, 4 * (1 + 2))
     usable, suggestions = layout.parts["usable"], layout.parts["suggestions"]
     assert usable.stop - usable.start == layout.suggestions
     assert suggestions.stop - suggestions.start == layout.suggestions * layout.moves
@@ -388,3 +410,5 @@ def test_a_spec_without_sense_is_refused(changes, message):
 def test_actions_are_at_least_as_wide_as_positions():
     with pytest.raises(ConfigError, match="positions have 3 entries and actions 2"):
         METAWORLD_RETRIEVAL.layout(FIELDS, 2)
+    with pytest.raises(ConfigError, match="grip is 5.0: a frame has 1 values and an action 2"):
+        METAWORLD_RETRIEVAL.layout(FIELDS, 5)
