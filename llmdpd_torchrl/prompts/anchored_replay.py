@@ -14,8 +14,12 @@ CARRY, OBJECT, GOAL, WORLD = range(4)
 #: Steps that one step may advance; and by how much nearer, in weighted distance, another step must
 #: be for a jump to it.
 SKIP, REENTRY = 4, 0.5
+#: The progress that stands for starting over; and how near to the beginning the hand must be, in
+#: metres, and the gripper, in its opening, for the replay to begin there.
+START_OVER, _ARRIVED, _OPENED = -2, 0.03, 0.2
 
 _GAIN = 20.0  # of the corrections, per metre
+_GRIP = 5.0  # of that of the gripper on the way back to the beginning
 _LOOKAHEAD = 3  # steps in which movement is looked for
 _MOVING = 0.005  # metres within the lookahead above which an object counts as moving
 #: The goal counts if the object ends at most this fraction of the way from it that it began.
@@ -125,10 +129,12 @@ class AnchoredReplay(nn.Module):
         Args:
             observation: ``[*, O]``.
             row: ``[*]``, the prompt in the bank; -1: none.
-            progress: ``[*]``, the step that was played last; -1 where an episode begins.
+            progress: ``[*]``, the step that was played last; -1 where an episode begins;
+                :data:`START_OVER` to go back to the first step, wherever the hand is.
 
         Returns:
-            actions ``[*, A]``, zeros without a prompt, and the steps ``[*]`` that they are of.
+            actions ``[*, A]``, zeros without a prompt, and the steps ``[*]`` that they are of, or
+            :data:`START_OVER` until the hand is back.
         """
         shape = row.shape
         observation, row = observation.reshape(-1, observation.shape[-1]), row.reshape(-1)
@@ -147,12 +153,18 @@ class AnchoredReplay(nn.Module):
         following = distances.masked_fill(~ahead, torch.inf).min(-1)
         is_lost = following.values > nearest.values + REENTRY
         played = torch.where(is_lost, nearest.indices, following.indices)
+        starts_over = progress.reshape(-1) == START_OVER
+        played = torch.where(starts_over, self._start[row, nearest.indices], played)
         error = errors.gather(1, played[:, None, None].expand(-1, 1, errors.shape[-1])).squeeze(1)
+        is_away = (error[:, :3].norm(dim=-1) > _ARRIVED) | (error[:, 6].abs() > _OPENED)
         carried = self._is_carried[row, played].unsqueeze(-1)
-        error = error[:, :3] + torch.where(carried, error[:, 3:6], 0.0)
-        action = self._action[row, played].clone()
-        action[:, :3] = (action[:, :3] - _GAIN * error).clamp(-1.0, 1.0)
+        correction = -_GAIN * (error[:, :3] + torch.where(carried, error[:, 3:6], 0.0))
+        # The way back has no other aim than the place and the opening at the beginning.
+        back = torch.cat([correction, _GRIP * error[:, 6:]], -1)
+        onwards = self._action[row, played] + nn.functional.pad(correction, (0, 1))
+        action = torch.where(starts_over.unsqueeze(-1), back, onwards).clamp(-1.0, 1.0)
         action = action.masked_fill(absent.unsqueeze(-1), 0.0)
+        played = torch.where(starts_over & is_away, START_OVER, played)
         return action.reshape(*shape, -1), played.masked_fill(absent, -1).reshape(shape)
 
     def _split(self, observation: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Binary, TensorSpec, Unbounded
 
+from llmdpd_torchrl.prompts.anchored_replay import START_OVER
 from llmdpd_torchrl.transforms.replay import Replay, ReplayTransform
 
 #: Metres that the effector must leave behind, and steps in which it must, or it stands still.
@@ -25,8 +26,8 @@ class RecoveryTransform(ReplayTransform):
     of the end, it rests for ever. Beside it a replay keeps its place in the demonstration. When the
     effector has stayed within :data:`RADIUS` for :data:`PATIENCE` steps, that replay acts; when it
     stands still as well, :data:`HOLD` steps later at the earliest, the policy acts again; and so
-    on. :class:`~llmdpd_torchrl.policies.LLMDPDPolicy` does as ``is_recovering`` says. It is never
-    true where the observation gate is open.
+    on. Every second time the replay starts over. :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`
+    does as ``is_recovering`` says. It is never true where the observation gate is open.
 
     For environments only, after an
     :class:`~llmdpd_torchrl.transforms.ObservationGateTransform`.
@@ -39,8 +40,8 @@ class RecoveryTransform(ReplayTransform):
         in_keys: default ``["observation", ("prompt", "trajectory_index"), ("prompt",
             "observation_gate")]``.
         out_keys: default ``["replayed_action", "replay_progress", "is_recovering",
-            "resting_place", "resting_steps"]``: the first and the third are what a policy reads,
-            the others are remembered.
+            "resting_place", "resting_steps", "turns"]``: the first and the third are what a policy
+            reads, the others are remembered.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class RecoveryTransform(ReplayTransform):
     ) -> None:
         prompt: list[NestedKey] = [("prompt", "trajectory_index"), ("prompt", "observation_gate")]
         written: list[NestedKey] = ["replayed_action", "replay_progress", "is_recovering"]
-        written += ["resting_place", "resting_steps"]
+        written += ["resting_place", "resting_steps", "turns"]
         super().__init__(
             replay,
             action_dim,
@@ -71,20 +72,26 @@ class RecoveryTransform(ReplayTransform):
             self.out_keys[2]: torch.zeros_like(row, dtype=torch.bool),
             self.out_keys[3]: tensordict.get(self.in_keys[0])[..., self.effector],
             self.out_keys[4]: torch.zeros_like(row),
+            self.out_keys[5]: torch.zeros_like(row),
         }
 
     def _play(self, tensordict: TensorDictBase, memory: TensorDictBase) -> dict[NestedKey, Tensor]:
         effector = tensordict.get(self.in_keys[0])[..., self.effector]
-        was_recovering, place, steps = (memory.get(key) for key in self.out_keys[2:])
+        place, steps, turns = (memory.get(key) for key in self.out_keys[3:])
         has_left = (effector - place).norm(dim=-1, keepdim=True) > RADIUS
         # Below zero it is not asked yet, wherever it rests.
         steps = torch.where(has_left, steps.clamp_max(0), steps) + 1
         stands_still = steps >= PATIENCE
         is_closed = tensordict.get(self.in_keys[2]) == 0
-        return super()._play(tensordict, memory) | {
-            self.out_keys[2]: (was_recovering ^ stands_still) & is_closed,
+        turns = turns + stands_still  # of policy, replay, policy, replay from the beginning, ...
+        starts_over = stands_still & (turns % 4 == 2)
+        played = super()._play(tensordict, memory)
+        return played | {
+            self.out_keys[1]: torch.where(starts_over, START_OVER, played[self.out_keys[1]]),
+            self.out_keys[2]: (turns % 2 == 1) & is_closed,
             self.out_keys[3]: torch.where(has_left, effector, place),
             self.out_keys[4]: torch.where(stands_still, PATIENCE - HOLD, steps),
+            self.out_keys[5]: turns,
         }
 
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
@@ -93,4 +100,5 @@ class RecoveryTransform(ReplayTransform):
             self.out_keys[2]: Binary(1, (*shape, 1), dtype=torch.bool),
             self.out_keys[3]: Unbounded((*shape, size), dtype=torch.float32),
             self.out_keys[4]: Unbounded((*shape, 1), dtype=torch.int64),
+            self.out_keys[5]: Unbounded((*shape, 1), dtype=torch.int64),
         }

@@ -10,6 +10,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
 
+from llmdpd_torchrl.prompts.anchored_replay import START_OVER
 from llmdpd_torchrl.transforms.prompts import PromptTransform
 
 #: From observations [*, O], rows of prompts [*] and progress [*], which is -1 where an episode
@@ -70,5 +71,5 @@ class ReplayTransform(PromptTransform):
     def _specs(self, shape: torch.Size) -> dict[NestedKey, TensorSpec]:
         return {
             self.out_keys[0]: Unbounded((*shape, self.action_dim), dtype=torch.float32),
-            self.out_keys[1]: Bounded(-1, self.length, (*shape, 1), dtype=torch.int64),
+            self.out_keys[1]: Bounded(START_OVER, self.length, (*shape, 1), dtype=torch.int64),
         }

@@ -7,6 +7,7 @@ from llmdpd_torchrl.prompts.anchored_replay import (
     GOAL,
     OBJECT,
     SKIP,
+    START_OVER,
     WORLD,
     AnchoredReplay,
     choose_anchors,
@@ -156,3 +157,23 @@ def test_any_batch_shape():
         assert torch.equal(found[0], actions.reshape(*shape, 4))
         assert torch.equal(found[1], steps.reshape(shape))
     assert torch.equal(replay(states[2], row[2], begin[2])[0], actions[2])
+
+
+def test_it_starts_over_wherever_the_hand_is():
+    trajectory = demonstration(way(HOME, CUP))
+    trajectory["observation"][:, slice(*FIELDS["gripper_opening"])] = 1.0
+    replay = AnchoredReplay(bank_of(trajectory), FIELDS)
+    observation, row = trajectory["observation"][-1:].clone(), torch.tensor([0])
+    observation[:, slice(*FIELDS["gripper_opening"])] = 0.2
+    progress, steps = torch.tensor([START_OVER]), []
+    for _ in range(2 * STEPS):
+        action, progress = replay(observation, row, progress)
+        steps.append(progress.item())
+        if progress < 0:  # towards the beginning, and open
+            assert action[0, 3] == -1 or observation[0, 3] > 0.8
+        observation[:, :3] += 0.01 * action[:, :3]
+        observation[:, 3] = (observation[:, 3] - 0.1 * action[:, 3]).clamp(max=1.0)
+    begun = steps.index(0)
+    assert set(steps[:begun]) == {START_OVER}
+    assert steps[begun:] == sorted(steps[begun:])
+    assert torch.allclose(observation[0, :3], torch.tensor(CUP), atol=0.02)

@@ -3,6 +3,7 @@ from torchrl.envs import Compose, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv
+from llmdpd_torchrl.prompts.anchored_replay import START_OVER
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.transforms import ObservationGateTransform, TrajectoryPromptTransform
 from llmdpd_torchrl.transforms.recovery import HOLD, PATIENCE, RecoveryTransform
@@ -48,6 +49,17 @@ def test_a_hand_at_rest_is_led_by_the_replay_and_then_by_the_policy_again(bank):
     first = PATIENCE - 1  # the observation of the reset is one of them
     steps = recovering(make(reach(), bank), [STILL] * 90)
     assert steps == [*range(first, first + HOLD), *range(first + 2 * HOLD, 90)]
+
+
+def test_a_replay_that_stands_still_as_well_starts_over(bank):
+    env = make(reach(), bank)
+    state, progress = env.reset(), []
+    for _ in range(PATIENCE + HOLD + 1):
+        state = env.step(state.set("action", STILL))["next"]
+        progress.append(state["replay_progress"].item())
+    env.close()
+    failed = PATIENCE + HOLD - 2
+    assert progress[: failed + 2] == [*range(1, failed + 1), START_OVER, START_OVER + 1]
 
 
 def test_a_hand_that_moves_is_left_alone(bank):
