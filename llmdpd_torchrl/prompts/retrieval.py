@@ -34,6 +34,7 @@ from llmdpd_torchrl.utils.settings import (
 _GAIN = 20.0  # of the corrections, per metre
 _MOVING = 0.005  # metres within the first lookahead above which an object counts as moving
 _STRIDE = 0.01  # metres: the unit of movements within one step
+_GRIPPED = 0.3  # difference of values up to which a gripper is as the prompt's
 _CLEAR = 0.025  # change of a value in a step below which it merely gives
 
 
@@ -46,7 +47,9 @@ class RetrievalSpec:
         objects: fields of positions whose movement in the prompt is described.
         previous: by how many columns an entry of the last step lies behind that of this step; 0 if
             observations hold no last step.
-        lookaheads: numbers of steps of the cut prompt, at least 1.
+        lookaheads: numbers of steps of the cut prompt, at least 1; with a ``grip`` fewer, where
+            later values are still far from the present ones: while a gripper closes, nothing is
+            suggested that it does when closed.
         grip: gain by which the entries of an action behind the movement, the gripper's, bring the
             values to those of the prompt; positive where a positive action makes a value smaller.
             Actions and values must then have as many of them. 0: the values are left alone.
@@ -318,8 +321,9 @@ class PromptRetrieval(nn.Module):
         towards: list[Tensor] = []
         grips = [self._grip(action[:, moves:], frame.values(error)) * has_action]
         correction = error[:, :0]
+        reach = self._reach(lookup, now, row, near, end)
         for number, lookahead in enumerate(self.spec.lookaheads):
-            later = torch.minimum(near + lookahead, end)
+            later = torch.minimum(near + reach.clamp(max=lookahead), end)
             frame_then, step_then = lookup.frames[row, later], self._steps[row, later]
             action_then, things_then, held, _ = self._split(step_then)
             motion = frame_then - there
@@ -349,6 +353,19 @@ class PromptRetrieval(nn.Module):
         """Action, objects, what is held, and whether the action is usable."""
         things, grips = len(self._things), self.layout.grips
         return step.split([step.shape[-1] - things - grips - 1, things, grips, 1], dim=-1)
+
+    def _reach(
+        self, lookup: _Lookup, now: Tensor, row: Tensor, near: Tensor, end: Tensor
+    ) -> Tensor:
+        """How many steps may be looked ahead [B]: while a gripper closes, not to where it lifts."""
+        most = max(self.spec.lookaheads)
+        if not self.spec.grip:
+            return torch.full_like(near, most)
+        ahead = torch.arange(1, most + 1, device=near.device)
+        steps = torch.minimum(near.unsqueeze(-1) + ahead, end.unsqueeze(-1))
+        values = lookup.frame.values(lookup.frames[row.unsqueeze(-1), steps])
+        missing = (values - lookup.frame.values(now).unsqueeze(1)).abs().amax(-1)
+        return (missing < _GRIPPED).long().cumprod(-1).sum(-1).clamp_min(1)
 
     def _grip(self, action: Tensor, error: Tensor) -> Tensor:
         """The entries [B, A - moves] of an action, corrected by the error [B, V] of the values."""

@@ -60,7 +60,14 @@ def reference(spec, prompt, observation):
         now, there = relations(observation), relations(steps[i])
         error = [10 * (a - b) for a, b in zip(now, there, strict=True)]
         error += [10 * (at(observation, name) - at(steps[i], name)) for name in frame.values]
-        first = min(i + spec.lookaheads[0], len(steps) - 1)
+        steps_ahead = [min(i + k, len(steps) - 1) for k in range(1, max(spec.lookaheads) + 1)]
+
+        def is_gripped(j, frame=frame):
+            values = [at(observation, name) - at(steps[j], name) for name in frame.values]
+            return not spec.grip or torch.cat(values).abs().max() < 0.3
+
+        reach = max(1, len(list(itertools.takewhile(is_gripped, steps_ahead))))
+        first = min(i + min(spec.lookaheads[0], reach), len(steps) - 1)
         off = there[0] - now[0]
         for k in range(1, len(now)):  # while the prompt moves an anchor, the next one counts too
             if (relations(steps[first])[k] - there[k]).norm() > 0.005:
@@ -81,7 +88,7 @@ def reference(spec, prompt, observation):
         grips.append(grip(actions[i][3:], steps[i]) if usable[i] else torch.zeros(1))
         flags += [usable[i].float(), *[torch.tensor(1.0)] * len(spec.lookaheads)]
         for lookahead in spec.lookaheads:
-            j = min(i + lookahead, len(steps) - 1)
+            j = min(i + min(lookahead, reach), len(steps) - 1)
             motions = [10 * (relations(steps[j])[0] - there[0])]
             motions += [10 * (at(steps[j], name) - at(steps[i], name)) for name in spec.objects]
             said += [*motions, actions[j], *[at(steps[j], name) for name in frame.values]]
@@ -410,5 +417,5 @@ def test_a_spec_without_sense_is_refused(changes, message):
 def test_actions_are_at_least_as_wide_as_positions():
     with pytest.raises(ConfigError, match="positions have 3 entries and actions 2"):
         METAWORLD_RETRIEVAL.layout(FIELDS, 2)
-    with pytest.raises(ConfigError, match="grip is 5.0: a frame has 1 values and an action 2"):
+    with pytest.raises(ConfigError, match=r"grip is 5\.0: a frame has 1 values and an action 2"):
         METAWORLD_RETRIEVAL.layout(FIELDS, 5)
