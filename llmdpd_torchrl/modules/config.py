@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal, get_args
 
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, ContextLayout, RetrievalSpec
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, ContextLayout, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError

@@ -9,7 +9,7 @@ from torch import nn
 
 from llmdpd_torchrl.modules.conditioning import ObservationConditioner
 from llmdpd_torchrl.modules.denoiser import make_mlp
-from llmdpd_torchrl.prompts.retrieval import ContextLayout
+from llmdpd_torchrl.prompts.retrieval_spec import ContextLayout
 
 _MAX_GRIP_RESIDUAL = 0.5
 

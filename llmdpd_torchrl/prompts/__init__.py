@@ -28,7 +28,8 @@ from llmdpd_torchrl.prompts.encoders import (
 )
 from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.language_model import POOLINGS, QUANTIZATIONS
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval, RetrievalSpec
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing, cut_trajectory, space_evenly
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.prompts.text import (

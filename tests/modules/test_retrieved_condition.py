@@ -5,7 +5,7 @@ import torch
 
 from llmdpd_torchrl.modules.conditioning import ObservationFeatures
 from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 
 LAYOUT = METAWORLD_RETRIEVAL.layout(METAWORLD_OBSERVATION_LAYOUT["fields"], 4)

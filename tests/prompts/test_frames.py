@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from llmdpd_torchrl.prompts.frames import FrameSpec, RelativeFrame
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
 

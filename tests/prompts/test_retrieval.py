@@ -7,7 +7,8 @@ import torch
 from tensordict import TensorDict
 
 from llmdpd_torchrl.prompts.frames import FrameSpec
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval, RetrievalSpec
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, RetrievalSpec
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError, DataError

@@ -8,7 +8,8 @@ from torchrl.envs import Compose, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
 from llmdpd_torchrl.transforms import (

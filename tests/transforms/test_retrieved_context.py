@@ -8,7 +8,8 @@ from torchrl.envs.utils import check_env_specs
 
 from llmdpd_torchrl.envs import MetaWorldEnv
 from llmdpd_torchrl.prompts import FrameSpec
-from llmdpd_torchrl.prompts.retrieval import METAWORLD_RETRIEVAL, PromptRetrieval, RetrievalSpec
+from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
+from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, RetrievalSpec
 from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.transforms import (
     ContextAugmentation,
