@@ -1,4 +1,4 @@
-"""Poorer demonstrations made of recorded ones: with steps missing, or without usable actions."""
+"""Demonstrations: what they must hold, and poorer ones made of recorded ones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
 #: What is left of a recorded demonstration: all of it; every tenth step; a random half of the
 #: steps; the states, whose differences take the place of the actions; or the states, and actions of
@@ -25,6 +25,44 @@ _GRIPPER_MOVES = 0.025
 #: Probabilities with which :func:`vary_demonstration` leaves out steps, each way, and actions.
 _STEPS_MISSING, _STATES_ONLY = 0.15, 0.6
 _PERMUTATION, _SIGNS, _GAIN = (1, 2, 0), (-1.0, 1.0, -1.0), 0.6
+
+
+def check_demonstration(
+    rollout: TensorDictBase, number: int, observation_dim: int | None, action_dim: int | None
+) -> TensorDictBase:
+    """The entries of a demonstration that a prompt is made of, in float32.
+
+    Raises:
+        PromptError: if it lacks one, or has another width, a number that is not finite, or several
+            episodes; ``number`` says which it is.
+    """
+    if not isinstance(rollout, TensorDictBase) or rollout.ndim != 1 or not len(rollout):
+        found = getattr(rollout, "batch_size", None)
+        found = f"a {type(rollout).__name__}" if found is None else f"batch size {list(found)}"
+        raise PromptError(
+            f"demonstration {number} has {found}: give a TensorDict [T] of at least one step"
+        )
+    done = rollout.get(("next", "done"), None)
+    if done is not None and done[:-1].any():
+        raise PromptError(
+            f"demonstration {number} spans several episodes, ('next', 'done') is true before its "
+            "last step: give each episode as a demonstration of its own"
+        )
+    widths = {"observation": observation_dim, "action": action_dim, "next reward": 1}
+    entries = TensorDict({}, batch_size=rollout.batch_size)
+    for name, width in widths.items():
+        key = tuple(name.split())
+        value = rollout.get(key, None)
+        if value is None or value.ndim != 2 or width not in (None, value.shape[1]):
+            found = "nothing" if value is None else f"shape {list(value.shape)}"
+            raise PromptError(
+                f"demonstration {number} has {found} as {name}: the policy was trained with "
+                f"[T, {width or 'width'}]"
+            )
+        if not value.isfinite().all():
+            raise PromptError(f"demonstration {number} has numbers that are not finite in {name}")
+        entries[key] = value.to(torch.float32)
+    return entries
 
 
 def change_demonstration(

@@ -9,6 +9,7 @@ from tensordict import TensorDict, TensorDictBase, pad
 from torch import Tensor, nn
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.prompts.demonstrations import check_demonstration
 from llmdpd_torchrl.prompts.spacing import Spacing, cut_trajectory
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
@@ -251,7 +252,7 @@ class TrajectoryPromptBank(nn.Module):
         pairs = [(task, rollout) for task, several in rollouts.items() for rollout in several]
         prompts = []
         for number, (_, rollout) in enumerate(pairs):
-            steps = _check_demonstration(rollout, number, observation_dim, action_dim)
+            steps = check_demonstration(rollout, number, observation_dim, action_dim)
             observation_dim, action_dim = (steps[k].shape[-1] for k in ("observation", "action"))
             prompts.append(cut_trajectory(steps, length, spacing, recorded=True))
         task_id = torch.tensor([task for task, _ in pairs], dtype=torch.int64)
@@ -376,36 +377,3 @@ class TrajectoryPromptBank(nn.Module):
             long = prompts.reshape(-1)
             joined.append(pad(long, [0, count * self.length - len(long)]))
         return TrajectoryPromptBank(torch.stack(joined), tasks, torch.full_like(tasks, -1))
-
-
-def _check_demonstration(
-    rollout: TensorDictBase, number: int, observation_dim: int | None, action_dim: int | None
-) -> TensorDictBase:
-    """The entries of a demonstration that a prompt is made of, in float32."""
-    if not isinstance(rollout, TensorDictBase) or rollout.ndim != 1 or not len(rollout):
-        found = getattr(rollout, "batch_size", None)
-        found = f"a {type(rollout).__name__}" if found is None else f"batch size {list(found)}"
-        raise PromptError(
-            f"demonstration {number} has {found}: give a TensorDict [T] of at least one step"
-        )
-    done = rollout.get(("next", "done"), None)
-    if done is not None and done[:-1].any():
-        raise PromptError(
-            f"demonstration {number} spans several episodes, ('next', 'done') is true before its "
-            "last step: give each episode as a demonstration of its own"
-        )
-    widths = {"observation": observation_dim, "action": action_dim, "next reward": 1}
-    entries = TensorDict({}, batch_size=rollout.batch_size)
-    for name, width in widths.items():
-        key = tuple(name.split())
-        value = rollout.get(key, None)
-        if value is None or value.ndim != 2 or width not in (None, value.shape[1]):
-            found = "nothing" if value is None else f"shape {list(value.shape)}"
-            raise PromptError(
-                f"demonstration {number} has {found} as {name}: the policy was trained with "
-                f"[T, {width or 'width'}]"
-            )
-        if not value.isfinite().all():
-            raise PromptError(f"demonstration {number} has numbers that are not finite in {name}")
-        entries[key] = value.to(torch.float32)
-    return entries
