@@ -111,7 +111,7 @@ class NetworkConfig:
             :class:`~llmdpd_torchrl.prompts.RetrievalSpec`. Read, and required, by actors that
             retrieve; ``None`` for others.
         max_residual: where a diffusion actor retrieves and the state is hidden, how far its
-            movement may be from what the prompt suggests, see
+            action may be from what the prompt suggests, see
             :class:`~llmdpd_torchrl.modules.SuggestionAttention`; ``None``: as far as it will.
         trained_task_ids: ids of the tasks that were trained on. On these, an actor that retrieves
             sees the state and the embedding, see

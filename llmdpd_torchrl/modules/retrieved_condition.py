@@ -11,8 +11,6 @@ from llmdpd_torchrl.modules.conditioning import ObservationConditioner
 from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.prompts.retrieval_spec import ContextLayout
 
-_MAX_GRIP_RESIDUAL = 0.5
-
 
 class SuggestionAttention(nn.Module):
     """One base action of the suggestions in a context: their mean under learned weights.
@@ -49,12 +47,12 @@ class SuggestionAttention(nn.Module):
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         """The base action of contexts."""
         weights = self.weights(context).unsqueeze(-1)
-        sizes = {"suggestions": self.layout.moves, "grips": self.layout.grips}
-        parts = [
-            context[..., self.layout.parts[name]].unflatten(-1, (self.layout.suggestions, size))
-            for name, size in sizes.items()
-        ]
-        return (weights * torch.cat(parts, -1)).sum(-2)
+        parts, layout = self.layout.parts, self.layout
+        moves = context[..., parts["suggestions"]].unflatten(-1, (layout.suggestions, layout.moves))
+        grips = context[..., parts["grips"]].unflatten(-1, (layout.suggestions, layout.grips))
+        # What a gripper is told differs from task to task where it makes no difference, as in
+        # holding open what is open: movements alone say which suggestion to trust.
+        return torch.cat([(weights * moves).sum(-2), (weights.detach() * grips).sum(-2)], -1)
 
     def weights(self, context: torch.Tensor) -> torch.Tensor:
         """The weights ``[*, S]`` of the suggestions, 0 for those that mean nothing."""
@@ -77,8 +75,7 @@ class GatedConditioner(ObservationConditioner):
             of the condition, followed by a bound: how far an action may be from it, see
             :class:`~llmdpd_torchrl.modules.ResidualDenoiser`. Where the gate is open the base is 0
             and the bound 1: with the state visible, the policy is not bound to the prompt.
-        max_residual: the bound of the movement, where the gate is closed; that of the other entries
-            is 0.5, as an open gripper may be left alone or held open.
+        max_residual: the bound where the gate is closed.
 
     Shapes: observation ``[*, O]``, gate ``[*, 1]`` in {0, 1}, context ``[*, C]`` and any number of
     embeddings ``[*, C_i]``, to ``[*, out_features + 1 + C + sum C_i (+ 2 A)]``.
@@ -108,7 +105,6 @@ class GatedConditioner(ObservationConditioner):
         condition = [features * gate, gate, context, *(part * gate for part in embeddings)]
         if self.attention is not None:
             base = self.attention(context) * (1.0 - gate)
-            layout = self.attention.layout
-            bounds = [self.max_residual] * layout.moves + [_MAX_GRIP_RESIDUAL] * layout.grips
-            condition += [base, torch.lerp(base.new_tensor(bounds), torch.ones_like(base), gate)]
+            bound = self.max_residual + (1.0 - self.max_residual) * gate
+            condition += [base, bound.expand_as(base)]
         return torch.cat(condition, dim=-1)

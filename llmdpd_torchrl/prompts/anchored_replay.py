@@ -160,7 +160,7 @@ class AnchoredReplay(nn.Module):
         carried = self._is_carried[row, played].unsqueeze(-1)
         correction = -_GAIN * (error[:, :3] + torch.where(carried, error[:, 3:6], 0.0))
         # The way back has no other aim than the place and the opening at the beginning.
-        back = torch.cat([correction, _GRIP * error[:, 6:]], -1)
+        back = torch.cat([-_GAIN * error[:, :3], _GRIP * error[:, 6:]], -1)
         onwards = self._action[row, played] + nn.functional.pad(correction, (0, 1))
         action = torch.where(starts_over.unsqueeze(-1), back, onwards).clamp(-1.0, 1.0)
         action = action.masked_fill(absent.unsqueeze(-1), 0.0)

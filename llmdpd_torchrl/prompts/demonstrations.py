@@ -20,8 +20,8 @@ DEMONSTRATIONS: tuple[str, ...] = get_args(Demonstration)
 
 #: Metres that Meta-World's hand is commanded to move by an action of 1.
 _STRIDE = 0.01
-#: Change of the gripper's opening in a step above which it was moved; less is give.
-_GRIPPER_MOVES = 0.025
+#: Change of a gripper's opening that is a turn, and of one step below which it merely gives.
+_TURN, _GIVE = 0.1, 0.01
 #: Probabilities with which :func:`vary_demonstration` leaves out steps, each way, and actions.
 _STEPS_MISSING, _STATES_ONLY = 0.15, 0.6
 _PERMUTATION, _SIGNS, _GAIN = (1, 2, 0), (-1.0, 1.0, -1.0), 0.6
@@ -94,7 +94,7 @@ def change_demonstration(
         4
         >>> states = change_demonstration(recorded, "states_only", fields)
         >>> states["action"][7], states["has_action"].any()
-        (tensor([0.5000, 0.0000, 0.0000, 0.0000]), tensor(False))
+        (tensor([ 0.5000,  0.0000,  0.0000, -0.5000]), tensor(False))
         >>> change_demonstration(recorded, "other_actions", fields)["action"][7]
         tensor([-0.6000,  0.6000, -0.6000,  1.0000])
     """
@@ -156,9 +156,8 @@ def _with_ends(chosen: Tensor, steps: int) -> Tensor:
 def finite_differences(trajectory: TensorDictBase, fields: Mapping[str, Sequence[int]]) -> Tensor:
     """Actions [T, 4] that the movement of hand and gripper suggests, which are not those taken.
 
-    The hand's are the distances moved, in strides of the action space. The gripper's is that of its
-    last clear movement, closing being positive, and 0 before there was one: a gripper that holds
-    something does not move.
+    The hand's are the distances moved, in strides of the action space; the gripper's are those of
+    :func:`held_grips`: one that holds something does not move.
 
     Args:
         trajectory: see :func:`change_demonstration`.
@@ -166,12 +165,50 @@ def finite_differences(trajectory: TensorDictBase, fields: Mapping[str, Sequence
     """
     moved = trajectory["next", "observation"] - trajectory["observation"]
     hand = (moved[:, slice(*fields["hand_position"])] / _STRIDE).clamp(-1, 1)
-    opened = moved[:, slice(*fields["gripper_opening"])]
-    clear = opened.abs() > _GRIPPER_MOVES
-    steps = torch.arange(len(opened)).unsqueeze(-1)
-    last = torch.where(clear, steps, -1).cummax(0).values
-    gripper = torch.where(last < 0, 0.0, -opened.sign().gather(0, last.clamp(min=0)))
-    return torch.cat([hand, gripper], -1)
+    openings = trajectory["observation"][:, slice(*fields["gripper_opening"])]
+    return torch.cat([hand, held_grips(openings.mT).mT], -1)
+
+
+def held_grips(openings: Tensor, start: Tensor | None = None) -> Tensor:
+    """What a gripper is told, read off its opening: where it turns, the command changes.
+
+    A turn is a change by a tenth against the last one; a gripper that closes on something springs
+    back by less.
+
+    Args:
+        openings: ``[P, L]``.
+        start: ``[P, L]``, the first step of each step's own demonstration; default: 0.
+
+    Returns:
+        ``[P, L]``: 1 while it closes, and holds, -1 while it opens, and -0.5 before the first turn:
+        left alone or held open, which look alike.
+
+    Examples:
+        >>> held_grips(torch.tensor([[1.0, 1.0, 0.7, 0.5, 0.53, 0.53, 0.8, 1.0]])).tolist()
+        [[-0.5, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0]]
+    """
+    held = torch.full_like(openings, -0.5)
+    steps = torch.arange(openings.shape[1], device=openings.device)
+    begins = steps == (0 if start is None else start)
+    command = held[:, 0]
+    before = low = high = openings[:, 0]
+    falls = rises = torch.zeros(len(openings), dtype=torch.int64, device=openings.device)
+    for step, opening in enumerate(openings.unbind(1)):
+        new = begins[..., step]
+        command = torch.where(new, -0.5, command)
+        low, high = (torch.where(new, opening, f(opening, x)) for f, x in
+                     ((torch.minimum, low), (torch.maximum, high)))  # fmt: skip
+        # Where the present fall, or rise, began.
+        falls = torch.where((opening < before - _GIVE) & ~new, falls, step)
+        rises = torch.where((opening > before + _GIVE) & ~new, rises, step)
+        closes, opens = opening < high - _TURN, opening > low + _TURN
+        command = torch.where(closes, 1.0, torch.where(opens, -1.0, command))
+        since = torch.where(closes, falls, torch.where(opens, rises, step)).unsqueeze(-1)
+        held = torch.where((steps >= since) & (steps <= step), command.unsqueeze(-1), held)
+        # After a turn it is a turn back that counts.
+        low, high = (torch.where(closes | opens, opening, extreme) for extreme in (low, high))
+        before = opening
+    return held
 
 
 def _foreign_actions(trajectory: TensorDictBase, fields: Mapping[str, Sequence[int]]) -> Tensor:

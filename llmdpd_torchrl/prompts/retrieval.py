@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from llmdpd_torchrl.prompts.demonstrations import held_grips
 from llmdpd_torchrl.prompts.frames import Fields, RelativeFrame
 from llmdpd_torchrl.prompts.retrieval_spec import RetrievalSpec
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
@@ -25,7 +26,6 @@ _GAIN = 20.0  # of the corrections, per metre
 _MOVING = 0.005  # metres within the first lookahead above which an object counts as moving
 _STRIDE = 0.01  # metres: the unit of movements within one step
 _GRIPPED = 0.3  # difference of values up to which a gripper is as the prompt's
-_CLEAR = 0.025  # change of a value in a step below which it merely gives
 
 
 class PromptRetrieval(nn.Module):
@@ -103,7 +103,11 @@ class PromptRetrieval(nn.Module):
         # What is read of a step besides its relative frames, side by side: one look-up, not three.
         held = actions.new_zeros(*mask.shape, self.layout.grips)
         if spec.grip:
-            held = _held(frames[0].values(frames[0](observations)), self._starts, self._ends)
+            # Padding is as the last step, or a gripper would seem to move there.
+            steps = torch.arange(mask.shape[1], device=mask.device).minimum(self._ends)
+            values = frames[0].values(frames[0](observations)).unbind(-1)
+            grips = [held_grips(value.gather(1, steps), self._starts) for value in values]
+            held = torch.stack(grips, -1)
         step = torch.cat([actions, observations[..., things], held, usable.unsqueeze(-1)], dim=-1)
         self._steps = nn.Buffer(step.to(frames[0].weights.dtype), persistent=False)
 
@@ -239,20 +243,6 @@ class _Lookup(nn.Module):
         near = (self._squared[row] - 2 * products).argmin(-1)
         distance = (scaled - self._scaled[row, near]).norm(dim=-1)
         return near, distance.clamp(max=3.0)
-
-
-def _held(values: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Actions [P, L, V] by which values [P, L, V] stay as their last clear change left them.
-
-    An action of 1 makes a value smaller. Before a change, values are held half as firmly where they
-    are, as if they had grown: a gripper begins open.
-    """
-    steps = torch.arange(values.shape[1], device=values.device).unsqueeze(-1)
-    start, end = start.unsqueeze(-1), end.unsqueeze(-1)
-    changed = values.roll(-1, dims=1) - values
-    is_clear = (changed.abs() > _CLEAR) & (steps < end)
-    last = torch.where(is_clear, steps, -1).cummax(1).values
-    return torch.where(last < start, -0.5, -changed.sign().gather(1, last.clamp_min(0)))
 
 
 def _lengths(vectors: Tensor, size: int) -> Tensor:

@@ -95,7 +95,7 @@ def test_a_base_and_its_bound_stand_at_the_end(attention):
     base, bound = condition[:, -8:-4], condition[:, -4:]
     assert torch.equal(base[0], attention(context)[0])
     assert (base[1] == 0).all()
-    torch.testing.assert_close(bound, torch.tensor([[0.2, 0.2, 0.2, 0.5], [1.0] * 4]))
+    torch.testing.assert_close(bound, torch.tensor([[0.2] * 4, [1.0] * 4]))
     plain = GatedConditioner(module.observation_module)
     assert torch.equal(plain(observation, gate, context), condition[:, : 3 + 1 + LAYOUT.width])
 

@@ -10,6 +10,7 @@ from llmdpd_torchrl.prompts import (
     change_demonstration,
     vary_demonstration,
 )
+from llmdpd_torchrl.prompts.demonstrations import held_grips
 from llmdpd_torchrl.prompts.spacing import cut_trajectory
 from llmdpd_torchrl.utils.errors import ConfigError
 
@@ -56,17 +57,29 @@ def test_states_alone_suggest_actions_by_what_moved(recorded):
     torch.testing.assert_close(moved[:-1, :3], (hand.diff(dim=0) / 0.01).clamp(-1, 1))
     similarity = torch.cosine_similarity(moved[2:20, :3], trajectory["action"][2:20, :3])
     assert similarity.mean() > 0.5
-    assert set(moved[:, 3].tolist()) <= {-1.0, 0.0, 1.0}
+    assert set(moved[:, 3].tolist()) <= {-1.0, -0.5, 1.0}
 
 
 def test_a_gripper_that_holds_goes_on_closing():
-    opening = torch.tensor([1.0, 1.0, 0.8, 0.5, 0.51, 0.5, 0.5, 0.8, 0.8])
+    opening = torch.tensor([1.0, 1.0, 0.8, 0.47, 0.51, 0.5, 0.5, 0.8, 0.8])
     states = torch.cat([torch.zeros(9, 3), opening.unsqueeze(-1)], -1)
     steps = {"observation": states[:-1], "next": {"observation": states[1:]}}
     fields = {"hand_position": (0, 3), "gripper_opening": (3, 4)}
     recorded = TensorDict({**steps, "action": torch.zeros(8, 4)}, [8])
     changed = change_demonstration(recorded, "states_only", fields)
-    assert changed["action"][:, 3].tolist() == [0, 1, 1, 1, 1, 1, -1, -1]
+    assert changed["action"][:, 3].tolist() == [-0.5, 1, 1, 1, 1, 1, -1, -1]
+
+
+def test_each_demonstration_of_several_has_its_own_grips():
+    openings = torch.tensor([[1.0, 0.9, 0.8, 0.5, 1.0, 1.0, 0.99, 1.0]])
+    start = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4]])
+    assert held_grips(openings, start).tolist() == [[1.0] * 4 + [-0.5] * 4]
+    assert held_grips(openings).tolist() == [[1.0] * 3 + [-1.0] * 5]
+
+
+def test_a_gripper_that_moves_slowly_turns_too():
+    openings = torch.cat([torch.linspace(1, 0.4, 20), torch.full((9,), 0.4)]).unsqueeze(0)
+    assert held_grips(openings).tolist() == [[1.0] * 29]
 
 
 def test_another_action_space_has_other_axes_and_the_same_gripper(recorded):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from llmdpd_torchrl.prompts.demonstrations import held_grips
 from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, RetrievalSpec
@@ -20,16 +21,6 @@ ONE = RetrievalSpec(
     frames=(FrameSpec("hand_position", ("object_1_position", "goal_position"), (), (10.0, 5.0)),),
     lookaheads=(1,),
 )
-
-
-def held(steps, number, frame):
-    """What a gripper does at a step: what its last clear change so far tells."""
-    openings = [torch.cat([at(o, name) for name in frame.values]) for o in steps]
-    action = torch.full_like(openings[0], -0.5)
-    for before, after in itertools.pairwise(openings[: number + 2]):
-        change = after - before
-        action = torch.where(change.abs() > 0.025, -change.sign(), action)
-    return action
 
 
 def make(bank, spec=METAWORLD_RETRIEVAL, **changes):
@@ -97,7 +88,8 @@ def reference(spec, prompt, observation):
             said += [motion.norm()[None] for motion in motions]
             way = 20 * (relations(steps[j])[0] - now[0])
             suggestions.append(way / max(way.norm().item(), 1.0))
-            grips.append(grip(held(steps, j, frame) if spec.grip else torch.zeros(1), steps[j]))
+            held = held_grips(torch.stack([at(o, "gripper_opening") for o in steps]).mT)[0, j]
+            grips.append(grip(held[None] if spec.grip else torch.zeros(1), steps[j]))
         parts[f"frame_{number}"] = torch.cat(said)
     state = [at(observation, name) for name in spec.frames[0].values]
     if spec.previous:
