@@ -45,10 +45,11 @@ class PromptRetrieval(nn.Module):
     then the present values, the present motion of effector and objects, and the **suggestions**: of
     each frame the action of step i plus the correction, and for each lookahead the movement
     towards the prompt's position relative to the first anchor at j. Each has a **grip**, the other
-    entries of the action: those of step i, or what the last clear change of the values before j
-    tells of them, and a correction that brings the values to the prompt's. The first suggestion of
-    the first frame alone is the baseline retrieve-and-play. ``usable`` says which suggestions mean
-    something: without usable actions, or without a prompt, the first of each frame do not.
+    entries of the action: those of step i or, of the movements, what the values tell of them there
+    (see :func:`~llmdpd_torchrl.prompts.demonstrations.held_grips`), and a correction towards the
+    values at i. The first suggestion of the first frame alone is the baseline retrieve-and-play.
+    ``usable`` says which suggestions mean something: without usable actions, or without a prompt,
+    the first of each frame do not.
 
     Positions are in units of ``FrameSpec.unit``, present motions in centimetres a step, suggestions
     are actions. Nothing of it is trained, so that transforms compute it and no gradient is lost. Of
@@ -150,7 +151,7 @@ class PromptRetrieval(nn.Module):
         near, distance = lookup(now, row)
         start, end = self._starts[row, near], self._ends[row, near]
         there, step = lookup.frames[row, near], self._steps[row, near]
-        action, things, _, has_action = self._split(step)
+        action, things, held, has_action = self._split(step)
         error = now - there
         progress = ((near - start) / (end - start + 1)).to(now.dtype)
         left = (end - near).clamp(max=20).to(now.dtype) / 20
@@ -163,7 +164,7 @@ class PromptRetrieval(nn.Module):
         for number, lookahead in enumerate(self.spec.lookaheads):
             later = torch.minimum(near + reach.clamp(max=lookahead), end)
             frame_then, step_then = lookup.frames[row, later], self._steps[row, later]
-            action_then, things_then, held, _ = self._split(step_then)
+            action_then, things_then, _, _ = self._split(step_then)
             motion = frame_then - there
             if frame.anchors:
                 if not number:
@@ -174,7 +175,7 @@ class PromptRetrieval(nn.Module):
                 # Of full speed, in the direction of the position, unless that is near.
                 way = _GAIN * (frame_then - now)[:, :moves]
                 towards.append(way / way.norm(dim=-1, keepdim=True).clamp_min(1.0))
-                grips.append(self._grip(held, frame.values(now - frame_then)))
+                grips.append(self._grip(held, frame.values(error)))
             ahead += [action_then, frame.values(frame_then), frame.values(motion)]
             if frame.anchors:
                 ahead += [_lengths(hand, moves), _lengths(objects, moves)]

@@ -88,8 +88,8 @@ def reference(spec, prompt, observation):
             said += [motion.norm()[None] for motion in motions]
             way = 20 * (relations(steps[j])[0] - now[0])
             suggestions.append(way / max(way.norm().item(), 1.0))
-            held = held_grips(torch.stack([at(o, "gripper_opening") for o in steps]).mT)[0, j]
-            grips.append(grip(held[None] if spec.grip else torch.zeros(1), steps[j]))
+            held = held_grips(torch.stack([at(o, "gripper_opening") for o in steps]).mT)[0, i]
+            grips.append(grip(held[None] if spec.grip else torch.zeros(1), steps[i]))
         parts[f"frame_{number}"] = torch.cat(said)
     state = [at(observation, name) for name in spec.frames[0].values]
     if spec.previous:
