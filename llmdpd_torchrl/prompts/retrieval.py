@@ -71,6 +71,7 @@ class PromptRetrieval(nn.Module):
         DataError: when called, if the observation has another width than ``fields`` say.
 
     Examples:
+        >>> from llmdpd_torchrl.prompts import METAWORLD_RETRIEVAL
         >>> from llmdpd_torchrl.tasks import METAWORLD_OBSERVATION_LAYOUT
         >>> bank = TrajectoryPromptBank.empty(length=5, observation_dim=39, action_dim=4)
         >>> fields = METAWORLD_OBSERVATION_LAYOUT["fields"]
