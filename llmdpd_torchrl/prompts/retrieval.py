@@ -160,6 +160,8 @@ class PromptRetrieval(nn.Module):
         ahead: list[Tensor] = []
         towards: list[Tensor] = []
         grips = [self._grip(action[:, moves:], frame.values(error)) * has_action]
+        if frame.anchors:
+            grips += [self._grip(held, frame.values(error))] * len(self.spec.lookaheads)
         correction = error[:, :0]
         reach = self._reach(lookup, now, row, near, end)
         for number, lookahead in enumerate(self.spec.lookaheads):
@@ -176,7 +178,6 @@ class PromptRetrieval(nn.Module):
                 # Of full speed, in the direction of the position, unless that is near.
                 way = _GAIN * (frame_then - now)[:, :moves]
                 towards.append(way / way.norm(dim=-1, keepdim=True).clamp_min(1.0))
-                grips.append(self._grip(held, frame.values(error)))
             ahead += [action_then, frame.values(frame_then), frame.values(motion)]
             if frame.anchors:
                 ahead += [_lengths(hand, moves), _lengths(objects, moves)]
@@ -203,7 +204,7 @@ class PromptRetrieval(nn.Module):
             return torch.full_like(near, most)
         ahead = torch.arange(1, most + 1, device=near.device)
         steps = torch.minimum(near.unsqueeze(-1) + ahead, end.unsqueeze(-1))
-        values = lookup.frame.values(lookup.frames[row.unsqueeze(-1), steps])
+        values = lookup.frame.values(lookup.frames)[row.unsqueeze(-1), steps]
         missing = (values - lookup.frame.values(now).unsqueeze(1)).abs().amax(-1)
         return (missing < _GRIPPED).long().cumprod(-1).sum(-1).clamp_min(1)
 
