@@ -16,7 +16,7 @@ from llmdpd_torchrl.evaluation.statistics import ResultsSummary
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, task_caption
 from llmdpd_torchrl.experiments.config import Run, text_encoder
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
-from llmdpd_torchrl.prompts.tables import PromptTables
+from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.trainers.loggers import write_mp4
 from llmdpd_torchrl.utils.files import write_json
 from llmdpd_torchrl.utils.processes import Backend, make_backend
@@ -58,8 +58,10 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
         table=run.split.table,
         prompts=run.family.prompts(),
     )
-    if (count := cfg.evaluation.demonstrations) > 1:
-        tables = tables.map_trajectories(lambda bank: bank.first(count).concatenated())
+    # No more are read: each group of episodes would prepare all that there are of the training's.
+    tables = tables.map_trajectories(lambda bank: bank.first(cfg.evaluation.demonstrations))
+    if cfg.evaluation.demonstrations > 1:
+        tables = tables.map_trajectories(TrajectoryPromptBank.concatenated)
     return tables
 
 
