@@ -20,10 +20,14 @@ DEMONSTRATIONS: tuple[str, ...] = get_args(Demonstration)
 
 #: Metres that Meta-World's hand is commanded to move by an action of 1.
 _STRIDE = 0.01
-#: Change of a gripper's opening that is a turn, and of one step below which it merely gives.
-_TURN, _GIVE = 0.1, 0.01
+#: Change of a gripper's opening that is a turn, and of one step below which it merely gives; and
+#: the command of one that closes or holds, which demonstrators choose between 0.5 and 1.
+_TURN, _GIVE, _HELD = 0.1, 0.01, 0.7
+#: Metres that a hand carries something while its gripper opens, and has not let go of it.
+_CARRIED = 0.03
 #: Probabilities with which :func:`vary_demonstration` leaves out steps, each way, and actions.
 _STEPS_MISSING, _STATES_ONLY = 0.15, 0.6
+_CARRYING = ("hand_position", "object_1_position")
 _PERMUTATION, _SIGNS, _GAIN = (1, 2, 0), (-1.0, 1.0, -1.0), 0.6
 
 
@@ -77,7 +81,8 @@ def change_demonstration(
         trajectory: TensorDict ``[T]``: ``observation`` [T, O], ``action`` [T, 4], and both of what
             follows under ``"next"``. It is not changed.
         kind: one of :data:`DEMONSTRATIONS`.
-        fields: index ranges of the observation, with ``hand_position`` and ``gripper_opening``.
+        fields: index ranges of the observation, with ``hand_position``, ``gripper_opening`` and
+            ``object_1_position``.
         seed: of the missing steps.
 
     Raises:
@@ -85,11 +90,12 @@ def change_demonstration(
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> hand = torch.linspace(0, 1, 25).unsqueeze(-1) * torch.tensor([[0.12, 0, 0, 0]])
+        >>> hand = torch.linspace(0, 1, 25).unsqueeze(-1) * torch.eye(7)[:1] * 0.12
         >>> steps = {"observation": hand[:-1], "action": torch.ones(24, 4),
         ...          "next": {"observation": hand[1:]}}
         >>> recorded = TensorDict(steps, [24])
-        >>> fields = {"hand_position": (0, 3), "gripper_opening": (3, 4)}
+        >>> fields = {"hand_position": (0, 3), "gripper_opening": (3, 4),
+        ...           "object_1_position": (4, 7)}
         >>> len(change_demonstration(recorded, "every_10th", fields))
         4
         >>> states = change_demonstration(recorded, "states_only", fields)
@@ -165,27 +171,45 @@ def finite_differences(trajectory: TensorDictBase, fields: Mapping[str, Sequence
     """
     moved = trajectory["next", "observation"] - trajectory["observation"]
     hand = (moved[:, slice(*fields["hand_position"])] / _STRIDE).clamp(-1, 1)
-    openings = trajectory["observation"][:, slice(*fields["gripper_opening"])]
-    return torch.cat([hand, held_grips(openings.mT).mT], -1)
+    observation = trajectory["observation"].unsqueeze(0)
+    opening = observation[..., fields["gripper_opening"][0]]
+    places = [observation[..., slice(*fields[name])] for name in _CARRYING]
+    grips = held_grips(opening, carried_distances(*places))
+    return torch.cat([hand, grips.mT], -1)
 
 
-def held_grips(openings: Tensor, start: Tensor | None = None) -> Tensor:
-    """What a gripper is told, read off its opening: where it turns, the command changes.
+def carried_distances(hand: Tensor, thing: Tensor) -> Tensor:
+    """Metres ``[P, L]`` that a hand carries a thing from each step to the next.
+
+    Zero where the thing moves otherwise than the hand, by more than half of its way. Both are
+    positions ``[P, L, 3]``.
+    """
+    moved, way = thing.diff(dim=1), thing.diff(dim=1).norm(dim=-1)
+    is_carried = (hand.diff(dim=1) - moved).norm(dim=-1) < way / 2
+    return torch.nn.functional.pad(way * is_carried, (0, 1))
+
+
+def held_grips(openings: Tensor, carried: Tensor, start: Tensor | None = None) -> Tensor:
+    """The commands of a gripper, read off its opening: where it turns, they change.
 
     A turn is a change by a tenth against the last one; a gripper that closes on something springs
-    back by less.
+    back by less. It may also be forced open by what it holds, and then carries it on.
 
     Args:
         openings: ``[P, L]``.
+        carried: ``[P, L]``, see :func:`carried_distances`.
         start: ``[P, L]``, the first step of each step's own demonstration; default: 0.
 
     Returns:
-        ``[P, L]``: 1 while it closes, and holds, -1 while it opens, and -0.5 before the first turn:
-        left alone or held open, which look alike.
+        ``[P, L]``: 0.7 while it closes, and holds, -1 while it opens, and -0.5 before the first
+        turn: left alone or held open, which look alike.
 
     Examples:
-        >>> held_grips(torch.tensor([[1.0, 1.0, 0.7, 0.5, 0.53, 0.53, 0.8, 1.0]])).tolist()
-        [[-0.5, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0]]
+        >>> openings = torch.tensor([[1.0, 1.0, 0.7, 0.5, 0.53, 0.53, 0.8, 1.0]])
+        >>> held_grips(openings, torch.zeros(1, 8))
+        tensor([[-0.5000,  0.7000,  0.7000,  0.7000,  0.7000, -1.0000, -1.0000, -1.0000]])
+        >>> held_grips(openings, torch.full((1, 8), 0.05))[0, -1]
+        tensor(0.7000)
     """
     held = torch.full_like(openings, -0.5)
     steps = torch.arange(openings.shape[1], device=openings.device)
@@ -202,13 +226,20 @@ def held_grips(openings: Tensor, start: Tensor | None = None) -> Tensor:
         falls = torch.where((opening < before - _GIVE) & ~new, falls, step)
         rises = torch.where((opening > before + _GIVE) & ~new, rises, step)
         closes, opens = opening < high - _TURN, opening > low + _TURN
-        command = torch.where(closes, 1.0, torch.where(opens, -1.0, command))
+        command = torch.where(closes, _HELD, torch.where(opens, -1.0, command))
         since = torch.where(closes, falls, torch.where(opens, rises, step)).unsqueeze(-1)
         held = torch.where((steps >= since) & (steps <= step), command.unsqueeze(-1), held)
         # After a turn it is a turn back that counts.
         low, high = (torch.where(closes | opens, opening, extreme) for extreme in (low, high))
         before = opening
-    return held
+    turns = held.diff(dim=1, prepend=held[:, :1]).ne(0) | begins
+    run = turns.long().cumsum(1) - 1
+    # What was let go may fly on, while the gripper still opens.
+    rises = openings.diff(dim=1, append=openings[:, -1:]) > _GIVE
+    carries = torch.zeros_like(held).scatter_add(1, run, carried.masked_fill(rises, 0.0)) > _CARRIED
+    held_before = torch.full_like(held, -0.5).scatter(1, run, held)
+    was_held = held_before.roll(1, 1).gather(1, run) == _HELD
+    return torch.where((held < -0.5) & was_held & carries.gather(1, run), _HELD, held)
 
 
 def _foreign_actions(trajectory: TensorDictBase, fields: Mapping[str, Sequence[int]]) -> Tensor:

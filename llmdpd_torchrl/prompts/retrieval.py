@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from llmdpd_torchrl.prompts.demonstrations import held_grips
+from llmdpd_torchrl.prompts.demonstrations import carried_distances, held_grips
 from llmdpd_torchrl.prompts.frames import Fields, RelativeFrame
 from llmdpd_torchrl.prompts.retrieval_spec import RetrievalSpec
 from llmdpd_torchrl.prompts.tables import TrajectoryPromptBank
@@ -45,11 +45,11 @@ class PromptRetrieval(nn.Module):
     then the present values, the present motion of effector and objects, and the **suggestions**: of
     each frame the action of step i plus the correction, and for each lookahead the movement
     towards the prompt's position relative to the first anchor at j. Each has a **grip**, the other
-    entries of the action: those of step i or, of the movements, what the values tell of them there
-    (see :func:`~llmdpd_torchrl.prompts.demonstrations.held_grips`), and a correction towards the
-    values at i. The first suggestion of the first frame alone is the baseline retrieve-and-play.
-    ``usable`` says which suggestions mean something: without usable actions, or without a prompt,
-    the first of each frame do not.
+    entries of the action: what the values tell of them at i, which is steadier than what a
+    demonstrator did (see :func:`~llmdpd_torchrl.prompts.demonstrations.held_grips`), and a
+    correction towards the values at i. The first suggestion of the first frame, with the action's
+    own grip, is the baseline retrieve-and-play. ``usable`` says which suggestions mean something:
+    without usable actions, or without a prompt, the first of each frame do not.
 
     Positions are in units of ``FrameSpec.unit``, present motions in centimetres a step, suggestions
     are actions. Nothing of it is trained, so that transforms compute it and no gradient is lost. Of
@@ -107,8 +107,12 @@ class PromptRetrieval(nn.Module):
         if spec.grip:
             # Padding is as the last step, or a gripper would seem to move there.
             steps = torch.arange(mask.shape[1], device=mask.device).minimum(self._ends)
-            values = frames[0].values(frames[0](observations)).unbind(-1)
-            grips = [held_grips(value.gather(1, steps), self._starts) for value in values]
+            padded = observations.gather(1, steps.unsqueeze(-1).expand_as(observations))
+            # No object: nothing that is carried.
+            positions = padded[..., self._moving].split(frames[0].position_dim, dim=-1)
+            carried = carried_distances(*positions[:2] if len(positions) > 1 else 2 * positions)
+            values = frames[0].values(frames[0](padded)).unbind(-1)
+            grips = [held_grips(value, carried, self._starts) for value in values]
             held = torch.stack(grips, -1)
         step = torch.cat([actions, observations[..., things], held, usable.unsqueeze(-1)], dim=-1)
         self._steps = nn.Buffer(step.to(frames[0].weights.dtype), persistent=False)
@@ -130,10 +134,10 @@ class PromptRetrieval(nn.Module):
         for lookup in cast("Iterable[_Lookup]", self._lookups):
             now = lookup.frame(observation)
             values.append(lookup.frame.values(now))
-            described, suggested, gripped, has_action = self._describe(lookup, now, row)
+            described, suggested, grip, has_action = self._describe(lookup, now, row)
             parts += described
             suggestions += suggested
-            grips += gripped
+            grips += [grip] * len(suggested)
             usable += [has_action, *[torch.ones_like(has_action)] * (len(suggested) - 1)]
         parts.append(values[0])
         if self.spec.previous:
@@ -146,8 +150,8 @@ class PromptRetrieval(nn.Module):
 
     def _describe(
         self, lookup: _Lookup, now: Tensor, row: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """What a frame says, its suggestions, their grips, and if actions are usable [B, 1]."""
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """What a frame says, its suggestions, their grip, and if actions are usable [B, 1]."""
         frame, moves = lookup.frame, self.layout.moves
         near, distance = lookup(now, row)
         start, end = self._starts[row, near], self._ends[row, near]
@@ -159,9 +163,9 @@ class PromptRetrieval(nn.Module):
         unit = frame.scale
         ahead: list[Tensor] = []
         towards: list[Tensor] = []
-        grips = [self._grip(action[:, moves:], frame.values(error)) * has_action]
-        if frame.anchors:
-            grips += [self._grip(held, frame.values(error))] * len(self.spec.lookaheads)
+        grip = action[:, moves:]
+        if self.spec.grip:
+            grip = (held + self.spec.grip * frame.values(error)).clamp(-1.0, 1.0)
         correction = error[:, :0]
         reach = self._reach(lookup, now, row, near, end)
         for number, lookahead in enumerate(self.spec.lookaheads):
@@ -188,7 +192,7 @@ class PromptRetrieval(nn.Module):
             described.append(correction.clamp(-1.0, 1.0))
         described += [frame.values(there), progress.unsqueeze(-1), left.unsqueeze(-1)]
         described += [distance.unsqueeze(-1), *ahead]
-        return described, [suggestion, *towards], grips, has_action
+        return described, [suggestion, *towards], grip, has_action
 
     def _split(self, step: Tensor) -> tuple[Tensor, ...]:
         """Action, objects, what is held, and whether the action is usable."""
@@ -207,10 +211,6 @@ class PromptRetrieval(nn.Module):
         values = lookup.frame.values(lookup.frames)[row.unsqueeze(-1), steps]
         missing = (values - lookup.frame.values(now).unsqueeze(1)).abs().amax(-1)
         return (missing < _GRIPPED).long().cumprod(-1).sum(-1).clamp_min(1)
-
-    def _grip(self, action: Tensor, error: Tensor) -> Tensor:
-        """The entries [B, A - moves] of an action, corrected by the error [B, V] of the values."""
-        return (action + self.spec.grip * error).clamp(-1.0, 1.0) if self.spec.grip else action
 
     def _correction(self, frame: RelativeFrame, error: Tensor, motion: Tensor) -> Tensor:
         size = frame.relation_size

@@ -57,29 +57,51 @@ def test_states_alone_suggest_actions_by_what_moved(recorded):
     torch.testing.assert_close(moved[:-1, :3], (hand.diff(dim=0) / 0.01).clamp(-1, 1))
     similarity = torch.cosine_similarity(moved[2:20, :3], trajectory["action"][2:20, :3])
     assert similarity.mean() > 0.5
-    assert set(moved[:, 3].tolist()) <= {-1.0, -0.5, 1.0}
+    assert {round(grip, 1) for grip in moved[:, 3].tolist()} <= {-1.0, -0.5, 0.7}
 
 
 def test_a_gripper_that_holds_goes_on_closing():
     opening = torch.tensor([1.0, 1.0, 0.8, 0.47, 0.51, 0.5, 0.5, 0.8, 0.8])
-    states = torch.cat([torch.zeros(9, 3), opening.unsqueeze(-1)], -1)
-    steps = {"observation": states[:-1], "next": {"observation": states[1:]}}
-    fields = {"hand_position": (0, 3), "gripper_opening": (3, 4)}
-    recorded = TensorDict({**steps, "action": torch.zeros(8, 4)}, [8])
-    changed = change_demonstration(recorded, "states_only", fields)
-    assert changed["action"][:, 3].tolist() == [-0.5, 1, 1, 1, 1, 1, -1, -1]
+    expected = torch.tensor([-0.5, *[0.7] * 5, -1, -1])
+    torch.testing.assert_close(suggested_grips(opening, carried_from=9), expected)
+
+
+def test_a_gripper_that_carries_something_is_not_open():
+    """What it holds may force it open; what it let go of may fly on while it opens."""
+    opening = torch.tensor([1.0, 1.0, 0.8, 0.5, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0])
+    held, opened = torch.tensor([-0.5, *[0.7] * 8]), torch.tensor([-0.5, *[0.7] * 2, *[-1.0] * 6])
+    torch.testing.assert_close(suggested_grips(opening, carried_from=5), held)
+    torch.testing.assert_close(suggested_grips(opening, carried_from=2, carried_to=5), opened)
+
+
+def suggested_grips(opening, carried_from, carried_to=99):
+    """Of states alone; the hand takes the object along, 2 cm a step, between the two steps."""
+    steps = torch.arange(len(opening))
+    way = 0.02 * (steps.clamp(carried_from, carried_to) - carried_from).unsqueeze(-1)
+    states = torch.cat([way.expand(-1, 3), opening.unsqueeze(-1), way.expand(-1, 3)], -1)
+    fields = {"hand_position": (0, 3), "gripper_opening": (3, 4), "object_1_position": (4, 7)}
+    entries = {"observation": states[:-1], "next": {"observation": states[1:]}}
+    recorded = TensorDict(
+        {**entries, "action": torch.zeros(len(opening) - 1, 4)}, [len(opening) - 1]
+    )
+    return change_demonstration(recorded, "states_only", fields)["action"][:, 3]
 
 
 def test_each_demonstration_of_several_has_its_own_grips():
     openings = torch.tensor([[1.0, 0.9, 0.8, 0.5, 1.0, 1.0, 0.99, 1.0]])
     start = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4]])
-    assert held_grips(openings, start).tolist() == [[1.0] * 4 + [-0.5] * 4]
-    assert held_grips(openings).tolist() == [[1.0] * 3 + [-1.0] * 5]
+    carried, held = torch.zeros(1, 8), 0.7
+    torch.testing.assert_close(
+        held_grips(openings, carried, start), torch.tensor([[held] * 4 + [-0.5] * 4])
+    )
+    torch.testing.assert_close(
+        held_grips(openings, carried), torch.tensor([[held] * 3 + [-1.0] * 5])
+    )
 
 
 def test_a_gripper_that_moves_slowly_turns_too():
     openings = torch.cat([torch.linspace(1, 0.4, 20), torch.full((9,), 0.4)]).unsqueeze(0)
-    assert held_grips(openings).tolist() == [[1.0] * 29]
+    assert (held_grips(openings, torch.zeros(1, 29)) > 0).all()
 
 
 def test_another_action_space_has_other_axes_and_the_same_gripper(recorded):

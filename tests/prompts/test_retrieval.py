@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from llmdpd_torchrl.prompts.demonstrations import held_grips
+from llmdpd_torchrl.prompts.demonstrations import carried_distances, held_grips
 from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, RetrievalSpec
@@ -71,13 +71,17 @@ def reference(spec, prompt, observation):
         suggestion = (actions[i][:3] + 20 * off).clamp(-1, 1)
         suggestions.append(suggestion if usable[i] else torch.zeros(3))
 
-        def grip(action, step, frame=frame):
-            if not spec.grip:
-                return action
-            errors = [at(observation, name) - at(step, name) for name in frame.values]
-            return (action + spec.grip * torch.cat(errors)).clamp(-1, 1)
-
-        grips.append(grip(actions[i][3:], steps[i]) if usable[i] else torch.zeros(1))
+        grip = actions[i][3:]
+        if spec.grip:
+            openings = torch.stack([at(o, "gripper_opening") for o in steps]).mT
+            moving = [spec.frames[0].effector, *spec.objects][:2]
+            carried = carried_distances(
+                *(torch.stack([at(o, k) for o in steps])[None] for k in moving)
+            )
+            held = held_grips(openings, carried)[0, i]
+            errors = [at(observation, name) - at(steps[i], name) for name in frame.values]
+            grip = (held + spec.grip * torch.cat(errors)).clamp(-1, 1)
+        grips += [grip] * (1 + len(spec.lookaheads))
         flags += [usable[i].float(), *[torch.tensor(1.0)] * len(spec.lookaheads)]
         for lookahead in spec.lookaheads:
             j = min(i + min(lookahead, reach), len(steps) - 1)
@@ -88,8 +92,6 @@ def reference(spec, prompt, observation):
             said += [motion.norm()[None] for motion in motions]
             way = 20 * (relations(steps[j])[0] - now[0])
             suggestions.append(way / max(way.norm().item(), 1.0))
-            held = held_grips(torch.stack([at(o, "gripper_opening") for o in steps]).mT)[0, i]
-            grips.append(grip(held[None] if spec.grip else torch.zeros(1), steps[i]))
         parts[f"frame_{number}"] = torch.cat(said)
     state = [at(observation, name) for name in spec.frames[0].values]
     if spec.previous:
