@@ -177,10 +177,14 @@ def shuffle_steps(bank: TrajectoryPromptBank, seed: int = 0) -> TrajectoryPrompt
             "concatenated demonstrations cannot be shuffled: shuffle, then concatenate"
         )
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(bank.prompts["mask"].shape, generator=generator)
-    order = order.masked_fill(~bank.prompts["mask"], 2.0).argsort(dim=-1)
     rows = torch.arange(len(bank)).unsqueeze(-1)
-    return TrajectoryPromptBank(bank.prompts[rows, order], bank.task_id, bank.trajectory_id)
+    prompts = bank.prompts.clone(recurse=False)
+    for mask in bank.masks:
+        order = torch.rand(prompts[mask].shape, generator=generator)
+        order = order.masked_fill(~prompts[mask], 2.0).argsort(dim=-1)
+        for name in bank.entries_under(mask):
+            prompts[name] = prompts[name][rows, order]
+    return TrajectoryPromptBank(prompts, bank.task_id, bank.trajectory_id)
 
 
 def random_strings(texts: Sequence[str], seed: int = 0) -> list[str]:

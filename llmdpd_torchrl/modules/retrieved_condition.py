@@ -50,7 +50,7 @@ class SuggestionAttention(nn.Module):
         parts, layout = self.layout.parts, self.layout
         moves = context[..., parts["suggestions"]].unflatten(-1, (layout.suggestions, layout.moves))
         grips = context[..., parts["grips"]].unflatten(-1, (layout.suggestions, layout.grips))
-        # What a gripper is told differs from task to task where it makes no difference, as in
+        # The command of a gripper differs from task to task where it makes no difference, as in
         # holding open what is open: movements alone say which suggestion to trust.
         return torch.cat([(weights * moves).sum(-2), (weights.detach() * grips).sum(-2)], -1)
 

@@ -120,6 +120,16 @@ class TrajectoryPromptBank(nn.Module):
         return TensorDict(columns, [len(self), self.length])
 
     @property
+    def masks(self) -> tuple[str, ...]:
+        """The entries that say which steps are there."""
+        return tuple(name for name in self.entries if name.endswith("mask"))
+
+    def entries_under(self, mask: str) -> tuple[str, ...]:
+        """The entries, one of :attr:`masks` among them, whose steps it is about."""
+        recorded = mask.startswith("recorded_")
+        return tuple(n for n in self.entries if n.startswith("recorded_") == recorded)
+
+    @property
     def has_recorded(self) -> bool:
         """Whether the trajectories are there as recorded too, see :meth:`recorded`."""
         return "recorded_mask" in self.entries
@@ -336,14 +346,12 @@ class TrajectoryPromptBank(nn.Module):
                 "concatenated demonstrations cannot be truncated: truncate, then concatenate"
             )
         prompts = self.prompts.clone()
-        for mask in [name for name in self.entries if name.endswith("mask")]:
-            prefix = mask.removesuffix("mask")
+        for mask in self.masks:
             steps = prompts[mask].sum(-1, keepdim=True)
             remaining = (fraction * steps).ceil().long().clamp(min=2).minimum(steps)
             is_padding = torch.arange(self.length, device=steps.device) >= remaining
-            for name in self.entries:
-                if name.startswith("recorded_") == bool(prefix):
-                    prompts[name][is_padding] = 0  # as of shorter trajectories; in masks: False
+            for name in self.entries_under(mask):
+                prompts[name][is_padding] = 0  # as of shorter trajectories; in masks: False
         return TrajectoryPromptBank(prompts, self.task_id, self.trajectory_id)
 
     def concatenated(self) -> TrajectoryPromptBank:

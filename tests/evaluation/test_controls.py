@@ -91,6 +91,19 @@ def test_shuffling_keeps_the_steps_and_the_padding(bank):
     assert torch.equal(shuffle_steps(bank).prompts["action"], shuffled.prompts["action"])
 
 
+def test_what_was_recorded_is_shuffled_by_its_own_mask(bank):
+    entries = bank.prompts.clone(recurse=False)
+    for name in ("observation", "action", "mask"):
+        entries[f"recorded_{name}"] = entries[name].clone()
+    entries["recorded_mask"][:, 9:] = False
+    recorded = TrajectoryPromptBank(entries, bank.task_id, bank.trajectory_id)
+    shuffled = shuffle_steps(recorded).recorded().prompts
+    assert torch.equal(shuffled["mask"], entries["recorded_mask"])
+    before, after = entries["recorded_action"][:, :9], shuffled["action"][:, :9]
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(before.sort(dim=1).values, after.sort(dim=1).values)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match=f"use one of {', '.join(CONTROLS)}"):
         apply_control("nothing", TASKS, PromptTables(TABLE))
