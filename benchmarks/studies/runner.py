@@ -136,7 +136,7 @@ def run(job: Job, place: Place) -> None:
                 print(f"{job.name}: stored")
                 return
             print(f"{job.name}: {', '.join(f'{a.name}-{a.group}' for a in missing)}", flush=True)
-            trained = _train(job, place)
+            trained = train(job, place)
             options = trained.cfg.evaluation
             with contextlib.closing(make_backend(options.backend, options.workers)) as backend:
                 for arm in missing:
@@ -145,8 +145,12 @@ def run(job: Job, place: Place) -> None:
         print(f"{job.name}: another process is working on it")
 
 
-def _train(job: Job, place: Place) -> Run:
-    """The run with its policy; what is known of the training is stored beside the episodes."""
+def train(job: Job, place: Place) -> Run:
+    """The run with its policy; what is known of the training is stored beside the episodes.
+
+    Raises:
+        UserError: if that fails, or what is stored is of another training.
+    """
     cfg = job.read(place)
     found = prepare(cfg, FAMILIES[job.study.family][1]())
     for stage in ("collect", "embed"):
@@ -234,12 +238,18 @@ def _under(cfg: DictConfig, study: Study, arm: Arm) -> DictConfig:
     return changed
 
 
+def prompted_by(trained: Run, study: Study, arm: Arm) -> Run:
+    """The run with the configuration of an arm, and the demonstrations that this one has."""
+    prompted = dataclasses.replace(trained, cfg=_under(trained.cfg, study, arm))
+    if any(o.startswith(("data.support", "evaluation.demonstration=")) for o in arm.overrides):
+        prompted.family.demonstrate(prompted)  # type: ignore[attr-defined]
+    return prompted
+
+
 def _evaluate(job: Job, place: Place, trained: Run, arm: Arm, backend: Backend) -> None:
     """Evaluate an arm, some tasks at a time; those whose episodes are all there are left out."""
     path = place.store.path(job.study, job.variant, job.seed, arm)
-    prompted = dataclasses.replace(trained, cfg=_under(trained.cfg, job.study, arm))
-    if any(o.startswith(("data.support", "evaluation.demonstration=")) for o in arm.overrides):
-        prompted.family.demonstrate(prompted)  # type: ignore[attr-defined]
+    prompted = prompted_by(trained, job.study, arm)
     tasks = trained.split.held_out if arm.group == "unseen" else trained.split.train
     stored = read_episodes(path) if path.exists() else []
     rows: list[EpisodeResult] = []

@@ -8,10 +8,11 @@ import pytest
 from filelock import FileLock
 
 from benchmarks.studies import __main__ as results
-from benchmarks.studies import runner
+from benchmarks.studies import arm_videos, runner
 from benchmarks.studies.jobs import jobs
 from benchmarks.studies.registry import read_studies
 from benchmarks.studies.store import Store, read_episodes, write_episodes
+from llmdpd_torchrl.evaluation.video import rendering_backend
 from tests.benchmarks.studies.tiny import HEAD, write
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +64,22 @@ def test_a_study_is_run_and_stored(finished):
     text = (folder / "docs" / "page.md").read_text()
     assert "[3](../stored/runs/small-seed3-both_gain_0.9-unseen.csv)" in text
     assert "Not run yet:" not in text
+
+
+@pytest.mark.integration
+def test_arms_have_videos(finished, capsys):
+    folder, arguments = finished
+    shared = [a for a in arguments if a.startswith(("definitions=", "store=", "output=", "data="))]
+    command = [
+        *shared, "study=smoke", "fold=", "variant=small", "seed=3", "tiles=1",
+        f"videos={folder / 'videos'}",
+    ]  # fmt: skip
+    assert arm_videos.main([*command, "arms=[both_gain_0.9]"]) == 0
+    path = folder / "videos" / "unseen_both_gain_0.9.mp4"
+    said = capsys.readouterr().out
+    assert path.stat().st_size > 1000 if rendering_backend()[0] else "no videos" in said
+    assert arm_videos.main([*command, "arms=[sung]"]) == 2
+    assert "arms has 'sung'" in capsys.readouterr().err
 
 
 @pytest.mark.integration
