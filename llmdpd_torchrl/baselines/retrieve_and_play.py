@@ -82,7 +82,7 @@ class ReplayPolicy(LLMDPDPolicy):
     It knows no better: of states only, they are finite differences.
     """
 
-    recovery_keys = ()
+    recovers = False
 
     def make_retrieval(self, tables: PromptTables) -> PromptRetrieval:
         """The retrieval from the trajectory prompts in ``tables``, all actions taken as usable."""
@@ -99,7 +99,7 @@ class AnchoredReplayPolicy(LLMDPDPolicy):
     It remembers how far it has come in an episode: it acts in an environment with its transforms.
     """
 
-    recovery_keys = ()
+    recovers = False
 
     def make_context_transform(self, tables: PromptTables, *, successors: bool = True) -> Transform:
         """The transform that plays the trajectory prompts in ``tables``."""

@@ -21,7 +21,7 @@ from llmdpd_torchrl.envs.metaworld import EpisodeSteps
 from llmdpd_torchrl.envs.multitask import SimulatorPool
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
-from llmdpd_torchrl.policies.policy import LLMDPDPolicy
+from llmdpd_torchrl.policies.policy import RECOVERY_KEYS, LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import environment_transforms
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -102,7 +102,7 @@ class EvaluationSettings:
             kinds = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
             explicit = set_exploration_type(kinds[self.stochastic])
         with explicit:
-            read = states.select(*policy.in_keys, *policy.recovery_keys, strict=False)
+            read = states.select(*policy.in_keys, *RECOVERY_KEYS, strict=False)
             return policy(read, generator=generator)["action"]
 
     def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -28,6 +28,8 @@ from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 _GATE: NestedKey = ("prompt", "observation_gate")
 _SAMPLE, _DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 _FLOAT32 = torch.zeros(0, dtype=torch.float32)
+#: What a :class:`~llmdpd_torchrl.transforms.recovery.RecoveryTransform` writes, if there is one.
+RECOVERY_KEYS = ("replayed_action", "is_recovering")
 Demonstrations: TypeAlias = Sequence[TensorDictBase]
 
 
@@ -73,8 +75,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
     """
 
     embedding: Tensor | None
-    #: What :class:`~llmdpd_torchrl.transforms.recovery.RecoveryTransform` says, if it is there.
-    recovery_keys: tuple[str, ...] = ("replayed_action", "is_recovering")
+    #: Whether a replay takes over in environments where it stands still.
+    recovers = True
 
     def __init__(
         self,
@@ -120,9 +122,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
         home = tensordict.get(self.in_keys[0]).device
         for key in self.out_keys:
             tensordict.set(key, state.get(key).to(home))
-        if "is_recovering" in tensordict:
-            replayed, recovers = (tensordict.get(key) for key in self.recovery_keys)
-            tensordict["action"] = torch.where(recovers, replayed, tensordict["action"])
+        replayed, is_recovering = (tensordict.get(key, None) for key in RECOVERY_KEYS)
+        if is_recovering is not None:
+            tensordict["action"] = torch.where(is_recovering, replayed, tensordict["action"])
         return tensordict
 
     def _act(self, state: TensorDictBase, generator: torch.Generator | None) -> None:

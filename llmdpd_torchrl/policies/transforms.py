@@ -67,7 +67,7 @@ def environment_transforms(policy: LLMDPDPolicy, tables: PromptTables) -> list[T
     if network is not None:
         transforms.append(PromptEmbeddingTransform(network, network.encoder.embedding_dim))
     bank = tables.trajectories
-    if policy.recovery_keys and policy.config.retrieves and bank is not None and bank.has_recorded:
+    if policy.recovers and policy.config.retrieves and bank is not None and bank.has_recorded:
         fields = policy.config.observation_fields
         if is_replayable(fields):
             replay = AnchoredReplay(bank.recorded(), fields)

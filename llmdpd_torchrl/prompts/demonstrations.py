@@ -235,11 +235,11 @@ def held_grips(openings: Tensor, carried: Tensor, start: Tensor | None = None) -
     turns = held.diff(dim=1, prepend=held[:, :1]).ne(0) | begins
     run = turns.long().cumsum(1) - 1
     # What was let go may fly on, while the gripper still opens.
-    rises = openings.diff(dim=1, append=openings[:, -1:]) > _GIVE
-    carries = torch.zeros_like(held).scatter_add(1, run, carried.masked_fill(rises, 0.0)) > _CARRIED
+    is_opening = openings.diff(dim=1, append=openings[:, -1:]) > _GIVE
+    way = torch.zeros_like(carried).scatter_add(1, run, carried.masked_fill(is_opening, 0.0))
     held_before = torch.full_like(held, -0.5).scatter(1, run, held)
     was_held = held_before.roll(1, 1).gather(1, run) == _HELD
-    return torch.where((held < -0.5) & was_held & carries.gather(1, run), _HELD, held)
+    return torch.where((held < -0.5) & was_held & (way.gather(1, run) > _CARRIED), _HELD, held)
 
 
 def _foreign_actions(trajectory: TensorDictBase, fields: Mapping[str, Sequence[int]]) -> Tensor:
