@@ -15,7 +15,7 @@ A study is a file ``definitions/NAME.yaml``:
     per_task: whether the page has a table of all tasks
     folds: groups of folds (``llmdpd_torchrl.tasks.FOLDS``): each variant is trained on every fold,
         and a seed also chooses the goals and the demonstration, untrained policies' too
-    arms: of the variants that list none
+    arms: of the variants that list none; a list in a list of arms is taken apart
     variants:
       NAME: {label, overrides, arms, policy, needs, reference}
       NAME: {use: the study that defines it, arms}
@@ -28,6 +28,7 @@ An arm is one set of prompts on one group of tasks: ``both``, ``none/seen``, or 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -323,7 +324,9 @@ def _variant(
                 f"it; {raw['use']!r} does not define it"
             )
         raw = {**defined, "arms": raw.get("arms", document.get("arms", [])), "reference": ""}
-    arms = tuple(_arm(arm, where) for arm in raw.get("arms", document.get("arms", [])))
+    given = raw.get("arms", document.get("arms", []))
+    several = [arm if isinstance(arm, list) else [arm] for arm in given]  # a list that is shared
+    arms = tuple(_arm(arm, where) for arm in itertools.chain(*several))
     if not arms or len({(arm.name, arm.group) for arm in arms}) < len(arms):
         raise ConfigError(f"{where}: give at least one arm, each once")
     policy = raw.get("policy", "trained")

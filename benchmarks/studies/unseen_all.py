@@ -104,7 +104,7 @@ def read_group(study: Study, store: Store, name: str) -> Group:
     folds = chosen_folds([name])
     cells: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for variant in (variant for variant in study.variants if variant.fold in folds):
-        for arm in variant.arms:
+        for arm in (arm for arm in variant.arms if arm.group == "unseen"):
             for seed in study.seeds_of(variant):
                 of_arm = cells.setdefault((variant.base, arm.name), {})
                 episodes = store.episodes(study, variant, seed, arm)
@@ -112,6 +112,20 @@ def read_group(study: Study, store: Store, name: str) -> Group:
                     of_arm.setdefault(task, {})[seed] = value
     tasks = tuple(task for fold in FOLDS[name] for task in SPLITS[fold].held_out)
     return Group(name, tasks, cells)
+
+
+def read_seen(study: Study, store: Store, name: str) -> dict[str, Cells]:
+    """What is stored of trained tasks, by variant: of each task, all seeds and folds of a group."""
+    folds = chosen_folds([name])
+    cells: dict[str, dict[str, dict[int, float]]] = {}
+    for variant in (variant for variant in study.variants if variant.fold in folds):
+        for arm in (arm for arm in variant.arms if arm.group == "seen"):
+            for place, seed in enumerate(study.seeds_of(variant)):
+                number = place * len(folds) + folds.index(variant.fold)
+                episodes = store.episodes(study, variant, seed, arm)
+                for task, value in _by_task(episodes or (), arm).items():
+                    cells.setdefault(variant.base, {}).setdefault(task, {})[number] = value
+    return dict(cells)
 
 
 def _by_task(episodes: Sequence[EpisodeResult], arm: Arm) -> dict[str, float]:
@@ -139,6 +153,8 @@ def figures(study: Study, store: Store) -> dict[str, float]:
             if all(group.is_complete(*side) for side in sides):
                 found |= _figures_of(f"{prefix}{label}", _mean(group.paired(*sides)))
         found |= _figures_of(f"{prefix}clean_minus_rnp_on_easy_tasks", _on_easy(group))
+        for variant, seen in read_seen(study, store, name).items():
+            found |= _figures_of(f"{prefix}{_short(variant)}_seen", _mean(seen))
     ml45 = SPLITS["fold_ml45"].held_out
     report = read_group(study, store, "report")
     for variant in dict.fromkeys(variant for variant, _ in report.cells):
@@ -180,6 +196,11 @@ def build_page(study: Study, store: Store) -> str:
         names = {arm: arm.replace("_", " ") for arm in arms}
         parts += [f"## {title}\n", _arm_table(group, labels, names).markdown() + "\n"]
         parts += [_difference_table(group).markdown() + "\n"]
+        for variant, seen in read_seen(study, store, name).items():
+            if (found := _mean(seen)) is not None:
+                parts += [
+                    f"Trained tasks, with the state visible: {labels[variant]} {_text(found)}\n"
+                ]
         parts += ["Clean demonstration, by task:\n", _task_table(group, labels).markdown() + "\n"]
     return "\n".join(parts)
 

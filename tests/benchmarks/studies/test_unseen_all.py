@@ -125,6 +125,19 @@ def test_replay_that_hardly_fails_must_not_be_harmed(tmp_path):
     assert found["clean_minus_rnp"] == pytest.approx((5 * 60 - 20) / 6)
 
 
+def test_trained_tasks_are_apart_from_the_unseen_ones(tmp_path):
+    store = Store(tmp_path)
+    for fold in REPORT:
+        keep(store, "ours", fold, 0, "clean", 0.8)
+    for fold, solved in (("ml45", 2), ("rep1", 1)):
+        variant, arm = STUDY.find(f"ours-{fold}", "seen", "seen")
+        rows = [EpisodeResult("push-v3", goal, goal < solved, False, 1.0, 9) for goal in range(2)]
+        write_episodes(store.path(STUDY, variant, 0, arm), rows)
+    found = unseen_all.figures(STUDY, store)
+    assert (found["ours_clean"], found["ours_seen"]) == pytest.approx((80, 75))
+    assert "state visible: ours 75" in unseen_all.build_page(STUDY, store)
+
+
 SMOKE = HEAD.replace("[0, 1, 2]", "[0, 1]").replace("episodes: 4", "episodes: 2") + (
     "preset: smoke\npage: false\nfolder: unseen_all\nfolds: [development]\n"
     "overrides: [progress=false, data.workers=1, evaluation.max_steps=150, prompt=trajectory, "
