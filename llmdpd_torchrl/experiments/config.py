@@ -217,6 +217,10 @@ class Family(abc.ABC):
     def collect(self, run: Run) -> None:
         """Fill in the run's data and trajectory prompts."""
 
+    def imitates_expert(self, cfg: DictConfig) -> bool:
+        """Whether actors imitate the data's ``expert_action``, not the executed one."""
+        return False
+
     @abc.abstractmethod
     def prompts(self) -> Mapping[str, TextPrompt]:
         """The text prompts by task."""

@@ -67,7 +67,7 @@ class _Data:
     max_steps: EpisodeSteps
     steps_after_success: Count
     hide_goal: Flag
-    labels: Literal["executed", "expert"]
+    labels: Literal["executed", "expert", "auto"]
     support_episodes: Size
     support_noise_levels: NonEmpty[NonNegative] | None
     support_expert_gain: Fraction
@@ -122,15 +122,20 @@ class MetaWorld(Family):
         tasks = plain(cfg.tasks)
         return make_split(tasks.pop("split"), seed=tasks.pop("count_seed"), **tasks)
 
+    def imitates_expert(self, cfg: DictConfig) -> bool:
+        """Whether the labels are the expert's: as set, or where the algorithm can imitate them."""
+        is_able = get_algorithm(cfg.algorithm).imitates_labels
+        return bool(cfg.data.labels == "expert" or (cfg.data.labels == "auto" and is_able))
+
     def collect(self, run: Run) -> None:
         """Collect training data and support demonstrations, and cut the trajectory prompts."""
         cfg = run.cfg
         settings = read(CollectionSettings, cfg.data)
         run.dataset = _used(_collected(run, "train", run.split.train, settings), cfg)
-        if cfg.data.labels == "expert" and "expert_action" not in run.dataset.transitions:
+        if self.imitates_expert(cfg) and "expert_action" not in run.dataset.transitions:
             raise DataError(
-                "data.labels is 'expert': these data were collected by an earlier version, without "
-                "expert_action; choose another data.folder, or delete this one"
+                f"data.labels is {cfg.data.labels!r}: these data were collected by an earlier "
+                "version, without expert_action; choose another data.folder, or delete this one"
             )
         run.cut_prompts()
         self.demonstrate(run)
@@ -204,8 +209,9 @@ class MetaWorld(Family):
         if tasks["count"] is None:
             del tasks["count"], tasks["count_seed"]
         usual = {"texts": "own", "data.use_episodes": None, "data.use_noise": None}
-        usual["data.labels"] = "executed"
         chosen = {key: OmegaConf.select(cfg, key) for key in usual}
+        usual["data.labels"] = "executed"
+        chosen["data.labels"] = "expert" if self.imitates_expert(cfg) else "executed"
         unusual = {key: value for key, value in chosen.items() if value != usual[key]}
         return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
 
@@ -224,7 +230,7 @@ def _check_labels(cfg: DictConfig) -> None:
         can = [name for name, algorithm in ALGORITHMS.items() if algorithm.imitates_labels]
         raise ConfigError(
             f"data.labels is 'expert': algorithm={cfg.algorithm} imitates executed actions only; "
-            f"use {', '.join(can)}, or data.labels=executed"
+            f"use {', '.join(can)}, or data.labels=auto"
         )
 
 

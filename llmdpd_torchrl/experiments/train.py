@@ -178,7 +178,7 @@ def _describe_data(run: Run) -> dict[str, str]:
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
     algorithm = get_algorithm(cfg.algorithm)
-    labels = OmegaConf.select(cfg, "data.labels") == "expert"  # a setting of Meta-World's only
+    labels = run.family.imitates_expert(cfg)
     transforms = training_transforms(
         policy,
         run.training_prompts,

@@ -167,7 +167,10 @@ def test_a_policy_says_that_it_was_trained_on_letters(folder, monkeypatch):
             "data.behaviours=[{},{speed: 2}]",
             r"data.behaviours\[1\].speed: there is no such setting",
         ),
-        ("data.labels=wanted", "data.labels is 'wanted': it must be 'executed' or 'expert'"),
+        (
+            "data.labels=wanted",
+            "data.labels is 'wanted': it must be 'executed', 'expert' or 'auto'",
+        ),
         ("evaluation.demonstration_fraction=0", "evaluation.demonstration_fraction is 0"),
     ],
 )
@@ -196,6 +199,15 @@ def test_the_expert_s_actions_are_imitated_where_they_are_asked_for(folder):
     )
     with pytest.raises(ConfigError, match=message):
         make_run(folder, "data.labels=expert", "algorithm=td3_bc", "prompt=none")
+
+
+@pytest.mark.parametrize(("algorithm", "as_if"), [("bc", "expert"), ("td3_bc", "executed")])
+def test_labels_are_the_expert_s_where_the_algorithm_can_imitate_them(folder, algorithm, as_if):
+    one, other = (
+        collected(folder, f"data.labels={labels}", f"algorithm={algorithm}", "prompt=none")
+        for labels in ("auto", as_if)
+    )
+    assert one.fingerprint == other.fingerprint
 
 
 def test_data_without_the_expert_s_actions_are_not_taken_for_labels(folder, monkeypatch):
