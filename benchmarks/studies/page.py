@@ -46,8 +46,8 @@ studies; no number is typed by hand. Every episode is in the files that the tabl
 - *pooled* conditioning is the paper's; *retrieved* is this project's own, so that a claim that is
   confirmed for it alone is not confirmed for the paper's method. By its gate it does not read the
   text of a task that it was not trained on where a trajectory is given: hiding it changes nothing
-  there. On this page it is the form that was stored: one relative frame with one suggestion. Today's
-  default, with four frames and attention over their suggestions, is measured on
+  there. On this page it is the form that was stored: one relative frame with one suggestion.
+  Today's default, with four frames and attention over their suggestions, is measured on
   [every task unseen once](../benchmarks/results/unseen_all.md).
 
 ## Claims of the paper
