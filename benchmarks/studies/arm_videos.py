@@ -15,15 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from benchmarks.common import RESULTS
 from benchmarks.studies.jobs import Place, jobs
-from benchmarks.studies.options import read_options
+from benchmarks.studies.options import run_command
 from benchmarks.studies.registry import read_studies
 from benchmarks.studies.runner import check, prompted_by, train
 from benchmarks.studies.store import Store
 from llmdpd_torchrl.experiments.evaluate import video_renderer
 from llmdpd_torchrl.trainers.loggers import write_mp4
-from llmdpd_torchrl.utils.errors import UserError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("clean", "noisy", "half_speed", "states_only", "other_actions", "none")
@@ -50,15 +52,23 @@ def run(options: Options) -> None:
     """Write the videos.
 
     Raises:
-        UserError: if there is no such fold or arm, or the training fails.
+        UserError: if there is no such study, fold or arm, or the training fails.
+        Timeout: if another process trains the policy.
     """
-    study = read_studies(Path(options.definitions))[options.study]
+    studies = read_studies(Path(options.definitions))
+    if options.study not in studies:
+        raise ConfigError(f"there is no study {options.study!r}: use one of {', '.join(studies)}")
+    study = studies[options.study]
     data = Path(options.data).resolve() if options.data else None
     place = Place(Store(Path(options.store).resolve()), data, Path(options.output).resolve())
     folds = [options.fold] if options.fold else []
-    (job,) = jobs(study, [options.variant], [options.seed], folds, options.arms)
+    job, *others = jobs(study, [options.variant], [options.seed], folds, options.arms)
+    if others:
+        raise ConfigError(f"fold is {options.fold!r}, which is several: give one")
     check([job], place)
-    trained = train(job, place)
+    job.folder(place).mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder(place) / ".lock", timeout=0):
+        trained = train(job, place)
     folder = Path(options.videos)
     folder.mkdir(parents=True, exist_ok=True)
     for arm in (arm for arm in job.variant.arms if arm.name in options.arms):
@@ -74,12 +84,7 @@ def run(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        run(read_options(Options, sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(run, Options, arguments)
 
 
 if __name__ == "__main__":

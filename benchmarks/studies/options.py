@@ -1,15 +1,17 @@
-"""Settings of a study's command: ``key=value``, read into a dataclass."""
+"""A study's command: its settings, ``key=value``, read into a dataclass, and its exit code."""
 
 from __future__ import annotations
 
 import collections.abc
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+from filelock import Timeout
 
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
@@ -33,6 +35,25 @@ def read_options(kind: type[T], settings: Sequence[str]) -> T:
             raise ConfigError(f"{setting}: give key=value, with {', '.join(known)}")
         values[key] = text if hints[key] is str else _value(key, text, hints[key])
     return kind(**values)
+
+
+def run_command(
+    run: Callable[[T], None], kind: type[T], settings: Sequence[str] | None = None
+) -> int:
+    """Run a command with the settings given, or those of the command line.
+
+    Returns:
+        the exit code: 2 after a mistake, or where another process is at it, which is one line.
+    """
+    try:
+        run(read_options(kind, sys.argv[1:] if settings is None else settings))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Timeout as error:
+        print(f"error: another process holds {error.lock_file}: wait for it", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _value(key: str, text: str, hint: Any) -> Any:

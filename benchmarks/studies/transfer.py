@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from benchmarks.common import RESULTS, write_figures
 from benchmarks.studies.folds import chosen_folds
 from benchmarks.studies.jobs import Job, Place
-from benchmarks.studies.options import read_options
+from benchmarks.studies.options import run_command
 from benchmarks.studies.registry import Study, read_studies
 from benchmarks.studies.store import Store
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
@@ -37,7 +37,6 @@ from llmdpd_torchrl.experiments.run import prepare
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.prompts import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.utils.errors import UserError
 from llmdpd_torchrl.utils.files import write_atomic
 from llmdpd_torchrl.utils.processes import make_backend
 
@@ -183,15 +182,7 @@ def run(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        run(read_options(Options, sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Timeout as error:
-        print(f"error: another process holds {error.lock_file}: wait for it", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(run, Options, arguments)
 
 
 if __name__ == "__main__":

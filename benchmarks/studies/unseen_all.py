@@ -7,7 +7,7 @@ page, and no figure; a mean over some of a group's tasks says over how many, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.common import RESULTS
 from benchmarks.studies.figures import write_changed
 from benchmarks.studies.folds import chosen_folds
-from benchmarks.studies.registry import Arm, Study
+from benchmarks.studies.registry import Arm, Study, Variant
 from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.comparison import nested_mean
 from llmdpd_torchrl.evaluation.results import Table
@@ -101,31 +101,34 @@ def _mean(cells: Cells, tasks: Sequence[str] = ()) -> Estimate | None:
 
 def read_group(study: Study, store: Store, name: str) -> Group:
     """What is stored of a group of folds: arms of a fold and seed that have all their goals."""
-    folds = chosen_folds([name])
     cells: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for variant in (variant for variant in study.variants if variant.fold in folds):
-        for arm in (arm for arm in variant.arms if arm.group == "unseen"):
-            for seed in study.seeds_of(variant):
-                of_arm = cells.setdefault((variant.base, arm.name), {})
-                episodes = store.episodes(study, variant, seed, arm)
-                for task, value in _by_task(episodes or (), arm).items():
-                    of_arm.setdefault(task, {})[seed] = value
+    for variant, arm, seed, found in _stored(study, store, chosen_folds([name]), "unseen"):
+        of_arm = cells.setdefault((variant.base, arm.name), {})
+        for task, value in found.items():
+            of_arm.setdefault(task, {})[seed] = value
     tasks = tuple(task for fold in FOLDS[name] for task in SPLITS[fold].held_out)
     return Group(name, tasks, cells)
 
 
 def read_seen(study: Study, store: Store, name: str) -> dict[str, Cells]:
     """What is stored of trained tasks, by variant: of each task, all seeds and folds of a group."""
-    folds = chosen_folds([name])
     cells: dict[str, dict[str, dict[int, float]]] = {}
-    for variant in (variant for variant in study.variants if variant.fold in folds):
-        for arm in (arm for arm in variant.arms if arm.group == "seen"):
-            for place, seed in enumerate(study.seeds_of(variant)):
-                number = place * len(folds) + folds.index(variant.fold)
-                episodes = store.episodes(study, variant, seed, arm)
-                for task, value in _by_task(episodes or (), arm).items():
-                    cells.setdefault(variant.base, {}).setdefault(task, {})[number] = value
+    for variant, _, _, found in _stored(study, store, chosen_folds([name]), "seen"):
+        for task, value in found.items():
+            of_task = cells.setdefault(variant.base, {}).setdefault(task, {})
+            of_task[len(of_task)] = value
     return dict(cells)
+
+
+def _stored(
+    study: Study, store: Store, folds: Sequence[str], group: str
+) -> Iterator[tuple[Variant, Arm, int, dict[str, float]]]:
+    """The arms on a group of tasks, seed by seed: the value of each task that is stored."""
+    for variant in (variant for variant in study.variants if variant.fold in folds):
+        for arm in (arm for arm in variant.arms if arm.group == group):
+            for seed in study.seeds_of(variant):
+                episodes = store.episodes(study, variant, seed, arm)
+                yield variant, arm, seed, _by_task(episodes or (), arm)
 
 
 def _by_task(episodes: Sequence[EpisodeResult], arm: Arm) -> dict[str, float]:
