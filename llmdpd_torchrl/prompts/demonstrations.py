@@ -25,9 +25,10 @@ _STRIDE = 0.01
 _TURN, _GIVE, _HELD = 0.1, 0.01, 0.7
 #: Metres that a hand carries something while its gripper opens, and has not let go of it.
 _CARRIED = 0.03
+#: Of an observation, what carries and what is carried.
+_CARRYING = ("hand_position", "object_1_position")
 #: Probabilities with which :func:`vary_demonstration` leaves out steps, each way, and actions.
 _STEPS_MISSING, _STATES_ONLY = 0.15, 0.6
-_CARRYING = ("hand_position", "object_1_position")
 _PERMUTATION, _SIGNS, _GAIN = (1, 2, 0), (-1.0, 1.0, -1.0), 0.6
 
 
@@ -184,7 +185,8 @@ def carried_distances(hand: Tensor, thing: Tensor) -> Tensor:
     Zero where the thing moves otherwise than the hand, by more than half of its way. Both are
     positions ``[P, L, 3]``.
     """
-    moved, way = thing.diff(dim=1), thing.diff(dim=1).norm(dim=-1)
+    moved = thing.diff(dim=1)
+    way = moved.norm(dim=-1)
     is_carried = (hand.diff(dim=1) - moved).norm(dim=-1) < way / 2
     return torch.nn.functional.pad(way * is_carried, (0, 1))
 
