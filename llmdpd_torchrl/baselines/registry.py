@@ -19,10 +19,15 @@ from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT
 from llmdpd_torchrl.baselines.torchrl_losses import CQL, IQL, TD3BC, BehaviourCloning
 from llmdpd_torchrl.modules.build import Networks
 from llmdpd_torchrl.modules.config import NetworkConfig
-from llmdpd_torchrl.objectives import DiffusionCloning, DiffusionQLLoss, LLMDPDLoss
+from llmdpd_torchrl.objectives import (
+    CriticLoss,
+    DiffusionCloning,
+    DiffusionQLLoss,
+    LLMDPDLoss,
+)
 from llmdpd_torchrl.trainers.optimization import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.settings import Positive, Probability, checked_dataclass
+from llmdpd_torchrl.utils.settings import Flag, Positive, Probability, checked_dataclass
 
 
 class Algorithm(NamedTuple):
@@ -56,12 +61,23 @@ class Algorithm(NamedTuple):
         return hasattr(self.loss.default_keys(), "expert_action")
 
     @property
+    def bounds_values(self) -> bool:
+        """Whether its critics can be kept within bounds, and be categorical."""
+        return issubclass(self.loss, LLMDPDLoss)
+
+    @property
     def settings(self) -> type:
-        """A dataclass of ``gamma``, ``reward_scale`` and the keywords of the loss."""
+        """A dataclass of ``gamma``, ``reward_scale`` and the keywords of the loss.
+
+        With ``bounded``, where its critics can be: targets are clipped to what the rewards of the
+        data can sum to.
+        """
         found: dict[str, Any] = {
             "gamma": ("gamma", Probability),
             "reward_scale": ("reward_scale", Positive),
         }
+        if self.bounds_values:
+            found["bounded"] = ("bounded", Flag, False)
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
             hints = get_type_hints(kind.__init__, include_extras=True)  # type: ignore[misc]
@@ -96,7 +112,12 @@ class Algorithm(NamedTuple):
             raise ConfigError(
                 f"prompt is {config.prompt!r}: algorithm={name} reads none, use prompt=none"
             )
-        self.settings(**settings)
+        chosen = self.settings(**settings)
+        if config.critic_bins is not None and not getattr(chosen, "bounded", False):
+            raise ConfigError(
+                f"network.critic_bins is {config.critic_bins}: categorical critics need "
+                "loss.bounded=true, and algorithm=llmdpd or diffusion_ql"
+            )
 
     def make_loss(
         self,
@@ -105,12 +126,19 @@ class Algorithm(NamedTuple):
         *,
         gamma: float,
         reward_scale: float = 1.0,
+        bounded: bool = False,
+        value_bounds: tuple[float, float] = (0.0, 1.0),
         **settings: Any,
     ) -> LossModule:
         """Build the loss of networks, with its value estimator where there are critics.
 
-        ``reward_scale`` is not the loss's: a transform of the batches applies it.
+        ``reward_scale`` is not the loss's: a transform of the batches applies it. ``value_bounds``
+        are the networks', and read with ``bounded`` alone.
         """
+        if self.bounds_values:
+            given = dict(settings.get("critic_loss") or {})
+            bounds = {"bounds": value_bounds} if bounded else {}
+            settings["critic_loss"] = CriticLoss(**given | bounds)
         parts: list[Any] = [prompt_network] if self.reads_prompts and self.has_encoder else []
         parts.append(networks.actor)
         if self.has_critics:

@@ -45,6 +45,14 @@ from llmdpd_torchrl.utils.settings import check_all
 _IDENTITY = (
     "seed", "algorithm", "prompt", "trajectory_prompt", "network", "loss", "optim",
 )  # fmt: skip
+#: What older trainings did not have, and the value that leaves a training as they were.
+_ADDED = {
+    ("trajectory_prompt", "copies"): 1,
+    ("network", "critic_layer_norm"): False,
+    ("network", "critic_bins"): None,
+    ("loss", "bounded"): False,
+    ("loss", "critic_loss"): {"expectile": 0.5},
+}
 #: Without effect on the results: a job that starts again on another machine may have others.
 _OF_THE_MACHINE = (
     "device", "progress", "debug", "resume", "data.workers", "evaluation.workers",
@@ -197,9 +205,9 @@ def collect(run: Run) -> None:
 def fingerprint(cfg: DictConfig, family: Family, data_hash: str) -> str:
     """Hash of everything that a training depends on."""
     settings = {key: plain(cfg[key]) for key in _IDENTITY} | {"text_encoder": text_encoder(cfg)}
-    # What is without effect is left out: older trainings did not have it.
-    if settings["trajectory_prompt"]["copies"] == 1:
-        del settings["trajectory_prompt"]["copies"]
+    for (group, key), usual in _ADDED.items():
+        if settings[group].get(key) == usual:
+            settings[group].pop(key, None)
     if not _network(cfg).retrieves:
         settings["network"].pop("trajectory_spacing", None)
     identity = [

@@ -18,6 +18,7 @@ from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.objectives import return_bounds
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
 from llmdpd_torchrl.trainers import (
@@ -131,6 +132,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         config,
         observations=dataset.transitions["observation"],
         text_embeddings=None if table is None else table[trained],
+        value_bounds=_value_bounds(run),
     )
     about = {
         "fingerprint": run.fingerprint,
@@ -175,6 +177,12 @@ def _describe_data(run: Run) -> dict[str, str]:
     return {"benchmark": benchmark, "data": f"{benchmark}: {counts}; {source}"}
 
 
+def _value_bounds(run: Run) -> tuple[float, float]:
+    """The returns that the rewards of the data allow, scaled as these."""
+    rewards = run.cfg.loss.reward_scale * run.dataset.transitions["next", "reward"]
+    return return_bounds(rewards, run.cfg.loss.gamma, int(run.dataset.lengths.max()))
+
+
 def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
     algorithm = get_algorithm(cfg.algorithm)
@@ -195,7 +203,8 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     if run.device.type != "cpu":  # the transforms may need theirs beside the data
         tables = copy.deepcopy(tables).to(run.device)
     prompt_network = policy.prompt_network(tables)
-    loss = algorithm.make_loss(networks, prompt_network, **plain(cfg.loss))
+    bounds = _value_bounds(run)
+    loss = algorithm.make_loss(networks, prompt_network, value_bounds=bounds, **plain(cfg.loss))
     if labels:
         loss.set_keys(expert_action="expert_action")
     logger = make_logger(
@@ -218,6 +227,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
         target_updater=TargetUpdater(loss, algorithm.schedules),
         logger=logger,
         log_every=cfg.trainer.log_every,
+        limits={"q_value": bounds} if algorithm.has_critics else {},
         progress_bar=cfg.progress,
         failures=run.output,
         threads=cfg.trainer.threads or available_cores(),

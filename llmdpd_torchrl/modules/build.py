@@ -68,6 +68,7 @@ def make_networks(
     *,
     observations: Tensor | None = None,
     text_embeddings: Tensor | None = None,
+    value_bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Networks:
     """Build prompt encoder, actor and critics, in float32.
 
@@ -77,6 +78,8 @@ def make_networks(
             to a state_dict that is loaded afterwards.
         text_embeddings: ``[T, D]`` of the *training* tasks; sets the centring. ``None`` leaves it
             to a state_dict.
+        value_bounds: between which the bins of categorical critics lie, see
+            :func:`~llmdpd_torchrl.objectives.return_bounds`; saved with them.
 
     Raises:
         ConfigError: if a field of the observation is unknown, or data and config disagree on a
@@ -96,7 +99,9 @@ def make_networks(
         embedding_dim = 0 if encoder is None else encoder.embedding_dim
         condition = _make_condition(config, features, embedding_dim)
         actor = _make_actor(config, condition)
-        qvalues = _make_critics(config, condition, features, embedding_dim)
+        count = config.critic_bins
+        bins = None if count is None else torch.linspace(*value_bounds, count)
+        qvalues = _make_critics(config, condition, features, embedding_dim, bins)
     for module in (encoder, actor, *qvalues):
         if module is not None:
             module.float()  # whatever torch's default number type is
@@ -243,12 +248,18 @@ def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
 
 
 def _make_critics(
-    config: NetworkConfig, condition: _Condition, features: ObservationFeatures, embedding_dim: int
+    config: NetworkConfig,
+    condition: _Condition,
+    features: ObservationFeatures,
+    embedding_dim: int,
+    bins: Tensor | None,
 ) -> list[TensorDictModule]:
     common: dict[str, Any] = {
         "num": config.critics,
         "hidden": config.hidden if config.critic_hidden is None else config.critic_hidden,
         "activation": config.activation,
+        "layer_norm": config.critic_layer_norm,
+        "bins": bins,
     }
     if not config.retrieves:
         return make_qvalue_networks(

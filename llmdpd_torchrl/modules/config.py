@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, ContextLayout, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing
@@ -12,6 +14,7 @@ from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import (
     Dropout,
+    Flag,
     Integer,
     Many,
     NonEmpty,
@@ -134,6 +137,9 @@ class NetworkConfig:
             :data:`~llmdpd_torchrl.modules.PREDICTIONS`; with a bounded residual ``"x0"``.
         critics: number of critics.
         critic_hidden: widths of the critics' hidden layers; ``None``: as ``hidden``.
+        critic_layer_norm: normalise the critics' hidden layers.
+        critic_bins: bins of categorical critics, see
+            :class:`~llmdpd_torchrl.modules.QValueNetwork`; ``None``: critics write values.
         text_dropout: probability that training hides the text prompt, in [0, 1). Above 0, the
             policy can be used without a text.
         trajectory_dropout: probability that training hides the trajectory prompt, in [0, 1).
@@ -177,6 +183,8 @@ class NetworkConfig:
     prediction: str = "x0"
     critics: Size = 2
     critic_hidden: NonEmpty[Size] | None = None
+    critic_layer_norm: Flag = False
+    critic_bins: Annotated[int, Field(strict=True, ge=2)] | None = None
     text_dropout: Dropout = 0.0
     trajectory_dropout: Dropout = 0.0
     sequence: SequenceConfig = field(default_factory=SequenceConfig)

@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
+from torchrl.objectives import two_hot_decode
 
 from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.utils.errors import ConfigError
@@ -27,12 +28,18 @@ class QValueNetwork(nn.Module):
             normaliser.
         conditioner (nn.Module, optional): maps all inputs but the action to one vector, like an
             actor's; instead of ``observation_module``.
+        layer_norm (bool): normalise each hidden layer, which keeps values of actions that are not
+            in the data near those that are (Ball et al. 2023).
+        bins (Tensor, optional): ascending values ``[n]``; the network then writes logits over them,
+            and the value is their mean, which cannot leave the range (Farebrother et al. 2024).
 
     Examples:
         >>> critic = QValueNetwork(39 + 4 + 16)
         >>> critic(torch.randn(2, 39), torch.randn(2, 4), torch.randn(2, 16)).shape
         torch.Size([2, 1])
     """
+
+    bins: Tensor | None
 
     def __init__(
         self,
@@ -41,6 +48,9 @@ class QValueNetwork(nn.Module):
         activation: str = "mish",
         observation_module: nn.Module | None = None,
         conditioner: nn.Module | None = None,
+        *,
+        layer_norm: bool = False,
+        bins: Tensor | None = None,
     ) -> None:
         super().__init__()
         if conditioner is not None and observation_module is not None:
@@ -48,10 +58,14 @@ class QValueNetwork(nn.Module):
         self.in_features = in_features
         self.observation_module = observation_module
         self.conditioner = conditioner
-        self.mlp = make_mlp(in_features, hidden, 1, activation)
+        width = 1 if bins is None else len(bins)
+        self.mlp = make_mlp(in_features, hidden, width, activation, layer_norm=layer_norm)
+        self.register_buffer("bins", bins)
 
-    def forward(self, observation: Tensor, action: Tensor, *others: Tensor) -> Tensor:
-        """Return the values, [*, 1].
+    def forward(
+        self, observation: Tensor, action: Tensor, *others: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the values, [*, 1], and with bins the logits, [*, n].
 
         Raises:
             ConfigError: if the inputs are not ``in_features`` wide together.
@@ -67,7 +81,10 @@ class QValueNetwork(nn.Module):
                 f"the critic was built for inputs of width {self.in_features}, but gets "
                 f"{' + '.join(map(str, widths))} = {sum(widths)}: make its dimensions the data's"
             )
-        return self.mlp(torch.cat(inputs, dim=-1))
+        output = self.mlp(torch.cat(inputs, dim=-1))
+        if self.bins is None:
+            return output
+        return two_hot_decode(output, self.bins).unsqueeze(-1), output
 
 
 def make_qvalue_networks(
@@ -81,6 +98,8 @@ def make_qvalue_networks(
     observation_module: nn.Module | None = None,
     conditioner: nn.Module | None = None,
     condition_keys: Sequence[NestedKey] = (),
+    layer_norm: bool = False,
+    bins: Tensor | None = None,
 ) -> list[TensorDictModule]:
     """Build ``num`` independently initialised critics for :class:`LLMDPDLoss`.
 
@@ -91,7 +110,7 @@ def make_qvalue_networks(
 
     Keyword Args:
         num (int): number of critics.
-        hidden, activation: see :class:`QValueNetwork`.
+        hidden, activation, layer_norm, bins: see :class:`QValueNetwork`.
         observation_module (nn.Module, optional): each critic gets its own copy.
         conditioner (nn.Module, optional): each critic gets its own copy, see
             :class:`QValueNetwork`. ``observation_dim`` is then the width of its output.
@@ -100,7 +119,7 @@ def make_qvalue_networks(
 
     Returns:
         modules from ``observation``, ``action`` (and ``prompt_embedding``) to
-        ``state_action_value`` [*, 1].
+        ``state_action_value`` [*, 1]; with bins also to ``state_action_logits`` [*, n].
 
     Examples:
         >>> [critic.out_keys for critic in make_qvalue_networks(39, 4, 16)]
@@ -110,6 +129,7 @@ def make_qvalue_networks(
     if prompt_dim:
         in_keys.append("prompt_embedding")
     in_features = observation_dim + action_dim + prompt_dim
+    out_keys = ["state_action_value"] + ["state_action_logits"] * (bins is not None)
     return [
         ValueOperator(
             QValueNetwork(
@@ -118,8 +138,11 @@ def make_qvalue_networks(
                 activation,
                 copy.deepcopy(observation_module),
                 copy.deepcopy(conditioner),
+                layer_norm=layer_norm,
+                bins=None if bins is None else bins.clone(),
             ),
             in_keys=in_keys,
+            out_keys=out_keys,
         )
         for _ in range(num)
     ]

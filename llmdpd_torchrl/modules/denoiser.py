@@ -28,9 +28,17 @@ _TIME_DIM = 16  # width of the embedded step
 
 
 def make_mlp(
-    in_features: int, hidden: Sequence[int], out_features: int, activation: str = "mish"
+    in_features: int,
+    hidden: Sequence[int],
+    out_features: int,
+    activation: str = "mish",
+    *,
+    layer_norm: bool = False,
 ) -> MLP:
-    """TorchRL's MLP in float32, whatever torch's default, with one of :data:`ACTIVATIONS`."""
+    """TorchRL's MLP in float32, whatever torch's default, with one of :data:`ACTIVATIONS`.
+
+    With ``layer_norm``, each hidden layer is normalised before its activation.
+    """
     if activation not in ACTIVATIONS:
         raise ConfigError(
             f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}"
@@ -41,6 +49,8 @@ def make_mlp(
         num_cells=list(hidden),
         activation_class=ACTIVATIONS[activation],
         layer_kwargs={"dtype": torch.float32},
+        norm_class=nn.LayerNorm if layer_norm else None,
+        norm_kwargs=[{"normalized_shape": n, "dtype": torch.float32} for n in hidden],
     )
 
 

@@ -17,6 +17,7 @@ from torchrl.objectives.utils import _vmap_func, dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
 from llmdpd_torchrl.objectives.cloning import DiffusionCloning
+from llmdpd_torchrl.objectives.critic_loss import CriticLoss
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import NonNegative, Size
 
@@ -53,6 +54,7 @@ class LLMDPDLoss(DiffusionCloning):
         guidance (str): ``"chain"`` (default) samples a^0 and differentiates through all reverse
             steps (Diffusion-QL); ``"one_step"`` predicts it in L_d's forward pass (EDP).
         target_sampling_steps (int, optional): reverse steps of a'. Default: the actor's.
+        critic_loss (CriticLoss, optional): of L_qvalue's rows. Default: squared errors.
         reduction (str): ``"none"`` | ``"mean"`` (default) | ``"sum"``.
         deactivate_vmap (bool): evaluate the critics in a loop. Default: ``False``.
 
@@ -64,7 +66,8 @@ class LLMDPDLoss(DiffusionCloning):
     :class:`~torchrl.envs.transforms.FiniteTensorDictCheck`), and losses by the trainer.
 
     Raises:
-        ConfigError: on a setting out of range, or anything but a list of critics.
+        ConfigError: on a setting out of range, anything but a list of critics, or categorical ones
+            without bounds.
         TypeError: if the actor is another (``DiffusionActor.from_torchrl`` adapts TorchRL's).
         DataError: if the batch lacks a key or an entry has a wrong shape.
 
@@ -92,6 +95,7 @@ class LLMDPDLoss(DiffusionCloning):
     @dataclass
     class _AcceptedKeys(DiffusionCloning._AcceptedKeys):
         state_action_value: NestedKey = "state_action_value"
+        state_action_logits: NestedKey = "state_action_logits"  # which categorical critics write
         priority: NestedKey = "td_error"
         reward: NestedKey = "reward"
         done: NestedKey = "done"
@@ -119,6 +123,7 @@ class LLMDPDLoss(DiffusionCloning):
         lmbda: NonNegative | Tensor = 1.0,
         guidance: Literal["chain", "one_step"] = "chain",
         target_sampling_steps: Size | None = None,
+        critic_loss: CriticLoss | None = None,
         reduction: Literal["none", "mean", "sum"] = "mean",
         deactivate_vmap: bool = False,
     ) -> None:
@@ -134,6 +139,7 @@ class LLMDPDLoss(DiffusionCloning):
             most = f"use 1 to {process.num_steps}, the actor's"
             raise ConfigError(f"target_sampling_steps is {target_sampling_steps}: {most}")
         self.guidance, self.target_sampling_steps = guidance, target_sampling_steps
+        self.critic_loss = CriticLoss() if critic_loss is None else critic_loss
         self.deactivate_vmap, self.num_qvalue_nets = deactivate_vmap, len(qvalue_network)
         self.convert_to_functional(
             list(qvalue_network), "qvalue_network", len(qvalue_network), create_target_params=True
@@ -159,6 +165,10 @@ class LLMDPDLoss(DiffusionCloning):
         keys = self.tensor_keys
         states = dict.fromkeys([*self.actor_network.in_keys, *self.qvalue_network.in_keys])
         states.pop(keys.action, None)
+        written = map(unravel_key, self.qvalue_network.out_keys)
+        self._is_categorical = unravel_key(keys.state_action_logits) in written
+        if self._is_categorical and self.critic_loss.bounds is None:
+            raise ConfigError("categorical critics need critic_loss.bounds: where their bins end")
         root = self._set_root_keys(states)
         after = [unravel_key(("next", key)) for key in states if key not in self._prompt_keys]
         columns = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
@@ -236,22 +246,39 @@ class LLMDPDLoss(DiffusionCloning):
             values = self._values(self.target_qvalue_network_params, after, action)
             data.set(("next", self.tensor_keys.state_action_value), values.amin(0).unsqueeze(-1))
             target = self.value_estimator.value_estimate(data).squeeze(-1)
-        values = self._values(self.qvalue_network_params, data, data.get(self.tensor_keys.action))
-        error = (values - target).square()
+            target = self.critic_loss.clip(target)
+        values, logits = self._evaluate(
+            self.qvalue_network_params, data, data.get(self.tensor_keys.action)
+        )
+        error = self.critic_loss(values, target, logits)
         metadata = {"q_value": values.detach().mean(), "target_value": target.mean()}
-        return self._reduce(error.sum(0), data), {**metadata, "td_error": error.detach().amax(0)}
+        priority = (values.detach() - target).square().amax(0)
+        return self._reduce(error.sum(0), data), {**metadata, "td_error": priority}
 
     def _values(self, params: TensorDictBase, data: TensorDictBase, action: Tensor) -> Tensor:
         """Values of ``action`` [*, A] by the N critics in ``params``: [N, *]."""
-        critic, key = self.qvalue_network, self.tensor_keys.state_action_value
-        batch = data.select(*critic.in_keys, strict=False).set(self.tensor_keys.action, action)
-        if not self.deactivate_vmap:
-            return self._vmap_q(batch, params).get(key).squeeze(-1)
-        values = []  # TorchRL's pseudo-vmap takes a millisecond and makes torch.compile start again
-        for one in params.unbind(0):
-            with one.to_module(critic, preserve_module_state=False):
-                values.append(critic(batch.copy()).get(key))
-        return torch.stack(values).squeeze(-1)
+        return self._evaluate(params, data, action)[0]
+
+    def _evaluate(
+        self, params: TensorDictBase, data: TensorDictBase, action: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same, and the logits [N, *, n] of categorical critics."""
+        critic, keys = self.qvalue_network, self.tensor_keys
+        batch = data.select(*critic.in_keys, strict=False).set(keys.action, action)
+        if self.deactivate_vmap:
+            found = []  # TorchRL's pseudo-vmap takes a millisecond and makes compilers start again
+            for one in params.unbind(0):
+                with one.to_module(critic, preserve_module_state=False):
+                    found.append(critic(batch.copy()))
+        else:
+            found = [self._vmap_q(batch, params)]
+
+        def read(key: NestedKey) -> Tensor:
+            values = [one.get(key) for one in found]
+            return torch.stack(values) if self.deactivate_vmap else values[0]
+
+        logits = read(keys.state_action_logits) if self._is_categorical else None
+        return read(keys.state_action_value).squeeze(-1), logits
 
 
 class DiffusionQLLoss(LLMDPDLoss):

@@ -94,6 +94,8 @@ class OfflineTrainer(Trainer):
         target_updater: default: :class:`~llmdpd_torchrl.trainers.TargetUpdater` of the loss.
         logger: a TorchRL logger; scalars are means over the last ``log_every`` updates.
         log_every: updates between log entries.
+        limits: of logged means, by their names in the loss's output. The first that leaves its
+            limits is reported in one line; values beyond what rewards can sum to mean nothing.
         progress_bar: whether to show one.
         failures: folder for the batch, the networks and the numbers of an update that is not
             finite (``divergence-UPDATE/``); ``None`` writes nothing.
@@ -136,6 +138,7 @@ class OfflineTrainer(Trainer):
         target_updater: TargetUpdater | None = None,
         logger: Logger | None = None,
         log_every: int = 100,
+        limits: Mapping[str, tuple[float, float]] | None = None,
         progress_bar: bool = True,
         failures: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
@@ -178,6 +181,7 @@ class OfflineTrainer(Trainer):
         )
         self.target_updater = target_updater or TargetUpdater(loss_module)
         self.log_every = log_every
+        self._limits = dict(limits or {})
         #: What must be equal to resume, see :class:`~llmdpd_torchrl.trainers.Checkpointing`.
         self.identity: dict[str, Any] = {"total_updates": total_updates, "log_every": log_every}
         #: Folder of the newest checkpoint that was saved or resumed from.
@@ -320,10 +324,22 @@ class OfflineTrainer(Trainer):
             return None
         self.check_finite()
         scalars = {f"train/{key}": value for key, value in self._means.take().items()}
+        self._check_limits(scalars, updates)
         if self.progress_bar:
             names = {"bc": "train/bc", "q": "train/q_value"}
             self._pbar_str.update({k: scalars[v] for k, v in names.items() if v in scalars})
         return scalars
+
+    def _check_limits(self, scalars: Mapping[str, float], updates: int) -> None:
+        """Report, once for each name, a mean that lies beyond its limits."""
+        for name, (low, high) in list(self._limits.items()):
+            value = scalars.get(f"train/{name}", low)
+            if not low <= value <= high:
+                del self._limits[name]
+                notice(
+                    f"update {updates}: {name} is {value:.4g}, beyond the {low:.4g} to {high:.4g} "
+                    "that the rewards of the data can sum to"
+                )
 
 
 class Interrupted(SystemExit):

@@ -73,3 +73,14 @@ def test_mistakes_are_named():
     (critic,) = make_qvalue_networks(3, 2, num=1, hidden=(8,))
     with pytest.raises(ConfigError, match=r"width 5, but gets 3 \+ 4 = 7"):
         critic.module(torch.randn(1, 3), torch.randn(1, 4))
+
+
+def test_layer_norm_bounds_what_a_strange_action_is_worth():
+    torch.manual_seed(0)
+    data = TensorDict({"observation": torch.zeros(9, 3), "action": 1e6 * torch.randn(9, 2)}, [9])
+    plain, normed = (
+        make_qvalue_networks(3, 2, num=1, hidden=(16, 16), layer_norm=layer_norm)[0]
+        for layer_norm in (False, True)
+    )
+    assert plain(data.copy())["state_action_value"].abs().max() > 1e3
+    assert normed(data.copy())["state_action_value"].abs().max() < 10

@@ -267,3 +267,12 @@ def test_nothing_waits_for_the_device_between_two_log_entries(tmp_path, monkeypa
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.collected_frames == 20
+
+
+def test_a_mean_beyond_its_limits_is_reported_once(tmp_path, capsys):
+    logger = make_logger(kind="csv", directory=tmp_path, name="run", config={})
+    train(make_loss(), 6, logger=logger, log_every=2, limits={"q_value": (50.0, 60.0)})
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "q_value" in line]
+    assert line.startswith("note: update 2: q_value is ")
+    assert line.endswith("beyond the 50 to 60 that the rewards of the data can sum to")
