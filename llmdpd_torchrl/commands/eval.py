@@ -60,15 +60,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--max-steps", type=int, metavar="N", help="time limit of an episode")
     how.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
-    kind = how.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--stochastic",
-        action="store_true",
-        default=None,
-        help="sample all actions (default: the policy decides)",
-    )
-    kind.add_argument(
-        "--deterministic", dest="stochastic", action="store_false", help="sample none"
+    how.add_argument(
+        "--acting",
+        choices=["sampled", "deterministic"],
+        help="how actions are chosen (default: the policy decides)",
     )
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
@@ -87,7 +82,7 @@ def prepare(options: argparse.Namespace, **settings: Any) -> PreparedEvaluation:
         max_steps=options.max_steps,
         device=options.device,
         seed=options.seed,
-        stochastic=options.stochastic,
+        acting=options.acting,
         **settings,
     )
     for line in prepared.demonstrations:

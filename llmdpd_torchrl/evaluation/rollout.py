@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import time
@@ -14,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, TransformedEnv
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from llmdpd_torchrl.envs import MultiTaskEnv, SimulatorEnv
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps
 from llmdpd_torchrl.envs.multitask import SimulatorPool
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.evaluation.suites import EpisodeSpec, MetaWorldSuite, Suite
+from llmdpd_torchrl.policies.acting import Acting
 from llmdpd_torchrl.policies.policy import RECOVERY_KEYS, LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import environment_transforms
 from llmdpd_torchrl.prompts.tables import PromptTables
@@ -37,8 +36,8 @@ class EvaluationSettings:
         max_steps: length of an episode without success.
         seed: of the goals, which differ from those of every collection.
         hide_goal: as in the training data.
-        stochastic: sample actions from the policy (true), or take its deterministic one (false).
-            ``None`` leaves it to the policy, see :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`.
+        acting: how the policy's actions are chosen, ``"sampled"`` or ``"deterministic"``. ``None``
+            leaves it to the policy, see :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`.
         stop_on_success: whether the first success ends an episode, so that success at any step is
             success at the last; if not, all episodes run to their time limit.
         num_envs: number of episodes that run at once in a process, with one policy call for all.
@@ -59,7 +58,7 @@ class EvaluationSettings:
     max_steps: EpisodeSteps = 500
     seed: Seed = 0
     hide_goal: Flag = False
-    stochastic: Flag | None = None
+    acting: Acting | None = None
     stop_on_success: Flag = True
     num_envs: Size = 64
     group_size: Size = 128
@@ -97,13 +96,8 @@ class EvaluationSettings:
         self, policy: LLMDPDPolicy, states: TensorDictBase, generator: torch.Generator
     ) -> torch.Tensor:
         """The policy's actions [N, A] in ``states`` [N]."""
-        explicit: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if self.stochastic is not None:
-            kinds = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM
-            explicit = set_exploration_type(kinds[self.stochastic])
-        with explicit:
-            read = states.select(*policy.in_keys, *RECOVERY_KEYS, strict=False)
-            return policy(read, generator=generator)["action"]
+        read = states.select(*policy.in_keys, *RECOVERY_KEYS, strict=False)
+        return policy(read, generator=generator, acting=self.acting)["action"]
 
     def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Generator of the sampled actions in group ``number``, whichever worker runs it."""

@@ -22,6 +22,7 @@ from pydantic import Field
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.controls import Control
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
+from llmdpd_torchrl.policies.acting import Acting
 from llmdpd_torchrl.prompts import (
     PromptTables,
     Spacing,
@@ -102,7 +103,7 @@ class EvaluationSchema:
     episodes_per_task: Size
     max_steps: Size | None
     seed: Seed
-    stochastic: Flag | None
+    acting: Acting | None
     workers: Size | None
     control: Control
     backend: Text

@@ -14,19 +14,17 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs.transforms import Transform
-from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.conditioning import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies import pretrained
+from llmdpd_torchrl.policies.acting import GATE, Acting, write_action
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.transforms.retrieved_context import RetrievedContextTransform
 from llmdpd_torchrl.utils.errors import ConfigError, PromptError
 
-_GATE: NestedKey = ("prompt", "observation_gate")
-_SAMPLE, _DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 _FLOAT32 = torch.zeros(0, dtype=torch.float32)
 #: What a :class:`~llmdpd_torchrl.transforms.recovery.RecoveryTransform` writes, if there is one.
 RECOVERY_KEYS = ("replayed_action", "is_recovering")
@@ -107,7 +105,11 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
     @dispatch(auto_batch_size=False)
     def forward(
-        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+        self,
+        tensordict: TensorDictBase,
+        *,
+        generator: torch.Generator | None = None,
+        acting: Acting | None = None,
     ) -> TensorDictBase:
         """Write the action for observations of any batch shape.
 
@@ -116,9 +118,12 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
         Keyword Args:
             generator (torch.Generator, optional): of sampled actions. Defaults to the global one.
+            acting (str, optional): how actions are chosen. Defaults to TorchRL's exploration type
+                and, where none is set, to the policy's own way.
         """
         state = self._prompted_state(tensordict) if self.is_prompted else self._state(tensordict)
-        self._act(state, generator)
+        diffuses = self.config.diffuses
+        write_action(self.actor, state, diffuses=diffuses, acting=acting, generator=generator)
         home = tensordict.get(self.in_keys[0]).device
         for key in self.out_keys:
             tensordict.set(key, state.get(key).to(home))
@@ -127,39 +132,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
             tensordict["action"] = torch.where(is_recovering, replayed, tensordict["action"])
         return tensordict
 
-    def _act(self, state: TensorDictBase, generator: torch.Generator | None) -> None:
-        """Write the actor's ``out_keys``, under the rule how to act."""
-
-        def act(kind: ExplorationType, rows: TensorDictBase) -> TensorDictBase:
-            with set_exploration_type(kind):
-                return self.actor(rows, generator=generator)
-
-        kind = exploration_type() or self._rule(state)
-        if isinstance(kind, ExplorationType):
-            act(kind, state)
-            return
-        sampled, planned = act(_SAMPLE, state[~kind]), act(_DETERMINISTIC, state[kind])
-        for key in self.out_keys:
-            rows = sampled.get(key)
-            value = rows.new_empty((*kind.shape, *rows.shape[1:]))
-            value[~kind], value[kind] = rows, planned.get(key)
-            state.set(key, value)
-
-    def _rule(self, state: TensorDictBase) -> ExplorationType | Tensor:
-        """How actions are chosen; where that differs, a mask [*] of those without sampling."""
-        if not self.config.diffuses:
-            return _DETERMINISTIC
-        gate = state.get(_GATE, None)
-        if gate is None:
-            return _SAMPLE
-        is_shut = (gate == 0).squeeze(-1)
-        if is_shut.all():
-            return _DETERMINISTIC
-        return is_shut if is_shut.any() else _SAMPLE
-
     def _state(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The actor's inputs as the transforms wrote them, cast."""
-        gate = tensordict.get(_GATE, None) if _GATE in self.in_keys else None
+        gate = tensordict.get(GATE, None) if GATE in self.in_keys else None
         shape = tensordict.batch_size if gate is None else gate.shape[:-1]
         state = TensorDict({}, batch_size=shape)
         for key in self.in_keys:
@@ -174,7 +149,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         if self.retrieval is not None:
             row = torch.full(shape, self.row, device=observation.device)
             state["retrieved_context"] = self.retrieval(observation, row)
-            state[_GATE] = observation.new_full((*shape, 1), float(self.is_open))
+            state[GATE] = observation.new_full((*shape, 1), float(self.is_open))
         if self.embedding is not None:
             state["prompt_embedding"] = self.embedding.expand(*shape, -1)
         return state

@@ -51,10 +51,10 @@ class FaultySuite(MetaWorldSuite):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("stochastic", [True, False])
-def test_the_result_does_not_depend_on_the_workers(stochastic):
+@pytest.mark.parametrize("acting", ["sampled", "deterministic"])
+def test_the_result_does_not_depend_on_the_workers(acting):
     policy = make_policy()
-    settings = dataclasses.replace(SETTINGS, stochastic=stochastic)
+    settings = dataclasses.replace(SETTINGS, acting=acting)
     results = [
         evaluate(policy, TASKS, settings=settings, workers=workers, progress=False)
         for workers in (1, 2, 4)

@@ -58,10 +58,10 @@ def run(policy, episodes, settings, bank=None, number=0):
     return {(e.task, e.goal_index): e for e in results}, events
 
 
-@pytest.mark.parametrize("stochastic", [None, True, False])
-def test_draws_are_made_where_the_state_is_seen(stochastic):
+@pytest.mark.parametrize("acting", [None, "sampled", "deterministic"])
+def test_draws_are_made_where_the_state_is_seen(acting):
     policy = make_policy(prompt="trajectory")
-    settings = dataclasses.replace(SETTINGS, stochastic=stochastic)
+    settings = dataclasses.replace(SETTINGS, acting=acting)
     states = TensorDict(
         {
             "observation": torch.randn(1, 39).expand(4, 39),
@@ -75,8 +75,8 @@ def test_draws_are_made_where_the_state_is_seen(stochastic):
             settings.act(policy, states, torch.Generator().manual_seed(n)) for n in (0, 1)
         )
     drawn = (one != other).any(-1)
-    expected = {None: [False, True] * 2, True: [True] * 4, False: [False] * 4}[stochastic]
-    assert drawn.tolist() == expected
+    expected = {None: [False, True] * 2, "sampled": [True] * 4, "deterministic": [False] * 4}
+    assert drawn.tolist() == expected[acting]
     assert "action" not in states.keys()  # noqa: SIM118
 
 
@@ -85,7 +85,7 @@ def test_draws_are_made_where_the_state_is_seen(stochastic):
 def test_episodes_at_once_equal_one_environment_after_another(bank, prompt, conditioning):
     policy = make_policy(prompt=prompt, conditioning=conditioning)
     # Draws are made for the whole batch.
-    settings = dataclasses.replace(SETTINGS, stochastic=False, num_envs=2)
+    settings = dataclasses.replace(SETTINGS, acting="deterministic", num_envs=2)
     episodes = [(task, start) for start in (1, 0) for task in TASKS]
     together, events = run(policy, episodes, settings, bank=bank)
     assert [e for e in events if isinstance(e, EpisodeSpec)] == episodes  # in order
@@ -101,7 +101,7 @@ def test_episodes_at_once_equal_one_environment_after_another(bank, prompt, cond
 
 def test_the_noise_belongs_to_the_seed_and_the_group(bank):
     policy = make_policy()
-    settings = dataclasses.replace(SETTINGS, stochastic=True)
+    settings = dataclasses.replace(SETTINGS, acting="sampled")
     episodes = [(task, 0) for task in TASKS]
     torch.manual_seed(0)
     first, _ = run(policy, episodes, settings, bank=bank)
@@ -231,8 +231,8 @@ def test_wrong_requests(bank):
         {"max_steps": 0},
         {"num_envs": 0},
         {"group_size": 0},
-        {"stochastic": 0},
-        {"stochastic": "x"},
+        {"acting": 0},
+        {"acting": "x"},
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             EvaluationSettings(**wrong)

@@ -155,7 +155,7 @@ def _cases() -> dict[str, list[tuple[Any, str]]]:
             (["policies/none", "--seed", "-1"], "seed"),
             (["policies/none", "--workers", "0"], "workers"),
             (["policies/none", "--device", "cuda:99"], "cuda:99"),
-            (["policies/none", "--stochastic", "--deterministic"], "not allowed"),
+            (["policies/none", "--acting", "wild"], "invalid choice"),
             (["policies/none", "--output", "/dev/null/x"], "/dev/null/x"),
             (["policies/none", "--text", "Go."], "--text"),
             (["policies/none", "--demonstration", "dataset"], "--demonstration"),

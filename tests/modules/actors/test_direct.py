@@ -55,7 +55,7 @@ def test_an_evaluation_takes_the_mean_unless_told_to_draw(kind):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         by_default = EvaluationSettings().act(policy, states(), generator)
-        drawn = EvaluationSettings(stochastic=True).act(policy, states(), generator)
+        drawn = EvaluationSettings(acting="sampled").act(policy, states(), generator)
         assert torch.equal(by_default, policy.actor(states())["action"])
     assert torch.equal(by_default, drawn) == (kind == "deterministic")
 
