@@ -61,8 +61,8 @@ class Algorithm(NamedTuple):
         return hasattr(self.loss.default_keys(), "expert_action")
 
     @property
-    def bounds_values(self) -> bool:
-        """Whether its critics can be kept within bounds, and be categorical."""
+    def has_own_critics(self) -> bool:
+        """Whether its critics can be bounded and categorical, and rank a diffusion's samples."""
         return issubclass(self.loss, LLMDPDLoss)
 
     @property
@@ -76,7 +76,7 @@ class Algorithm(NamedTuple):
             "gamma": ("gamma", Probability),
             "reward_scale": ("reward_scale", Positive),
         }
-        if self.bounds_values:
+        if self.has_own_critics:
             found["bounded"] = ("bounded", Flag, False)
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
@@ -119,6 +119,12 @@ class Algorithm(NamedTuple):
                 "loss.bounded=true, and algorithm=llmdpd or diffusion_ql"
             )
 
+        if config.candidates > 1 and not self.has_own_critics:
+            raise ConfigError(
+                f"network.candidates is {config.candidates}: algorithm={name} has no critics that "
+                "rank samples of a diffusion, use 1"
+            )
+
     def make_loss(
         self,
         networks: Networks,
@@ -135,7 +141,7 @@ class Algorithm(NamedTuple):
         ``reward_scale`` is not the loss's: a transform of the batches applies it. ``value_bounds``
         are the networks', and read with ``bounded`` alone.
         """
-        if self.bounds_values:
+        if self.has_own_critics:
             given = dict(settings.get("critic_loss") or {})
             bounds = {"bounds": value_bounds} if bounded else {}
             settings["critic_loss"] = CriticLoss(**given | bounds)

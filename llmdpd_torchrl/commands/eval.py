@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
     how.add_argument(
         "--acting",
-        choices=["sampled", "deterministic"],
+        choices=["sampled", "ranked", "deterministic"],
         help="how actions are chosen (default: the policy decides)",
     )
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -36,8 +36,9 @@ class EvaluationSettings:
         max_steps: length of an episode without success.
         seed: of the goals, which differ from those of every collection.
         hide_goal: as in the training data.
-        acting: how the policy's actions are chosen, ``"sampled"`` or ``"deterministic"``. ``None``
-            leaves it to the policy, see :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`.
+        acting: how the policy's actions are chosen, ``"sampled"``, ``"ranked"`` by its critics, or
+            ``"deterministic"``. ``None`` leaves it to the policy, see
+            :class:`~llmdpd_torchrl.policies.LLMDPDPolicy`.
         stop_on_success: whether the first success ends an episode, so that success at any step is
             success at the last; if not, all episodes run to their time limit.
         num_envs: number of episodes that run at once in a process, with one policy call for all.

@@ -50,6 +50,7 @@ _ADDED = {
     ("trajectory_prompt", "copies"): 1,
     ("network", "critic_layer_norm"): False,
     ("network", "critic_bins"): None,
+    ("network", "candidates"): 1,
     ("loss", "bounded"): False,
     ("loss", "critic_loss"): {"expectile": 0.5},
 }

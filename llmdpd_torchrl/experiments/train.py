@@ -18,6 +18,7 @@ from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.modules.critics import share_critics
 from llmdpd_torchrl.objectives import return_bounds
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.policies.transforms import training_transforms
@@ -205,6 +206,8 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     prompt_network = policy.prompt_network(tables)
     bounds = _value_bounds(run)
     loss = algorithm.make_loss(networks, prompt_network, value_bounds=bounds, **plain(cfg.loss))
+    if cfg.network.candidates > 1:
+        share_critics(networks.qvalues, loss.target_qvalue_network_params)
     if labels:
         loss.set_keys(expert_action="expert_action")
     logger = make_logger(

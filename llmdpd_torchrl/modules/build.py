@@ -16,7 +16,7 @@ from llmdpd_torchrl.modules.actors.decision_transformer import (
     DecisionTransformerActor,
     PromptDecisionTransformer,
 )
-from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor
+from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor, QSelectedActor
 from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
 from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanConditioner,
@@ -51,6 +51,7 @@ class Networks:
             prompts, and with a trajectory alone that is retrieved or read as a sequence.
         actor: the policy.
         qvalues: the critics; none where the actor reads sequences.
+        acting: what acts: the actor, or its candidates as ranked by the critics.
 
     Examples:
         >>> networks = make_networks(NetworkConfig(prompt="none", hidden=[8]))
@@ -61,6 +62,7 @@ class Networks:
     encoder: PromptEncoder | None
     actor: Actor
     qvalues: list[TensorDictModule]
+    acting: Actor | QSelectedActor
 
 
 def make_networks(
@@ -99,13 +101,18 @@ def make_networks(
         embedding_dim = 0 if encoder is None else encoder.embedding_dim
         condition = _make_condition(config, features, embedding_dim)
         actor = _make_actor(config, condition)
-        count = config.critic_bins
-        bins = None if count is None else torch.linspace(*value_bounds, count)
+        number = config.critic_bins
+        bins = None if number is None else torch.linspace(*value_bounds, number)
         qvalues = _make_critics(config, condition, features, embedding_dim, bins)
     for module in (encoder, actor, *qvalues):
         if module is not None:
             module.float()  # whatever torch's default number type is
-    return Networks(encoder, actor, qvalues)
+    acting: Actor | QSelectedActor = actor
+    if config.candidates > 1:
+        assert isinstance(actor, DiffusionActor)
+        count = config.candidates
+        acting = QSelectedActor(actor, qvalues, selection="argmax", num_candidates=count)
+    return Networks(encoder, actor, qvalues, acting)
 
 
 def _make_sequence_actor(

@@ -133,6 +133,8 @@ class NetworkConfig:
         activation: activation of all MLPs, one of :data:`~llmdpd_torchrl.modules.ACTIVATIONS`.
         diffusion_steps: K. This and the next two: actors that diffuse only.
         schedule: noise schedule, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
+        candidates: actions that a diffusion samples at a time where it samples, and of which its
+            critics choose the most valued; above 1, the critics are a part of the policy.
         prediction: meaning of the denoiser's output, one of
             :data:`~llmdpd_torchrl.modules.PREDICTIONS`; with a bounded residual ``"x0"``.
         critics: number of critics.
@@ -181,6 +183,7 @@ class NetworkConfig:
     diffusion_steps: Size = 5
     schedule: str = "vp"
     prediction: str = "x0"
+    candidates: Size = 1
     critics: Size = 2
     critic_hidden: NonEmpty[Size] | None = None
     critic_layer_norm: Flag = False
@@ -211,6 +214,11 @@ class NetworkConfig:
             raise ConfigError(
                 f"network.prediction is {self.prediction!r}: the residual to what a prompt "
                 "suggests is one of clean actions, use x0, or network.max_residual=null"
+            )
+        if self.candidates > 1 and self.actor != "diffusion":
+            raise ConfigError(
+                f"network.candidates is {self.candidates}: network.actor={self.actor} acts without "
+                "its critics, use 1"
             )
         if self.trajectory_width % self.trajectory_heads:
             raise ConfigError(

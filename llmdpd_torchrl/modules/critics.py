@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -146,3 +147,27 @@ def make_qvalue_networks(
         )
         for _ in range(num)
     ]
+
+
+def share_critics(critics: Sequence[TensorDictModule], params: TensorDictBase) -> None:
+    """Make the critics' parameters views of a loss's stacked ones, which updates change in place.
+
+    Args:
+        critics: that a policy acts by.
+        params: the loss's, a row for each critic, such as ``loss.target_qvalue_network_params``.
+
+    Examples:
+        >>> from llmdpd_torchrl.modules import DiffusionActor
+        >>> from llmdpd_torchrl.objectives import DiffusionQLLoss
+        >>> critics = make_qvalue_networks(3, 2, hidden=(8,))
+        >>> loss = DiffusionQLLoss(DiffusionActor(2, 3, in_keys=["observation"]), critics)
+        >>> share_critics(critics, loss.target_qvalue_network_params)
+        >>> _ = loss.target_qvalue_network_params.data.zero_()
+        >>> max(p.abs().max().item() for p in critics[1].parameters())
+        0.0
+    """
+    for critic, values in zip(critics, params.data.unbind(0), strict=True):
+        for name, _ in list(critic.named_parameters()):
+            path, _, leaf = name.rpartition(".")
+            view = nn.Parameter(values[tuple(name.split("."))], requires_grad=False)
+            critic.get_submodule(path).register_parameter(leaf, view)

@@ -19,7 +19,7 @@ from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.conditioning import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies import pretrained
-from llmdpd_torchrl.policies.acting import GATE, Acting, write_action
+from llmdpd_torchrl.policies.acting import GATE, Acting, plain_actor, write_action
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.transforms.retrieved_context import RetrievedContextTransform
@@ -41,12 +41,13 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
     How it acts is part of the policy: where it follows a demonstration, that is where it retrieves
     from one and the observation gate is shut, actions are deterministic; elsewhere a diffusion
-    samples them, and any other actor takes its mean. Both were found best on training tasks;
-    TorchRL's ``set_exploration_type`` overrides this.
+    samples them, or takes the best of several samples by its critics (``config.candidates``), and
+    any other actor takes its mean. TorchRL's ``set_exploration_type`` overrides this.
 
     Args:
         config: structure of the networks.
-        actor: the diffusion actor, or any module from its inputs to an action.
+        actor: the diffusion actor, one whose samples are ranked by critics, or any module from its
+            inputs to an action.
         encoder: the prompt encoder, ``None`` for a policy without prompts.
         info: anything JSON can hold that belongs to the policy. ``text_encoder``, an argument of
             :func:`~llmdpd_torchrl.prompts.make_text_encoder`, is read where it is prompted with
@@ -89,7 +90,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         self.encoder = encoder
         self.info = info or {}
         self.in_keys = list(actor.in_keys)
-        self.out_keys = list(actor.out_keys)
+        self.out_keys = list(plain_actor(actor).out_keys)
         self.is_prompted = False
         self.is_open = True
         self.row = -1
@@ -100,8 +101,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
     def from_networks(
         cls, config: NetworkConfig, networks: Networks, info: dict[str, Any] | None = None
     ) -> LLMDPDPolicy:
-        """The policy of trained networks, without their critics."""
-        return cls(config, networks.actor, networks.encoder, info)
+        """The policy of trained networks, with their critics where it acts by them."""
+        return cls(config, networks.acting, networks.encoder, info)
 
     @dispatch(auto_batch_size=False)
     def forward(
@@ -373,7 +374,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
             config = NetworkConfig(**saved.network)
             networks = make_networks(config)
         saved.check_own(actor)
-        policy = cls(config, actor or networks.actor, networks.encoder, saved.info)
+        policy = cls(config, actor or networks.acting, networks.encoder, saved.info)
         policy.load_state_dict(saved.read_weights(policy._weights()))
         return policy.to(device=device, dtype=dtype or torch.float32).eval()
 

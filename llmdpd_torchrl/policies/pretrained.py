@@ -94,7 +94,7 @@ def find_own(policy: Any) -> list[str]:
             "it could not be loaded again: build it with make_networks(config), or save its "
             "state_dict()"
         )
-    return ["actor"] if structure(policy.actor) != structure(networks.actor) else []
+    return ["actor"] if structure(policy.actor) != structure(networks.acting) else []
 
 
 def _is_plain(value: Any) -> bool:
