@@ -17,6 +17,7 @@ from torchrl.objectives import LossModule
 
 from llmdpd_torchrl.baselines.sequence_models import MTDiff, PromptDT
 from llmdpd_torchrl.baselines.torchrl_losses import CQL, IQL, TD3BC, BehaviourCloning
+from llmdpd_torchrl.modules.actors.one_step import OneStepActor
 from llmdpd_torchrl.modules.build import Networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.objectives import (
@@ -25,6 +26,7 @@ from llmdpd_torchrl.objectives import (
     DiffusionQLLoss,
     LLMDPDLoss,
 )
+from llmdpd_torchrl.objectives.guidance import DistilledGuidance, Guidance
 from llmdpd_torchrl.trainers.optimization import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import Flag, Positive, Probability, checked_dataclass
@@ -70,7 +72,8 @@ class Algorithm(NamedTuple):
         """A dataclass of ``gamma``, ``reward_scale`` and the keywords of the loss.
 
         With ``bounded``, where its critics can be: targets are clipped to what the rewards of the
-        data can sum to.
+        data can sum to; and ``distillation``, the weight of a one-step network's distance to the
+        diffusion, if there is one.
         """
         found: dict[str, Any] = {
             "gamma": ("gamma", Probability),
@@ -78,14 +81,16 @@ class Algorithm(NamedTuple):
         }
         if self.has_own_critics:
             found["bounded"] = ("bounded", Flag, False)
+            found["distillation"] = ("distillation", Positive, 10.0)
         for kind in self.loss.__mro__:
             parameters = inspect.signature(kind).parameters.values()
             hints = get_type_hints(kind.__init__, include_extras=True)  # type: ignore[misc]
             for item in parameters:
                 if item.kind is item.KEYWORD_ONLY:
                     hint = hints[item.name]
-                    if Tensor in get_args(hint):  # no file holds one
-                        hint = get_args(hint)[0]
+                    plain = [one for one in get_args(hint) if one not in (Tensor, Guidance)]
+                    if len(plain) < len(get_args(hint)):  # no file holds what was left out
+                        hint = plain[0]
                     found.setdefault(item.name, (item.name, hint, item.default))
             if all(item.kind is not item.VAR_KEYWORD for item in parameters):
                 break  # otherwise the rest is passed on to the base class
@@ -124,6 +129,10 @@ class Algorithm(NamedTuple):
                 f"network.candidates is {config.candidates}: algorithm={name} has no critics that "
                 "rank samples of a diffusion, use 1"
             )
+        if config.one_step and not self.has_own_critics:
+            raise ConfigError(
+                f"network.one_step is true: algorithm={name} distils nothing, use false"
+            )
 
     def make_loss(
         self,
@@ -133,6 +142,7 @@ class Algorithm(NamedTuple):
         gamma: float,
         reward_scale: float = 1.0,
         bounded: bool = False,
+        distillation: float = 10.0,
         value_bounds: tuple[float, float] = (0.0, 1.0),
         **settings: Any,
     ) -> LossModule:
@@ -145,6 +155,9 @@ class Algorithm(NamedTuple):
             given = dict(settings.get("critic_loss") or {})
             bounds = {"bounds": value_bounds} if bounded else {}
             settings["critic_loss"] = CriticLoss(**given | bounds)
+            if isinstance(networks.acting, OneStepActor):
+                network = networks.acting.module.network
+                settings["guidance"] = DistilledGuidance(network, distillation)
         parts: list[Any] = [prompt_network] if self.reads_prompts and self.has_encoder else []
         parts.append(networks.actor)
         if self.has_critics:

@@ -51,6 +51,8 @@ _ADDED = {
     ("network", "critic_layer_norm"): False,
     ("network", "critic_bins"): None,
     ("network", "candidates"): 1,
+    ("network", "one_step"): False,
+    ("loss", "distillation"): 10.0,
     ("loss", "bounded"): False,
     ("loss", "critic_loss"): {"expectile": 0.5},
 }

@@ -18,6 +18,7 @@ from llmdpd_torchrl.modules.actors.decision_transformer import (
 )
 from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor, QSelectedActor
 from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
+from llmdpd_torchrl.modules.actors.one_step import OneStepActor, OneStepNetwork
 from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanConditioner,
     PlanDenoiser,
@@ -51,7 +52,8 @@ class Networks:
             prompts, and with a trajectory alone that is retrieved or read as a sequence.
         actor: the policy.
         qvalues: the critics; none where the actor reads sequences.
-        acting: what acts: the actor, or its candidates as ranked by the critics.
+        acting: what acts: the actor, its samples as ranked by the critics, or the network that is
+            distilled from it.
 
     Examples:
         >>> networks = make_networks(NetworkConfig(prompt="none", hidden=[8]))
@@ -62,7 +64,7 @@ class Networks:
     encoder: PromptEncoder | None
     actor: Actor
     qvalues: list[TensorDictModule]
-    acting: Actor | QSelectedActor
+    acting: Actor | QSelectedActor | OneStepActor
 
 
 def make_networks(
@@ -96,6 +98,7 @@ def make_networks(
     encoder, qvalues = None, []
     if config.reads_sequences:
         actor: Actor = _make_sequence_actor(config, features)
+        acting: Actor | QSelectedActor | OneStepActor = actor
     else:
         encoder = _make_encoder(config, features, text_embeddings)
         embedding_dim = 0 if encoder is None else encoder.embedding_dim
@@ -104,14 +107,10 @@ def make_networks(
         number = config.critic_bins
         bins = None if number is None else torch.linspace(*value_bounds, number)
         qvalues = _make_critics(config, condition, features, embedding_dim, bins)
-    for module in (encoder, actor, *qvalues):
+        acting = _make_acting(config, condition, actor, qvalues)
+    for module in (encoder, actor, acting, *qvalues):
         if module is not None:
             module.float()  # whatever torch's default number type is
-    acting: Actor | QSelectedActor = actor
-    if config.candidates > 1:
-        assert isinstance(actor, DiffusionActor)
-        count = config.candidates
-        acting = QSelectedActor(actor, qvalues, selection="argmax", num_candidates=count)
     return Networks(encoder, actor, qvalues, acting)
 
 
@@ -252,6 +251,20 @@ def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
     if config.actor == "deterministic":
         return DeterministicActor(network, condition.keys, spec=spec)
     return GaussianActor(network, condition.keys, config.action_dim, squashed=squashed, spec=spec)
+
+
+def _make_acting(
+    config: NetworkConfig, condition: _Condition, actor: Actor, qvalues: list[TensorDictModule]
+) -> Actor | QSelectedActor | OneStepActor:
+    if config.candidates > 1:
+        assert isinstance(actor, DiffusionActor)
+        count = config.candidates
+        return QSelectedActor(actor, qvalues, selection="argmax", num_candidates=count)
+    if config.one_step:
+        size, width = config.action_dim, condition.width
+        network = OneStepNetwork(size, width, config.hidden, config.activation)
+        return OneStepActor(network, condition.conditioner, condition.keys, spec=actor.spec)
+    return actor
 
 
 def _make_critics(

@@ -135,6 +135,9 @@ class NetworkConfig:
         schedule: noise schedule, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
         candidates: actions that a diffusion samples at a time where it samples, and of which its
             critics choose the most valued; above 1, the critics are a part of the policy.
+        one_step: whether the policy acts by a network that is distilled from the diffusion and
+            makes an action in one step, see
+            :class:`~llmdpd_torchrl.objectives.guidance.DistilledGuidance`.
         prediction: meaning of the denoiser's output, one of
             :data:`~llmdpd_torchrl.modules.PREDICTIONS`; with a bounded residual ``"x0"``.
         critics: number of critics.
@@ -184,6 +187,7 @@ class NetworkConfig:
     schedule: str = "vp"
     prediction: str = "x0"
     candidates: Size = 1
+    one_step: Flag = False
     critics: Size = 2
     critic_hidden: NonEmpty[Size] | None = None
     critic_layer_norm: Flag = False
@@ -219,6 +223,11 @@ class NetworkConfig:
             raise ConfigError(
                 f"network.candidates is {self.candidates}: network.actor={self.actor} acts without "
                 "its critics, use 1"
+            )
+        if self.one_step and (self.candidates > 1 or self.actor != "diffusion"):
+            raise ConfigError(
+                f"network.one_step is true: it needs network.actor=diffusion (it is {self.actor}) "
+                f"and network.candidates=1 (it is {self.candidates})"
             )
         if self.trajectory_width % self.trajectory_heads:
             raise ConfigError(

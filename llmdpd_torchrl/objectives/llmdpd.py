@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,10 +19,11 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from llmdpd_torchrl.objectives.cloning import DiffusionCloning
 from llmdpd_torchrl.objectives.critic_loss import CriticLoss
+from llmdpd_torchrl.objectives.guidance import GUIDANCE, Denoised, Guidance
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.settings import NonNegative, Size
 
-GUIDANCE_MODES = ("chain", "one_step")
+GUIDANCE_MODES = tuple(GUIDANCE)
 
 
 class LLMDPDLoss(DiffusionCloning):
@@ -51,8 +53,9 @@ class LLMDPDLoss(DiffusionCloning):
     Keyword Args:
         lmbda (float or Tensor): λ ≥ 0, a buffer; assign to ``loss.lmbda`` to schedule it (in-place
             writes go unnoticed). While 0: behaviour cloning bit for bit, without L_r. Default: 1.
-        guidance (str): ``"chain"`` (default) samples a^0 and differentiates through all reverse
-            steps (Diffusion-QL); ``"one_step"`` predicts it in L_d's forward pass (EDP).
+        guidance (str or Guidance): ``"chain"`` (default) samples a^0 and differentiates through all
+            reverse steps (Diffusion-QL); ``"one_step"`` predicts it in L_d's forward pass (EDP);
+            others, with networks of their own, are objects.
         target_sampling_steps (int, optional): reverse steps of a'. Default: the actor's.
         critic_loss (CriticLoss, optional): of L_qvalue's rows. Default: squared errors.
         reduction (str): ``"none"`` | ``"mean"`` (default) | ``"sum"``.
@@ -121,13 +124,13 @@ class LLMDPDLoss(DiffusionCloning):
         qvalue_network: list[TensorDictModule],
         *,
         lmbda: NonNegative | Tensor = 1.0,
-        guidance: Literal["chain", "one_step"] = "chain",
+        guidance: Literal["chain", "one_step"] | Guidance = "chain",
         target_sampling_steps: Size | None = None,
         critic_loss: CriticLoss | None = None,
         reduction: Literal["none", "mean", "sum"] = "mean",
         deactivate_vmap: bool = False,
     ) -> None:
-        if guidance not in GUIDANCE_MODES:
+        if not isinstance(guidance, Guidance) and guidance not in GUIDANCE_MODES:
             raise ConfigError(f"guidance is {guidance!r}: use {' or '.join(GUIDANCE_MODES)}")
         if not 0 <= float(lmbda) < math.inf:
             raise ConfigError(f"lmbda is {float(lmbda)}: it must be a finite number of at least 0")
@@ -138,7 +141,8 @@ class LLMDPDLoss(DiffusionCloning):
         if target_sampling_steps not in (None, *range(1, process.num_steps + 1)):
             most = f"use 1 to {process.num_steps}, the actor's"
             raise ConfigError(f"target_sampling_steps is {target_sampling_steps}: {most}")
-        self.guidance, self.target_sampling_steps = guidance, target_sampling_steps
+        self.guidance = guidance if isinstance(guidance, Guidance) else GUIDANCE[guidance]()
+        self.target_sampling_steps = target_sampling_steps
         self.critic_loss = CriticLoss() if critic_loss is None else critic_loss
         self.deactivate_vmap, self.num_qvalue_nets = deactivate_vmap, len(qvalue_network)
         self.convert_to_functional(
@@ -217,14 +221,17 @@ class LLMDPDLoss(DiffusionCloning):
         fixed = data.copy().update({key: data.get(key).detach() for key in self._prompt_keys})
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             # L_d samples its random numbers first, so that guidance cannot change them.
-            step, noisy, output, error = self._denoise(data)
-            if self._guided and self.guidance == "one_step":
-                action = process.predict_clean(noisy, step, output)
-            elif self._guided:
-                action = process.sample(self._condition(fixed))
+            *denoised, error = self._denoise(data)
+            action, other = None, None
+            if self._guided or self.guidance.learns:
+                condition = functools.partial(self._condition, fixed)
+                action, other = self.guidance(process, condition, Denoised(*denoised))
         loss = bc = self._reduce(error, data)
+        if other is not None:
+            loss = loss + self._reduce(other if self.reduction == "mean" else other.mean(-1), data)
         guidance = torch.zeros_like(bc)
         if self._guided:
+            assert action is not None
             # Shuffling on the device samples i and j without reading a number back from it.
             order = torch.randperm(self.num_qvalue_nets, device=action.device)
             critics = self.qvalue_network_params.data
@@ -233,7 +240,7 @@ class LLMDPDLoss(DiffusionCloning):
                 other = self._values(critics[order[1:2]], fixed, action)[0]
                 scale = self._reduce_loss(other.abs(), data, reduction="mean")
             guidance = self._reduce(value / scale.clamp_min(torch.finfo(scale.dtype).eps), data)
-            loss = bc - self.lmbda * guidance
+            loss = loss - self.lmbda * guidance
         metadata = {"bc": bc, "guidance": guidance, "lmbda": self.lmbda.clone()}
         return loss, {key: number.detach() for key, number in metadata.items()}
 
@@ -242,7 +249,7 @@ class LLMDPDLoss(DiffusionCloning):
         with torch.no_grad():
             after = step_mdp(data.select(*self._state_keys))  # keeps the root's prompt
             with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
-                action = actor.module.sample(self._condition(after), num_steps=steps)
+                action = self.guidance.next_action(actor.module, self._condition(after), steps)
             values = self._values(self.target_qvalue_network_params, after, action)
             data.set(("next", self.tensor_keys.state_action_value), values.amin(0).unsqueeze(-1))
             target = self.value_estimator.value_estimate(data).squeeze(-1)

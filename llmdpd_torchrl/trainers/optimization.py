@@ -60,7 +60,8 @@ class OfflineOptimizationStepper(OptimizationStepper):
         self.groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in loss_module.named_parameters():
             if parameter.requires_grad:
-                self.groups.setdefault(name.partition("_params")[0], []).append(parameter)
+                group = name.partition("_params" if "_params" in name else ".")[0]
+                self.groups.setdefault(group, []).append(parameter)
         self.optimizer = torch.optim.Adam(
             [{"params": parameters, "name": name} for name, parameters in self.groups.items()],
             lr=learning_rate,
