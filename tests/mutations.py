@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LOSS = "llmdpd_torchrl/objectives/llmdpd.py"
+GUIDANCE = "llmdpd_torchrl/objectives/guidance.py"
 UPDATER = "llmdpd_torchrl/trainers/optimization.py"
 TERMS = "tests/objectives/test_llmdpd.py::"
 INPUTS = "tests/objectives/test_inputs.py::"
@@ -66,8 +67,8 @@ MUTATIONS = (
     Mutation(
         "guidance reaches the prompt network through the chain",
         LOSS,
-        "process.sample(self._condition(fixed))",
-        "process.sample(self._condition(data))",
+        "functools.partial(self._condition, fixed)",
+        "functools.partial(self._condition, data)",
         GRADIENTS + "test_the_prompts_gradient_takes_the_stated_routes",
     ),
     Mutation(
@@ -94,15 +95,15 @@ MUTATIONS = (
     Mutation(
         "lambda's sign",
         LOSS,
-        "bc - self.lmbda * guidance",
-        "bc + self.lmbda * guidance",
+        "loss - self.lmbda * guidance",
+        "loss + self.lmbda * guidance",
         TERMS + "test_the_parts_add_up_to_the_last_digit",
     ),
     Mutation(
         "L_d twice",
         LOSS,
-        "loss = bc - self.lmbda",
-        "loss = 2 * bc - self.lmbda",
+        "loss = bc = self._reduce(error, data)",
+        "loss = 2 * (bc := self._reduce(error, data))",
         TERMS + "test_the_parts_add_up_to_the_last_digit",
     ),
     Mutation(
@@ -114,16 +115,16 @@ MUTATIONS = (
     ),
     Mutation(
         "target actions from one latent",
-        LOSS,
-        "sample(self._condition(after), num_steps",
-        "sample(self._condition(after), deterministic=True, num_steps",
+        GUIDANCE,
+        "sample(condition, num_steps",
+        "sample(condition, deterministic=True, num_steps",
         TERMS + "test_rows_with_equal_observations_get_different_next_actions",
     ),
     Mutation(
         "guided actions from one latent",
-        LOSS,
-        "sample(self._condition(fixed))",
-        "sample(self._condition(fixed), deterministic=True)",
+        GUIDANCE,
+        "sample(condition())",
+        "sample(condition(), deterministic=True)",
         MATH + "test_every_term_equals_its_second_derivation",
     ),
     Mutation(

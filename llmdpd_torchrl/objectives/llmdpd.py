@@ -222,13 +222,13 @@ class LLMDPDLoss(DiffusionCloning):
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             # L_d samples its random numbers first, so that guidance cannot change them.
             *denoised, error = self._denoise(data)
-            action, other = None, None
+            action, extra = None, None
             if self._guided or self.guidance.learns:
                 condition = functools.partial(self._condition, fixed)
-                action, other = self.guidance(process, condition, Denoised(*denoised))
+                action, extra = self.guidance(process, condition, Denoised(*denoised))
         loss = bc = self._reduce(error, data)
-        if other is not None:
-            loss = loss + self._reduce(other if self.reduction == "mean" else other.mean(-1), data)
+        if extra is not None:
+            loss = loss + self._reduce(extra if self.reduction == "mean" else extra.mean(-1), data)
         guidance = torch.zeros_like(bc)
         if self._guided:
             assert action is not None
