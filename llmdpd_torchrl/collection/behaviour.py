@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ class Behaviour:
         object_pushes: probability, per step, that the object gets a random velocity.
         detour: whether the hand first goes a longer way: from a random one of the first 30 steps
             it heads for a point 12 to 20 cm off, for at most 40 steps.
+        expert: ``"scene"``: not the task's own expert, but those of all tasks of its scene in turn,
+            see :data:`~llmdpd_torchrl.tasks.SCENES`.
+        random: whether actions are uniformly random instead.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -51,6 +54,8 @@ class Behaviour:
     hand_pushes: Probability = 0.0
     object_pushes: Probability = 0.0
     detour: Flag = False
+    expert: Literal["own", "scene"] = "own"
+    random: Flag = False
 
     def to_dict(self) -> dict[str, Any]:
         """What is not as by default."""
@@ -101,6 +106,8 @@ class BehavingExpert:
         wanted = np.clip(action, -1.0, 1.0)
         if self.clip:
             action = np.append(self.behaviour.gain * wanted[:3], wanted[3])
+        if self.behaviour.random:
+            action = self._random.uniform(-1.0, 1.0, 4)
         if self.behaviour.detour:
             self._go_around(action, hand)
         if self.behaviour.hand_pushes:

@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from safetensors.numpy import save
 from llmdpd_torchrl.collection.behaviour import BehavingExpert, Behaviour
 from llmdpd_torchrl.data.manifest import MANIFEST_NAME, Manifest, task_record
 from llmdpd_torchrl.envs.metaworld import EpisodeSteps, goal_seed, make_simulator, reset_simulator
-from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS
+from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT, METAWORLD_TASKS, scene_of
 from llmdpd_torchrl.utils.cache import cache_root, locked_folder
 from llmdpd_torchrl.utils.errors import import_optional, notice
 from llmdpd_torchrl.utils.files import write_bytes
@@ -230,12 +231,12 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterato
     from metaworld.policies import ENV_POLICY_MAP
 
     policies: dict[str, Any] = ENV_POLICY_MAP
-    simulator, expert = make_simulator(task), policies[task]()
+    simulator = make_simulator(task)
     episodes: list[dict[str, Any]] = []
     columns: list[dict[str, NDArray[Any]]] = []
-    for index, behaviour in enumerate(_plan(settings, episodes)):
+    for index, (behaviour, expert) in enumerate(_with_experts(task, _plan(settings, episodes))):
         seed = goal_seed(settings.seed, task, index, "collection")
-        episode = _expert_episode(simulator, expert, settings, seed, behaviour)
+        episode = _expert_episode(simulator, policies[expert](), settings, seed, behaviour)
         length = len(episode["action"])
         rows = np.ones((length, 1), dtype=np.int64)
         episode["task_id"] = rows * METAWORLD_TASKS.index(task)
@@ -244,6 +245,8 @@ def collect_task(task: str, path: Path, settings: CollectionSettings) -> Iterato
         columns.append(episode)
         about = behaviour.to_dict()
         about.pop("episodes", None)
+        if behaviour.expert != "own":
+            about["expert"] = expert
         episodes.append(
             {
                 "seed": seed,
@@ -273,6 +276,17 @@ def _plan(settings: CollectionSettings, episodes: list[dict[str, Any]]) -> Itera
             if any(episode["success"] for episode in episodes):
                 return
             yield dataclasses.replace(first, gain=min(1.0, round(first.gain + tenths / 10, 4)))
+
+
+def _with_experts(task: str, plan: Iterable[Behaviour]) -> Iterator[tuple[Behaviour, str]]:
+    """The behaviours, and the tasks whose experts are under them."""
+    others: Iterator[str] | None = None
+    for behaviour in plan:
+        if behaviour.expert == "own":
+            yield behaviour, task
+            continue
+        others = itertools.cycle(scene_of(task)) if others is None else others
+        yield behaviour, next(others)
 
 
 def _expert_episode(

@@ -161,6 +161,22 @@ class TrajectoryDataset:
         transitions["trajectory_id"] = owner.unsqueeze(-1)
         return self._with(transitions)
 
+    def with_time_to_go(self: _Dataset) -> _Dataset:
+        """The same with a reward of -1 a step, and 0 and an end of the return where it succeeds.
+
+        Values are then minus the discounted steps until success, whatever the task.
+
+        Raises:
+            DataError: if the episodes carry no success flag.
+        """
+        if ("next", "success") not in self.transitions.keys(include_nested=True):
+            raise DataError(f"{self.manifest.environment}: the episodes carry no success flag")
+        success = self.transitions["next", "success"]
+        following = self.transitions["next"].copy()
+        following["reward"] = success.float() - 1.0
+        following["terminated"] = following["terminated"] | success
+        return self._with(self.transitions.copy().set("next", following))
+
     def _with(self: _Dataset, transitions: TensorDictBase) -> _Dataset:
         """A dataset of other rows with the same manifest, whose records are those of the files."""
         return type(self)(self.manifest, transitions)

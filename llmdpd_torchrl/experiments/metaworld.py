@@ -68,6 +68,7 @@ class _Data:
     steps_after_success: Count
     hide_goal: Flag
     labels: Literal["executed", "expert", "auto"]
+    reward: Literal["environment", "time_to_go"]
     support_episodes: Size
     support_noise_levels: NonEmpty[NonNegative] | None
     support_expert_gain: Fraction
@@ -137,6 +138,8 @@ class MetaWorld(Family):
                 f"data.labels is {cfg.data.labels!r}: these data were collected by an earlier "
                 "version, without expert_action; choose another data.folder, or delete this one"
             )
+        if cfg.data.reward == "time_to_go":
+            run.dataset = run.dataset.with_time_to_go()
         run.cut_prompts()
         self.demonstrate(run)
 
@@ -175,7 +178,7 @@ class MetaWorld(Family):
         if data.support_behaviour is not None:
             chosen = Behaviour(**plain(data.support_behaviour))
             settings = dataclasses.replace(settings, behaviours=[chosen], retries=_SUPPORT_RETRIES)
-            name += "_behaviour" + "".join(f"_{k}_{v:g}" for k, v in chosen.to_dict().items())
+            name += "_behaviour" + "".join(f"_{k}_{_short(v)}" for k, v in chosen.to_dict().items())
         support = _collected(run, name, run.split.held_out, settings)
         for task, record in support.manifest.tasks.items() if settings.retries else ():
             gain = next((one["gain"] for one in record.episodes if one["success"]), 0.0)
@@ -208,12 +211,17 @@ class MetaWorld(Family):
         tasks = plain(cfg.tasks)
         if tasks["count"] is None:
             del tasks["count"], tasks["count_seed"]
-        usual = {"texts": "own", "data.use_episodes": None, "data.use_noise": None}
+        usual = {"texts": "own", "data.use_episodes": None, "data.use_noise": None,
+                 "data.reward": "environment"}  # fmt: skip
         chosen = {key: OmegaConf.select(cfg, key) for key in usual}
         usual["data.labels"] = "executed"
         chosen["data.labels"] = "expert" if self.imitates_expert(cfg) else "executed"
         unusual = {key: value for key, value in chosen.items() if value != usual[key]}
         return [tasks, cfg.data.hide_goal, *([unusual] if unusual else [])]
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def random_texts(names: Sequence[str]) -> dict[str, str]:

@@ -172,6 +172,19 @@ FOLDS: Mapping[str, tuple[str, ...]] = {group: tuple(folds) for group, folds in 
 once: 20 tasks for choices of design, 30 for the final result; and all 50 again with siblings held
 out together."""
 
+SCENES: Mapping[str, tuple[str, ...]] = {
+    "reach-push-pick": _metaworld("reach push pick-place"),
+    "coffee": _metaworld("coffee-button coffee-pull coffee-push"),
+    "stick": _metaworld("stick-pull stick-push"),
+    "plate-slide": _metaworld(
+        "plate-slide plate-slide-back plate-slide-side plate-slide-back-side"
+    ),
+    "drawer": _metaworld("drawer-open drawer-close"),
+    "window": _metaworld("window-open window-close"),
+}
+"""Tasks with the same objects in the same places, or nearly: what is to be done there, the state
+hardly tells."""
+
 SPLITS = {
     "ml10": TaskSplit(
         "ml10",
@@ -187,11 +200,28 @@ SPLITS = {
         tuple(name for name in _ML45_TRAIN if name not in _VALIDATION),
         _VALIDATION,
     ),
+    "scenes": TaskSplit("scenes", tuple(t for tasks in SCENES.values() for t in tasks), ()),
     **{name: split for folds in _FOLDS.values() for name, split in folds.items()},
 }
 """The named splits; ML10's and ML45's task lists are Meta-World's own. The validation split holds
 out training tasks of ML45 while design choices are made, so that the five held-out tasks are used
 for the final result only. The others are :data:`FOLDS`."""
+
+
+def scene_of(task: str) -> tuple[str, ...]:
+    """The tasks of a task's scene, itself among them.
+
+    Raises:
+        ConfigError: if it is in none of :data:`SCENES`.
+
+    Examples:
+        >>> scene_of("drawer-open-v3")
+        ('drawer-open-v3', 'drawer-close-v3')
+    """
+    for tasks in SCENES.values():
+        if task in tasks:
+            return tasks
+    raise ConfigError(f"{task} shares its scene with no other task: use {', '.join(SCENES)}")
 
 
 def make_split(

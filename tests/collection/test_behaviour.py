@@ -100,3 +100,10 @@ def test_only_the_object_is_pushed():
 def test_settings_are_checked(wrong):
     with pytest.raises(ConfigError, match=f"behaviour.{next(iter(wrong))} is"):
         Behaviour(**wrong)
+
+
+def test_random_actions_are_uniform_and_not_the_expert_s():
+    actions = acted(random=True, steps=500)
+    assert np.abs(actions).max() <= 1
+    assert np.abs(actions.mean(0)).max() < 0.1
+    assert actions.std(0) == pytest.approx(np.full(4, 3**-0.5), abs=0.05)

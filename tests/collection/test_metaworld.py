@@ -278,3 +278,16 @@ def test_a_task_is_tried_again_and_then_faster_until_it_succeeds(
         records = json.loads(file.metadata()["collection"])["episodes"]
     assert [one["gain"] for one in records] == [0.75, *more]
     assert len({one["seed"] for one in records}) == 1 + len(more)
+
+
+def test_experts_of_a_scene_take_turns_and_only_the_task_s_own_succeeds(tmp_path):
+    settings = CollectionSettings(
+        episodes_per_task=5, max_steps=150, behaviours=[{"expert": "scene", "episodes": 4}, {}]
+    )
+    manifest = collect_metaworld(tmp_path, ["drawer-open-v3"], settings, progress=False)
+    episodes = manifest.tasks["drawer-open-v3"].episodes
+    experts = ["drawer-open-v3", "drawer-close-v3"] * 2
+    assert [episode.get("expert") for episode in episodes] == [*experts, None]
+    assert [episode["success"] for episode in episodes] == [True, False, True, False, True]
+    with pytest.raises(ConfigError, match="door-lock-v3 shares its scene with no other task"):
+        collect_metaworld(tmp_path / "other", ["door-lock-v3"], settings, progress=False)

@@ -178,3 +178,15 @@ def test_data_of_before_the_expert_s_actions_are_read_without(folder):
     assert collect_metaworld(folder, asked, SETTINGS, progress=False) == manifest
     with pytest.raises(DataError, match="collected by an earlier version, without expert_action"):
         collect_metaworld(folder, ["reach-v3", "door-lock-v3"], SETTINGS, progress=False)
+
+
+def test_time_to_go_counts_the_steps_until_success(folder):
+    dataset = TrajectoryDataset.load(folder)
+    success = dataset.transitions["next", "success"]
+    success[[5, 6, 40]] = True
+    changed = dataset.with_time_to_go()
+    assert torch.equal(changed.transitions["next", "reward"], success.float() - 1)
+    assert changed.transitions["next", "terminated"][success].all()
+    assert not changed.transitions["next", "terminated"][~success].any()
+    assert torch.equal(changed.transitions["next", "done"], dataset.transitions["next", "done"])
+    assert dataset.transitions["next", "reward"].max() > 0  # it is another's
