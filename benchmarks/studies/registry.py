@@ -15,6 +15,8 @@ A study is a file ``definitions/NAME.yaml``:
     per_task: whether the page has a table of all tasks
     folds: groups of folds (``llmdpd_torchrl.tasks.FOLDS``): each variant is trained on every fold,
         and a seed also chooses the goals and the demonstration, untrained policies' too
+    datasets: names of ``configs/dataset``, and of files in ``{data}``: each variant is trained on
+        each, and a dataset's name ends its name
     arms: of the variants that list none; a list in a list of arms is taken apart
     variants:
       NAME: {label, overrides, arms, policy, needs, reference}
@@ -52,12 +54,14 @@ CHANGES = {
     "behaviour": "data.support_behaviour",
     "demonstration": "evaluation.demonstration",
     "stop_on_success": "evaluation.stop_on_success",
+    "acting": "evaluation.acting",
 }
 _STUDY = {
     "title": str, "question": str, "of_the_paper": str, "family": str, "folder": str,
     "preset": str, "overrides": list, "episodes": int, "seen_episodes": int, "order": int,
     "page": bool, "seeds": list, "reference": dict, "per_task": bool, "arms": list,
     "variants": dict, "groups": dict, "module": str, "folds": list,
+    "datasets": list,
 }  # fmt: skip
 _VARIANT = {
     "label": str, "overrides": list, "arms": list, "policy": str, "needs": str, "use": str,
@@ -118,6 +122,12 @@ class Variant:
         """The same on a fold."""
         settings = *self.settings, f"tasks.split=fold_{fold}"
         return replace(self, name=f"{self.name}-{fold}", settings=settings, fold=fold)
+
+    def of(self, dataset: str) -> Variant:
+        """The same of a data set."""
+        about = f"dataset={dataset}", f"data.sources=['{{data}}/{dataset}.hdf5']"
+        name, label = f"{self.name}-{dataset}", f"{self.label}, {dataset}"
+        return replace(self, name=name, label=label, settings=(*about, *self.settings))
 
 
 @dataclass(frozen=True)
@@ -296,6 +306,8 @@ def _study(name: str, document: Mapping[str, Any], documents: Mapping[str, Any])
     for other in (compared[0], *also, *(v.reference for v in variants)):
         if other and other not in raws:
             raise ConfigError(f"reference is {other!r}: none of the variants")
+    if datasets := document.get("datasets", ()):
+        variants = tuple(variant.of(dataset) for dataset in datasets for variant in variants)
     folds = chosen_folds(document["folds"]) if "folds" in document else ()
     if folds:
         variants = tuple(variant.on(fold) for variant in variants for fold in folds)

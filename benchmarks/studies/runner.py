@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +29,9 @@ from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.config import Run
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
 from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
+from llmdpd_torchrl.experiments.train import value_bounds
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.trainers.metrics_file import read_metrics
 from llmdpd_torchrl.utils.errors import ConfigError, DataError, UserError
 from llmdpd_torchrl.utils.files import write_json
 from llmdpd_torchrl.utils.processes import Backend, make_backend
@@ -47,6 +50,8 @@ _RENAMED = {
     ),
     "tasks.split=ml45_validation": "task_suite=ml45_validation",
 }
+#: Places of a training's curve that are stored.
+MOST_ON_A_CURVE = 25
 #: Tasks whose episodes are evaluated, and stored, at a time.
 TASKS_AT_A_TIME = 23
 
@@ -190,6 +195,7 @@ def train(job: Job, place: Place) -> Run:
                 "machine": machine(),
                 "seen_tasks": list(found.split.train),
                 "unseen_tasks": list(found.split.held_out),
+                **_values(found),
                 "evaluation": {},
             },
         )
@@ -219,6 +225,23 @@ def _timed_training(found: Run) -> float | None:
         times = found.output / "timings.json"
         return json.loads(times.read_text())["stage_seconds"]["train"] if times.exists() else None
     return None if spent is None else round(spent + found.seconds["train"], 1)
+
+
+def _values(found: Run) -> dict[str, Any]:
+    """The critics' values in the training and what the rewards allow, if it has critics."""
+    path = found.output / "metrics.csv"
+    if not path.exists():
+        return {}
+    steps, metrics = read_metrics(path)
+    values = metrics.get("train/q_value")
+    if values is None:
+        return {}
+    some = slice(None, None, max(1, len(steps) // MOST_ON_A_CURVE))
+    return {
+        "value_bounds": list(value_bounds(found)),
+        "largest_value": float(np.abs(values).max()),
+        "curve": {"updates": steps[some].tolist(), "q_value": values[some].round(3).tolist()},
+    }
 
 
 def _parameters(found: Run) -> int:

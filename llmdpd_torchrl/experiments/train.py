@@ -133,7 +133,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         config,
         observations=dataset.transitions["observation"],
         text_embeddings=None if table is None else table[trained],
-        value_bounds=_value_bounds(run),
+        value_bounds=value_bounds(run),
     )
     about = {
         "fingerprint": run.fingerprint,
@@ -178,7 +178,7 @@ def _describe_data(run: Run) -> dict[str, str]:
     return {"benchmark": benchmark, "data": f"{benchmark}: {counts}; {source}"}
 
 
-def _value_bounds(run: Run) -> tuple[float, float]:
+def value_bounds(run: Run) -> tuple[float, float]:
     """The returns that the rewards of the data allow, scaled as these."""
     rewards = run.cfg.loss.reward_scale * run.dataset.transitions["next", "reward"]
     return return_bounds(rewards, run.cfg.loss.gamma, int(run.dataset.lengths.max()))
@@ -204,7 +204,7 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     if run.device.type != "cpu":  # the transforms may need theirs beside the data
         tables = copy.deepcopy(tables).to(run.device)
     prompt_network = policy.prompt_network(tables)
-    bounds = _value_bounds(run)
+    bounds = value_bounds(run)
     loss = algorithm.make_loss(networks, prompt_network, value_bounds=bounds, **plain(cfg.loss))
     if cfg.network.candidates > 1:
         share_critics(networks.qvalues, loss.target_qvalue_network_params)
