@@ -20,15 +20,16 @@ from llmdpd_torchrl.prompts import (
     text_embedding_table,
 )
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
-from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable
+from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, TaskTable, scene_of
 from llmdpd_torchrl.utils.errors import ConfigError
 
 #: What a policy is prompted with: all it reads; one of the prompts, or neither; those of another
-#: task; a trajectory with shuffled steps; only a paraphrase of the text, or only random letters
-#: in its place.
+#: task, or of another one of its scene; a trajectory with shuffled steps; only a paraphrase of
+#: the text, or only random letters in its place.
 Control = Literal[
-    "both", "text", "trajectory", "none", "wrong", "shuffled", "paraphrase", "random_text"
-]
+    "both", "text", "trajectory", "none", "wrong", "swapped", "shuffled", "paraphrase",
+    "random_text",
+]  # fmt: skip
 CONTROLS: tuple[str, ...] = get_args(Control)
 _WITHOUT_TRAJECTORY = ("text", "none", "paraphrase", "random_text")
 
@@ -54,13 +55,18 @@ def apply_control(
         prompts: the texts, by name of the task; default: Meta-World's.
 
     Raises:
-        ConfigError: if the control is unknown, or ``"wrong"`` is applied to a single task.
+        ConfigError: if the control is unknown, ``"wrong"`` is applied to a single task, or
+            ``"swapped"`` to one that shares its scene with no other of the tasks.
         PromptError: if the language model is needed and not available.
     """
     if control not in CONTROLS:
         raise ConfigError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
     if control == "wrong":
         return swap_prompts(tasks, tables, table=table)
+    if control == "swapped":
+        for some in _scenes_of(tasks):
+            tables = swap_prompts(some, tables, 1, table=table)
+        return tables
     text, bank = tables.text, tables.trajectories
     if control == "shuffled":
         return PromptTables(text, None if bank is None else shuffle_steps(bank))
@@ -99,11 +105,23 @@ def check_control(
         )
     if control == "wrong":
         _check_several(tasks)
+    if control == "swapped":
+        _scenes_of(tasks)
 
 
 def _check_several(tasks: Sequence[str]) -> None:
     if len(tasks) < 2:
         raise ConfigError("wrong prompts need at least two tasks: evaluate more")
+
+
+def _scenes_of(tasks: Sequence[str]) -> list[list[str]]:
+    """The tasks by their scenes, of which each must have two of them."""
+    scenes = dict.fromkeys(map(scene_of, tasks))
+    found = [[task for task in scene if task in tasks] for scene in scenes]
+    if alone := [scene[0] for scene in found if len(scene) < 2]:
+        others = ", ".join(task for task in scene_of(alone[0]) if task != alone[0])
+        raise ConfigError(f"swapped prompts of {alone[0]} are its scene's: evaluate {others} too")
+    return found
 
 
 def swap_prompts(

@@ -129,11 +129,14 @@ def test_what_can_not_be_shown_is_said_early(control, demonstrations, config, wo
 def test_what_can_be_shown_passes():
     bare = NetworkConfig(text_dropout=0.1, trajectory_dropout=0.1)
     for control in CONTROLS:
-        check_control(control, 1, bare, TASKS)
+        tasks = ["drawer-open-v3", "drawer-close-v3"] if control == "swapped" else TASKS
+        check_control(control, 1, bare, tasks)
     check_control("none", 1, NetworkConfig(prompt="none"), TASKS)
     check_control("both", 3, NetworkConfig(), TASKS)
     with pytest.raises(ConfigError, match="at least two tasks"):
         check_control("wrong", 1, NetworkConfig(), TASKS[:1])
+    with pytest.raises(ConfigError, match="swapped prompts of reach-v3 are its scene's"):
+        check_control("swapped", 1, NetworkConfig(), TASKS)
 
 
 def test_concatenated_demonstrations_are_not_shuffled(bank):
@@ -155,3 +158,17 @@ def test_confusion_shows_every_task_every_tasks_prompts(dataset, backend):
     assert set(rates["reach-v3"]) == set(tasks)
     with pytest.raises(ConfigError, match="at least two tasks"):
         confusion(Evaluator(tasks[:1], settings), policy, tables)
+
+
+def test_swapped_prompts_stay_in_the_scene():
+    names = ["drawer-open-v3", "drawer-close-v3", "coffee-pull-v3", "coffee-push-v3"]
+    ids = [METAWORLD_TASKS.index(name) for name in names]
+    text = torch.arange(50.0).unsqueeze(-1)
+    swapped = apply_control("swapped", names, PromptTables(text)).text
+    assert swapped[ids].squeeze(-1).tolist() == [ids[1], ids[0], ids[3], ids[2]]
+    others = [i for i in range(50) if i not in ids]
+    assert torch.equal(swapped[others], text[others])
+    with pytest.raises(ConfigError, match="evaluate window-open-v3 too"):
+        apply_control("swapped", [*names, "window-close-v3"], PromptTables(text))
+    with pytest.raises(ConfigError, match="reach-wall-v3 shares its scene with no other"):
+        apply_control("swapped", ["reach-wall-v3"], PromptTables(text))
