@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,26 +187,6 @@ def success_tables(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
-def readme_rows(rows: Sequence[Row]) -> Iterator[str]:
-    """The README's table of unseen tasks: a row a variant."""
-    head = ("own prompts", "another task's", "no prompt", "45 seen tasks")
-    yield f"| success, % (95 % interval) | {' | '.join(head)} |"
-    yield "|---|---:|---:|---:|---:|"
-    names = {
-        "pooled": "pooled, as in the paper",
-        "retrieved": "retrieved",
-        "retrieve_and_play": "retrieve and play, untrained",
-    }
-    means = {(s.variant.name, s.arm.name, s.arm.group): mean(study, s) for study, s in rows}
-    own = {s.variant.name: _own(s) for _, s in rows}
-    for variant in (variant for variant in names if variant in own):
-        first = own[variant]
-        arms = (first, "unseen"), ("wrong", "unseen"), ("none", "unseen"), (first, "seen")
-        found = [means.get((variant, arm, group)) for arm, group in arms]
-        cells = [_range(one) if one else "" for one in found]
-        yield f"| {names[variant]} | {' | '.join(cells)} |"
-
-
 def _range(found: Estimate) -> str:
     return f"{found.value:.0f} ({found.low:.0f}-{found.high:.0f})"
 
@@ -248,8 +228,6 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
             tables = [table.markdown() for table in level_tables(rows)]
         else:
             tables = [table.markdown(texts=2) for table in success_tables(rows)]
-            if name == "unseen":
-                write_readme_table("studies unseen", list(readme_rows(rows)))
             if is_new:
                 plot(rows, RESULTS / f"{name}.png")
         write_text(RESULTS / f"{name}.md", "\n\n".join(tables) + "\n")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, write_readme_table
 from benchmarks.studies.figures import write_changed
 from benchmarks.studies.folds import chosen_folds
 from benchmarks.studies.registry import Arm, Study, Variant
@@ -46,6 +46,23 @@ EASY = 98.0
 SOLVED = 90.0
 #: The two between which an oracle chooses, task by task and demonstration by demonstration.
 CHOICE = ("ours", "clean"), ("retrieve_and_play_plus", "clean")
+#: What the README shows, by the names of variants and arms.
+README_VARIANTS = {
+    "ours": "ours",
+    "retrieve_and_play_plus": "retrieve and play+, untrained",
+    "retrieve_and_play": "retrieve and play, untrained",
+    "pooled": "pooled, the paper's",
+}
+README_ARMS = {
+    "clean": "one demonstration",
+    "noisy": "of a disturbed expert",
+    "half_speed": "of one at half speed",
+    "states_only": "without actions",
+    "other_actions": "in another action space",
+    "five": "five demonstrations",
+    "wrong": "another task's",
+    "none": "none",
+}
 _TITLES = {
     "report": "The 30 tasks of the report",
     "development": "The 20 tasks that choices were made on",
@@ -285,6 +302,16 @@ def _percent(by_seed: Mapping[int, float] | None) -> str:
     return f"{np.mean([*by_seed.values()]):.0f}" if by_seed else "-"
 
 
+def readme_table(study: Study, store: Store) -> Table:
+    """The README's table: what a policy is shown, and what each makes of it."""
+    group = read_group(study, store, "report")
+    rows = []
+    for arm, name in README_ARMS.items():
+        means = (group.mean(variant, arm) for variant in README_VARIANTS)
+        rows.append((name, *("" if mean is None else _text(mean) for mean in means)))
+    return Table(("success, % (95 % interval)", *README_VARIANTS.values()), rows)
+
+
 def _text(found: Estimate, some: str = "", *, signed: bool = False) -> str:
     """A value with its interval, and the number of tasks if these are not all."""
     value, low, high = (f"{round(x):+d}" if signed else f"{x:.0f}" for x in found)
@@ -304,5 +331,8 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
         return
     write_text(store.root / f"{NAME}.md", build_page(studies[NAME], store))
     if store.root == RESULTS:  # figures are of the committed files alone
+        write_readme_table(
+            f"studies {NAME}", readme_table(studies[NAME], store).markdown().splitlines()
+        )
         found = figures(studies[NAME], store)
         write_changed(NAME, found, {path.stem: f"{NAME}/{path.name}" for path in files})

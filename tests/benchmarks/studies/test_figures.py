@@ -69,9 +69,6 @@ def test_figures_are_means_over_seeds_and_tasks(tmp_path):
     unseen, seen = (table.markdown(texts=2) for table in figures.success_tables(rows))
     assert "| retrieved | both | 25 | 75 | 50 (" in unseen
     assert "| retrieved | both | 75 (" in seen
-    row = next(line for line in figures.readme_rows(rows) if line.startswith("| retrieved |"))
-    cells = [cell.strip().partition(" ")[0] for cell in row.split("|")[2:6]]
-    assert cells == ["50", "25", "0", "75"]
     figures.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 

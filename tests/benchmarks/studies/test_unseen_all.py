@@ -174,3 +174,19 @@ def test_seeds_and_arms_are_other_episodes(tmp_path):
     still = rows(1, "none")
     assert all(episode.action_change == 0 and not episode.success for episode in still)
     assert "# Every task unseen once" in (folder.parent / "unseen_all.md").read_text()
+
+
+def test_what_is_not_solved_is_beside_what_bounds_it(tmp_path):
+    store = Store(tmp_path)
+    for fold in REPORT:
+        keep(store, "ours", fold, 0, "clean", 0.6 if fold == "rep1" else 1.0)
+        keep(store, "ours", fold, 0, "five", 1.0)
+        keep(store, "retrieve_and_play_plus", fold, 0, "clean", 0.8)
+    found = unseen_all.figures(STUDY, store)
+    assert found["better_of_two_clean"] == pytest.approx((5 * 100 + 80) / 6)
+    text = unseen_all.build_page(STUDY, store).partition("Not solved")[2]
+    rows = [line for line in text.splitlines() if "-v3" in line]
+    assert rows == [f"| {t} | 60 | 80 | 80 | - | 100 | - |" for t in SPLITS["fold_rep1"].held_out]
+    assert "| all 30 | 93 | 80 | 97 | - | 100 | - |" in text
+    table = unseen_all.readme_table(STUDY, store).markdown()
+    assert "| five demonstrations | 100 (100 to 100) |  |  |  |" in table
