@@ -22,6 +22,7 @@ from rich.markdown import Markdown
 
 from llmdpd_torchrl.evaluation.comparison import (
     normalized_scores,
+    paired_difference,
     performance_profile,
     successes,
 )
@@ -114,6 +115,43 @@ def print_table(summary: ResultsSummary, console: Console | None = None) -> None
     table = summary_table(summary)
     narrow = Table(table.head[:-1], [row[:-1] for row in table.rows])
     (console or Console()).print(Markdown("\n\n".join([narrow.markdown(), *_notes(summary)])))
+
+
+def acting_table(
+    own: Sequence[EpisodeResult],
+    ways: Mapping[str, Sequence[EpisodeResult]],
+    groups: Mapping[str, Sequence[str]],
+) -> Table:
+    """How a policy does when it acts in other ways on the same episodes.
+
+    Args:
+        own: the episodes of its own way.
+        ways: those of other ways, by their names.
+        groups: tasks by group; empty ones are left out.
+    """
+    measures_scores = own[0].score is not None
+    rows = []
+    for way, episodes in ways.items():
+        for group, tasks in groups.items():
+            if not tasks:
+                continue
+            sides = [[e for e in side if e.task in tasks] for side in (own, episodes)]
+            if measures_scores:
+                mine, other = (normalized_scores([side]) for side in sides)
+            else:
+                mine, other = (
+                    {task: 100 * rates for task, rates in successes([side]).items()}
+                    for side in sides
+                )
+            means = (f"{sum(v.mean() for v in of.values()) / len(of):.1f}" for of in (mine, other))
+            rows.append((way, group, *means, paired_difference(mine, other).text()))
+    unit = "score" if measures_scores else "success %"
+    return Table(("acting", "tasks", f"own {unit}", unit, "own minus it (95 % interval)"), rows)
+
+
+def print_markdown(table: Table) -> None:
+    """Print a table, its first two columns texts."""
+    Console().print(Markdown(table.markdown(texts=2)))
 
 
 def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> None:

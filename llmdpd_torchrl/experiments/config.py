@@ -104,6 +104,7 @@ class EvaluationSchema:
     max_steps: Size | None
     seed: Seed
     acting: Acting | None
+    compare: Many[Acting]
     workers: Size | None
     control: Control
     backend: Text

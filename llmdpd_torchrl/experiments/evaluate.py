@@ -12,9 +12,9 @@ from llmdpd_torchrl.evaluation import Evaluator
 from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.outputs import write_evaluation
-from llmdpd_torchrl.evaluation.statistics import ResultsSummary
+from llmdpd_torchrl.evaluation.statistics import EpisodeResult, ResultsSummary
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, task_caption
-from llmdpd_torchrl.experiments.config import Run, text_encoder
+from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.trainers.loggers import write_mp4
@@ -99,9 +99,10 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
             print(f"evaluate: reusing {path} (force=[evaluate] evaluates again)")
             run.failed += sum(task.errors for task in summary.tasks)
             report.print_table(summary)
+            _compare_acting(run, policy, output)
             _evaluate_confusion(run, policy, output)
             return summary
-    for stale in ("confusion.json", "episodes.mp4"):
+    for stale in ("acting.json", "confusion.json", "episodes.mp4"):
         (output / stale).unlink(missing_ok=True)
     with make_evaluator(run, split.tasks, cfg.progress) as evaluator:
         episodes = evaluator(policy, evaluation_prompts(run))
@@ -123,8 +124,32 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         },
         note="" if control == "both" else f", prompted with {control}",
     )
+    _compare_acting(run, policy, output, episodes)
     _evaluate_confusion(run, policy, output)
     return summary
+
+
+def _compare_acting(
+    run: Run, policy: LLMDPDPolicy, output: Path, own: Sequence[EpisodeResult] | None = None
+) -> None:
+    """Evaluate further ways to act, if configured and not done yet, and print what they change.
+
+    ``own`` are the episodes of the configured way; by default they are evaluated again.
+    """
+    path, wanted = output / "acting.json", plain(run.cfg.evaluation.compare)
+    if not wanted or (path.exists() and json.loads(path.read_text())["compared"] == wanted):
+        return
+    tables = evaluation_prompts(run)
+
+    def evaluated(**changes: Any) -> list[EpisodeResult]:
+        with make_evaluator(run, run.split.tasks, run.cfg.progress, **changes) as evaluator:
+            return evaluator(policy, tables)
+
+    own = evaluated() if own is None else own
+    ways = {way: evaluated(acting=way) for way in wanted}
+    table = report.acting_table(own, ways, {"seen": run.split.train, "unseen": run.split.held_out})
+    report.print_markdown(table)
+    write_json(path, {"compared": wanted, "columns": table.head, "rows": table.rows})
 
 
 def _evaluate_confusion(run: Run, policy: LLMDPDPolicy, output: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from llmdpd_torchrl.evaluation.results import (
     Table,
+    acting_table,
     find_runs,
     print_table,
     read_results_json,
@@ -153,3 +154,22 @@ def test_profiles_fall(make_run, tmp_path):
     make_run("a")
     profile = variants(find_runs(tmp_path))[0].profile(np.linspace(0, 1, 11))
     assert (np.diff(profile) <= 0).all()
+
+
+def test_ways_to_act_are_compared_on_the_same_episodes():
+    def episodes(*rates):
+        return [
+            EpisodeResult(task, goal, goal < 10 * rate, False, 1.0, 9)
+            for task, rate in zip((LONG, "bin-picking-v3"), rates, strict=True)
+            for goal in range(10)
+        ]
+
+    groups = {"seen": [LONG], "unseen": ["bin-picking-v3"], "other": []}
+    table = acting_table(episodes(1.0, 0.8), {"sampled": episodes(1.0, 0.3)}, groups)
+    assert table.head == (
+        "acting", "tasks", "own success %", "success %", "own minus it (95 % interval)"
+    )  # fmt: skip
+    (seen, unseen) = table.rows
+    assert seen == ("sampled", "seen", "100.0", "100.0", "0 (0 - 0)")
+    assert unseen[:4] == ("sampled", "unseen", "80.0", "30.0")
+    assert unseen[4].startswith("50 (")

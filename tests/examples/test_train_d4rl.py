@@ -161,6 +161,23 @@ def test_one_file_without_prompts(hopper, tmp_path, run_example):
     assert "unseen" not in process.stdout
 
 
+@pytest.mark.integration
+def test_what_the_critics_add_is_in_a_table(hopper, tmp_path, run_example):
+    settings = (
+        "preset=smoke", "algorithm=diffusion_ql", "loss.lmbda=0", "loss.bounded=true",
+        "network.candidates=4", "network.critic_bins=11", "evaluation.max_steps=5",
+        "evaluation.compare=[sampled]", "name=run", f"data.sources=[{hopper}/hopper_medium.hdf5]",
+    )  # fmt: skip
+    process = run_example(SCRIPT, tmp_path, *settings, *NO_VIDEO)
+    assert process.returncode == 0, process.stderr
+    assert "own minus it" in process.stdout
+    found = json.loads((tmp_path / "outputs" / "run" / "acting.json").read_text())
+    ((way, group, *_),) = found["rows"]
+    assert (way, group) == ("sampled", "seen")
+    policy = LLMDPDPolicy.from_pretrained(tmp_path / "outputs" / "run" / "checkpoint")
+    assert policy.config.candidates == 4
+
+
 def test_help_and_every_dataset_and_preset_read_well(run_example, tmp_path):
     text = run_example(SCRIPT, tmp_path, "--help").stdout
     assert text.startswith("Train LLM-Driven Policy Diffusion on recorded locomotion")
