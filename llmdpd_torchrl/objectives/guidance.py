@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from llmdpd_torchrl.modules.actors.one_step import OneStepNetwork
-from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -39,12 +37,13 @@ class Guidance(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self, process: DiffusionModule, condition: Callable[[], Tensor], denoised: Denoised
+        self, process: Any, condition: Callable[[], Tensor], denoised: Denoised
     ) -> tuple[Tensor, Tensor | None]:
         """Propose an action.
 
         Args:
-            process: the diffusion, with its current weights.
+            process: the actor's :class:`~llmdpd_torchrl.modules.DiffusionModule`, with its current
+                weights.
             condition: computes the actor's condition ``[*, C]``, without the prompt's gradient.
             denoised: of L_d, with the prompt's gradient.
 
@@ -52,9 +51,7 @@ class Guidance(nn.Module, abc.ABC):
             a^0 ``[*, A]``, and an error ``[*, A]`` that the actor's loss gains, if there is one.
         """
 
-    def next_action(
-        self, process: DiffusionModule, condition: Tensor, num_steps: int | None
-    ) -> Tensor:
+    def next_action(self, process: Any, condition: Tensor, num_steps: int | None) -> Tensor:
         """The action ``[*, A]`` that a target's value is of; by default a sample."""
         return process.sample(condition, num_steps=num_steps)
 
@@ -63,7 +60,7 @@ class ChainGuidance(Guidance):
     """Through all reverse steps of a sample (Diffusion-QL)."""
 
     def forward(
-        self, process: DiffusionModule, condition: Callable[[], Tensor], denoised: Denoised
+        self, process: Any, condition: Callable[[], Tensor], denoised: Denoised
     ) -> tuple[Tensor, Tensor | None]:
         """Sample an action."""
         return process.sample(condition()), None
@@ -73,7 +70,7 @@ class OneStepGuidance(Guidance):
     """Through the clean action that L_d's forward pass predicts (EDP, Kang et al. 2023)."""
 
     def forward(
-        self, process: DiffusionModule, condition: Callable[[], Tensor], denoised: Denoised
+        self, process: Any, condition: Callable[[], Tensor], denoised: Denoised
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the action in one step."""
         return process.predict_clean(denoised.noisy, denoised.step, denoised.output), None
@@ -86,7 +83,7 @@ class DistilledGuidance(Guidance):
     reverse process in place of a flow. The diffusion itself clones, untouched by the critics.
 
     Args:
-        network: from condition and latent to an action; what acts in the end.
+        network: from condition ``[*, C]`` and latent ``[*, A]`` to an action; what acts in the end.
         weight: α of the squared distance to what the diffusion makes of the same latent.
 
     Raises:
@@ -95,7 +92,7 @@ class DistilledGuidance(Guidance):
 
     learns = True
 
-    def __init__(self, network: OneStepNetwork, weight: float = 10.0) -> None:
+    def __init__(self, network: nn.Module, weight: float = 10.0) -> None:
         super().__init__()
         if not weight > 0:
             raise ConfigError(f"the distillation's weight is {weight}: it must be above 0")
@@ -103,7 +100,7 @@ class DistilledGuidance(Guidance):
         self.weight = weight
 
     def forward(
-        self, process: DiffusionModule, condition: Callable[[], Tensor], denoised: Denoised
+        self, process: Any, condition: Callable[[], Tensor], denoised: Denoised
     ) -> tuple[Tensor, Tensor | None]:
         """Act in one step, and compare with the diffusion's action."""
         given = condition()
@@ -114,9 +111,7 @@ class DistilledGuidance(Guidance):
         low, high = process.action_bounds
         return action.clamp(low, high), self.weight * (action - wanted).square()
 
-    def next_action(
-        self, process: DiffusionModule, condition: Tensor, num_steps: int | None
-    ) -> Tensor:
+    def next_action(self, process: Any, condition: Tensor, num_steps: int | None) -> Tensor:
         """The network's own."""
         latent = torch.randn_like(condition[..., : process.action_dim])
         return self.network(condition, latent).clamp(*process.action_bounds)
