@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -18,7 +19,23 @@ from llmdpd_torchrl.transforms.replay import ReplayTransform
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
-class RetrieveAndPlay(TensorDictModuleBase):
+class _Play(TensorDictModuleBase):
+    """Write columns of an entry as the action."""
+
+    def __init__(self, key: str, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.columns = list(columns)
+        self.in_keys, self.out_keys = [key], ["action"]
+
+    @dispatch(auto_batch_size=False)
+    def forward(
+        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Write the action. It is not random: ``generator`` is accepted as by any policy."""
+        return tensordict.set("action", tensordict.get(self.in_keys[0])[..., self.columns])
+
+
+class RetrieveAndPlay(_Play):
     """Replay the action of the demonstration's nearest step, corrected towards its path.
 
     At every step, the step of the demonstration with the nearest state is retrieved; its corrected
@@ -38,42 +55,11 @@ class RetrieveAndPlay(TensorDictModuleBase):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
         layout = config.context_layout
         moves = layout.parts["suggestions"].start
         action = layout.parts["frame_0"].start  # of which the suggestion corrects the movement
         rest = range(action + layout.moves, action + config.action_dim)
-        self.columns = [*range(moves, moves + layout.moves), *rest]
-        self.in_keys, self.out_keys = ["retrieved_context"], ["action"]
-
-    @dispatch(auto_batch_size=False)
-    def forward(
-        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
-    ) -> TensorDictBase:
-        """Write the action. It is not random: ``generator`` is accepted as by any policy."""
-        return tensordict.set("action", tensordict.get("retrieved_context")[..., self.columns])
-
-
-class PlayReplayed(TensorDictModuleBase):
-    """Act as :class:`~llmdpd_torchrl.transforms.replay.ReplayTransform` wrote.
-
-    Examples:
-        >>> from tensordict import TensorDict
-        >>> state = TensorDict({"replayed_action": torch.ones(5, 4)}, [5])
-        >>> PlayReplayed()(state)["action"].shape
-        torch.Size([5, 4])
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_keys, self.out_keys = ["replayed_action"], ["action"]
-
-    @dispatch(auto_batch_size=False)
-    def forward(
-        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
-    ) -> TensorDictBase:
-        """Write the action. It is not random: ``generator`` is accepted as by any policy."""
-        return tensordict.set("action", tensordict.get("replayed_action").clone())
+        super().__init__("retrieved_context", [*range(moves, moves + layout.moves), *rest])
 
 
 class ReplayPolicy(LLMDPDPolicy):
@@ -152,4 +138,4 @@ def retrieve_and_play_plus_policy(config: NetworkConfig | None = None) -> LLMDPD
     config = config or NetworkConfig(prompt="trajectory", trajectory_length=128)
     if not config.retrieves:
         raise ConfigError("retrieve and play+ needs a trajectory prompt that is retrieved from")
-    return AnchoredReplayPolicy(config, PlayReplayed(), None)
+    return AnchoredReplayPolicy(config, _Play("replayed_action", range(config.action_dim)), None)

@@ -213,9 +213,15 @@ def held_grips(openings: Tensor, carried: Tensor, start: Tensor | None = None) -
         >>> held_grips(openings, torch.full((1, 8), 0.05))[0, -1]
         tensor(0.7000)
     """
-    held = torch.full_like(openings, -0.5)
     steps = torch.arange(openings.shape[1], device=openings.device)
     begins = steps == (0 if start is None else start)
+    return _held_on(_commands(openings, begins), openings, carried, begins)
+
+
+def _commands(openings: Tensor, begins: Tensor) -> Tensor:
+    """The commands [P, L] from turn to turn of the opening alone."""
+    held = torch.full_like(openings, -0.5)
+    steps = torch.arange(openings.shape[1], device=openings.device)
     command = held[:, 0]
     before = low = high = openings[:, 0]
     falls = rises = torch.zeros(len(openings), dtype=torch.int64, device=openings.device)
@@ -234,6 +240,11 @@ def held_grips(openings: Tensor, carried: Tensor, start: Tensor | None = None) -
         # After a turn it is a turn back that counts.
         low, high = (torch.where(closes | opens, opening, extreme) for extreme in (low, high))
         before = opening
+    return held
+
+
+def _held_on(held: Tensor, openings: Tensor, carried: Tensor, begins: Tensor) -> Tensor:
+    """The same, but that what is carried while the gripper is open is still held."""
     turns = held.diff(dim=1, prepend=held[:, :1]).ne(0) | begins
     run = turns.long().cumsum(1) - 1
     # What was let go may fly on, while the gripper still opens.
