@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, check_figures
-from benchmarks.studies import experiments, figures, unseen_all
+from benchmarks.studies import experiments, figures, guidance, unseen_all
 from benchmarks.studies.folds import chosen_folds
 from benchmarks.studies.options import read_options
 from benchmarks.studies.page import build_page
@@ -46,6 +46,8 @@ from llmdpd_torchrl.utils.errors import ConfigError, UserError
 from llmdpd_torchrl.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
+#: Studies whose pages and figures modules of their own write.
+OWN_PAGES = (unseen_all, guidance)
 
 
 @dataclass
@@ -132,7 +134,9 @@ def list_studies(studies: Mapping[str, Study], options: Options, store: Store) -
 
 def check(names: Sequence[str], studies: Mapping[str, Study], store: Store) -> int:
     """Compare the committed figures with those of the stored files; returns the exit code."""
-    found = figures.all_figures(studies, store) | unseen_all.all_figures(studies, store)
+    found = figures.all_figures(studies, store)
+    for pages in OWN_PAGES:
+        found |= pages.all_figures(studies, store)
     code = 0
     for name, values in found.items():
         if not names or name in names:
@@ -222,7 +226,8 @@ def _common(
         print(f"page: {path}")
         if store.root == RESULTS:
             figures.publish(studies, store)
-        unseen_all.publish(studies, store)
+        for pages in OWN_PAGES:
+            pages.publish(studies, store)
     return 0
 
 
