@@ -123,7 +123,6 @@ class Algorithm(NamedTuple):
                 f"network.critic_bins is {config.critic_bins}: categorical critics need "
                 "loss.bounded=true, and algorithm=llmdpd or diffusion_ql"
             )
-
         if config.candidates > 1 and not self.has_own_critics:
             raise ConfigError(
                 f"network.candidates is {config.candidates}: algorithm={name} has no critics that "

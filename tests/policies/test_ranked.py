@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -77,6 +79,11 @@ def test_its_critics_are_the_training_s_and_saved_with_it(tmp_path):
             assert torch.equal(value, trained[tuple(name.split("."))]), name
     after = act(policy, state)
     assert not torch.equal(before, after)
+    resumed = copy.deepcopy(loss.state_dict())
+    loss.target_qvalue_network_params.data.zero_()
+    assert not torch.equal(act(policy, state), after)
+    loss.load_state_dict(resumed)
+    assert torch.equal(act(policy, state), after)
     policy.save_pretrained(tmp_path)
     loaded = LLMDPDPolicy.from_pretrained(tmp_path)
     assert (loaded.config.candidates, loaded.config.critic_bins) == (12, 11)
