@@ -102,7 +102,7 @@ def test_own_words_change_what_the_policy_does(make_policy, here):
     folder = make_policy("text")
     given = {"own": ["--text", built_in("door-lock-v3")], "default": []}
     for name, text in given.items():
-        options = ["--tasks", "reach-v3", "--output", name, "--deterministic"]
+        options = ["--tasks", "reach-v3", "--output", name, "--acting", "deterministic"]
         assert main([folder, *options, *text, *SHORT]) == 0
     own, default = (results(here / name) for name in given)
     assert own["texts"] == {"reach-v3": built_in("door-lock-v3")}
