@@ -55,7 +55,11 @@ def test_a_study_is_run_and_stored(finished):
     assert {
         "command", "settings", "seed", "updates", "train_seconds", "parameters", "fingerprint",
         "data_hash", "git_revision", "machine", "seen_tasks", "unseen_tasks", "evaluation",
+        "value_bounds", "largest_value", "curve",
     } == set(about)  # fmt: skip
+    assert about["curve"]["updates"][-1] == 20
+    assert about["largest_value"] == pytest.approx(abs(about["curve"]["q_value"][-1]), abs=1e-3)
+    assert about["value_bounds"][0] < about["value_bounds"][1]
     assert about["updates"] == 20
     assert about["train_seconds"] > 0
     assert about["parameters"] > 1000
