@@ -18,7 +18,7 @@ from llmdpd_torchrl.modules.actors.decision_transformer import (
 )
 from llmdpd_torchrl.modules.actors.diffusion import DiffusionActor, QSelectedActor
 from llmdpd_torchrl.modules.actors.direct import DeterministicActor, DirectNetwork, GaussianActor
-from llmdpd_torchrl.modules.actors.one_step import OneStepActor, OneStepNetwork
+from llmdpd_torchrl.modules.actors.one_step import OneStepActor
 from llmdpd_torchrl.modules.actors.plan_diffusion import (
     PlanConditioner,
     PlanDenoiser,
@@ -32,6 +32,7 @@ from llmdpd_torchrl.modules.conditioning import (
 )
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
+from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
@@ -262,7 +263,7 @@ def _make_acting(
         return QSelectedActor(actor, qvalues, selection="argmax", num_candidates=count)
     if config.one_step:
         size, width = config.action_dim, condition.width
-        network = OneStepNetwork(size, width, config.hidden, config.activation)
+        network = make_mlp(width + size, config.hidden, size, config.activation)
         return OneStepActor(network, condition.conditioner, condition.keys, spec=actor.spec)
     return actor
 

@@ -12,7 +12,7 @@ from llmdpd_torchrl.modules import (
     make_networks,
     make_qvalue_networks,
 )
-from llmdpd_torchrl.modules.actors.one_step import OneStepNetwork
+from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.objectives import DiffusionQLLoss
 from llmdpd_torchrl.objectives.guidance import DistilledGuidance, OneStepGuidance
 from llmdpd_torchrl.policies import LLMDPDPolicy
@@ -27,7 +27,7 @@ OBS, ACT = 3, 2
 def distilled(lmbda=1.0, weight=10.0):
     torch.manual_seed(0)
     actor = DiffusionActor(ACT, OBS, in_keys=["observation"], hidden=(16,))
-    network = OneStepNetwork(ACT, OBS, hidden=(32,))
+    network = make_mlp(OBS + ACT, (32,), ACT)
     critics = make_qvalue_networks(OBS, ACT, hidden=(16,))
     guidance = DistilledGuidance(network, weight)
     return DiffusionQLLoss(actor, critics, lmbda=lmbda, guidance=guidance), network
@@ -105,7 +105,7 @@ def test_a_policy_acts_by_it_and_takes_it_along(tmp_path):
 
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="the distillation's weight is 0"):
-        DistilledGuidance(OneStepNetwork(ACT, OBS), 0.0)
+        DistilledGuidance(make_mlp(OBS + ACT, (8,), ACT), 0.0)
     with pytest.raises(ConfigError, match=r"network.one_step is true: it needs"):
         NetworkConfig(prompt="none", one_step=True, candidates=3)
     config = NetworkConfig(prompt="none", one_step=True)

@@ -8,48 +8,22 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.modules import SafeModule
+from torchrl.modules import MLP, SafeModule
 
-from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.modules.diffusion import is_deterministic
-
-
-class OneStepNetwork(nn.Module):
-    """An MLP from a condition ``[*, C]`` and a latent ``[*, A]`` to an action, not clipped.
-
-    Examples:
-        >>> network = OneStepNetwork(action_dim=2, condition_dim=3, hidden=[8])
-        >>> network(torch.randn(5, 3), torch.randn(5, 2)).shape
-        torch.Size([5, 2])
-    """
-
-    def __init__(
-        self,
-        action_dim: int,
-        condition_dim: int,
-        hidden: Sequence[int] = (256, 256, 256),
-        activation: str = "mish",
-    ) -> None:
-        super().__init__()
-        self.action_dim = action_dim
-        self.mlp = make_mlp(condition_dim + action_dim, hidden, action_dim, activation)
-
-    def forward(self, condition: Tensor, latent: Tensor) -> Tensor:
-        """The action, ``[*, A]``."""
-        return self.mlp(torch.cat([condition, latent], dim=-1))
 
 
 class _OneStep(nn.Module):
     """The network behind the conditioner that it shares with its diffusion."""
 
-    def __init__(self, network: OneStepNetwork, conditioner: nn.Module) -> None:
+    def __init__(self, network: MLP, conditioner: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.conditioner = conditioner
 
     def forward(self, *inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         condition = self.conditioner(*inputs)
-        shape = (*condition.shape[:-1], self.network.action_dim)
+        shape = (*condition.shape[:-1], self.network.out_features)
         if is_deterministic():
             latent = condition.new_zeros(shape)
         else:
@@ -64,21 +38,22 @@ class OneStepActor(SafeModule):
     Deterministic, it makes its action of a latent of zeros.
 
     Args:
-        network: trained with the loss.
+        network: from condition ``[*, C]`` and latent ``[*, A]`` to an action; the loss trains it.
         conditioner: of the diffusion that it was distilled from.
         in_keys: as that's.
         spec: of the action, which is clipped to [-1, 1].
 
     Examples:
         >>> from tensordict import TensorDict
-        >>> actor = OneStepActor(OneStepNetwork(2, 3, [8]), nn.Identity(), ["observation"])
+        >>> from llmdpd_torchrl.modules.denoiser import make_mlp
+        >>> actor = OneStepActor(make_mlp(3 + 2, [8], 2), nn.Identity(), ["observation"])
         >>> actor(TensorDict({"observation": torch.randn(5, 3)}, [5]))["action"].shape
         torch.Size([5, 2])
     """
 
     def __init__(
         self,
-        network: OneStepNetwork,
+        network: MLP,
         conditioner: nn.Module,
         in_keys: Sequence[NestedKey],
         *,
