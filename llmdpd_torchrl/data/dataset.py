@@ -73,12 +73,17 @@ class TrajectoryDataset:
         Raises:
             DataError: if nothing says what success is.
         """
+        return episode_sums(self._success, self.lengths) > 0
+
+    @property
+    def _success(self) -> torch.Tensor:
+        """The success flag of each step, ``[N, 1]``; a ``DataError`` if there is none."""
         if ("next", "success") not in self.transitions.keys(include_nested=True):
             raise DataError(
                 f"{self.manifest.environment}: the episodes carry no success flag; say which ones "
                 "count with with_success(), e.g. those above some return"
             )
-        return episode_sums(self.transitions["next", "success"], self.lengths) > 0
+        return self.transitions["next", "success"]
 
     @classmethod
     def load(
@@ -169,9 +174,7 @@ class TrajectoryDataset:
         Raises:
             DataError: if the episodes carry no success flag.
         """
-        if ("next", "success") not in self.transitions.keys(include_nested=True):
-            raise DataError(f"{self.manifest.environment}: the episodes carry no success flag")
-        success = self.transitions["next", "success"]
+        success = self._success
         following = self.transitions["next"].copy()
         following["reward"] = success.float() - 1.0
         following["terminated"] = following["terminated"] | success

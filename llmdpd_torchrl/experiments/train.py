@@ -58,8 +58,9 @@ def train(run: Run) -> None:
     identity = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
     saved = _find_saved(run, states, identity)
     torch.manual_seed(run.cfg.seed)
-    run.policy, networks = _build(run)
-    trainer = _make_trainer(run, networks, saved)
+    bounds = value_bounds(run)
+    run.policy, networks = _build(run, bounds)
+    trainer = _make_trainer(run, networks, bounds, saved)
     with contextlib.ExitStack() as stack:
         stack.callback(trainer.logger.shutdown)  # or a sweep's next run would log into this one
         if run.cfg.evaluation.every:
@@ -115,7 +116,7 @@ def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraini
     return saved
 
 
-def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
+def _build(run: Run, bounds: tuple[float, float]) -> tuple[LLMDPDPolicy, Networks]:
     """The policy, untrained, and its networks with the critics."""
     cfg, dataset, table = run.cfg, run.dataset, run.training_prompts.text
     trained = dataset.trajectory_task.unique()
@@ -133,7 +134,7 @@ def _build(run: Run) -> tuple[LLMDPDPolicy, Networks]:
         config,
         observations=dataset.transitions["observation"],
         text_embeddings=None if table is None else table[trained],
-        value_bounds=value_bounds(run),
+        value_bounds=bounds,
     )
     about = {
         "fingerprint": run.fingerprint,
@@ -184,7 +185,9 @@ def value_bounds(run: Run) -> tuple[float, float]:
     return return_bounds(rewards, run.cfg.loss.gamma, int(run.dataset.lengths.max()))
 
 
-def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> OfflineTrainer:
+def _make_trainer(
+    run: Run, networks: Networks, bounds: tuple[float, float], saved: SavedTraining | None
+) -> OfflineTrainer:
     cfg, policy = run.cfg, run.policy
     algorithm = get_algorithm(cfg.algorithm)
     labels = run.family.imitates_expert(cfg)
@@ -204,7 +207,6 @@ def _make_trainer(run: Run, networks: Networks, saved: SavedTraining | None) -> 
     if run.device.type != "cpu":  # the transforms may need theirs beside the data
         tables = copy.deepcopy(tables).to(run.device)
     prompt_network = policy.prompt_network(tables)
-    bounds = value_bounds(run)
     loss = algorithm.make_loss(networks, prompt_network, value_bounds=bounds, **plain(cfg.loss))
     if cfg.network.candidates > 1:
         share_critics(networks.qvalues, loss.target_qvalue_network_params)
