@@ -219,8 +219,7 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
     write_changed("results", *page_figures(studies, store))
     for name, found in folder_figures(studies, store).items():
         rows = rows_of(name, studies, store)
-        files = sorted((store.root / name).glob("*.csv"))
-        is_new = write_changed(name, found, {path.stem: f"{name}/{path.name}" for path in files})
+        is_new = write_changed(name, found, stored_files(name, store))
         if name == "d4rl_velocity":
             tables = [speed_table(rows).markdown()]
             write_readme_table("studies speeds", tables[0].splitlines())
@@ -231,6 +230,20 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
             if is_new:
                 plot(rows, RESULTS / f"{name}.png")
         write_text(RESULTS / f"{name}.md", "\n\n".join(tables) + "\n")
+
+
+def figures_of(label: str, found: Estimate | None) -> dict[str, float]:
+    """A value and the limits of its interval, if there are any."""
+    if found is None:
+        return {}
+    limits = {f"{label}_low": found.low, f"{label}_high": found.high}
+    return {label: found.value, **{k: v for k, v in limits.items() if not math.isnan(v)}}
+
+
+def stored_files(folder: str, store: Store) -> dict[str, str]:
+    """The files of episodes in a folder of the store, by name, as figures name them."""
+    files = sorted((store.root / folder).glob("*.csv"))
+    return {path.stem: f"{folder}/{path.name}" for path in files}
 
 
 def write_changed(name: str, found: Mapping[str, float], raw: Mapping[str, str]) -> bool:

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.common import RESULTS
-from benchmarks.studies.figures import write_changed
+from benchmarks.studies.figures import figures_of, stored_files, write_changed
 from benchmarks.studies.judge import Side, difference, mean, side
 from benchmarks.studies.registry import Study
 from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.results import Table
-from llmdpd_torchrl.evaluation.statistics import Estimate
 from llmdpd_torchrl.utils.files import write_text
 
 NAME = "guidance"
@@ -83,21 +82,12 @@ def figures(studies: Mapping[str, Study], store: Store) -> dict[str, float]:
             dataset = f"{robot}_{level}"
             prefix = robot if level == LEVELS[0] else dataset
             sides = _sides(scores, store, SCORE_ROWS, dataset)
-            for name, one in sides.items():
-                if one.runs:
-                    found |= _figures_of(f"{prefix}_{name}", mean(scores, one))
-                    found[f"{prefix}_{name}_seeds"] = len(one.runs)
-            gain = difference(scores, sides["default"], sides["clone"])
-            found |= _figures_of(f"{prefix}_gain", gain)
+            found |= _means(scores, sides, prefix)
             for rival in ("td3_bc", "iql", "chain"):
                 above = difference(scores, sides["default"], sides[rival])
-                found |= _figures_of(f"{prefix}_default_minus_{rival}", above)
+                found |= figures_of(f"{prefix}_default_minus_{rival}", above)
     sides = _sides(mixed, store, MIXED_ROWS)
-    for name, one in sides.items():
-        if one.runs:
-            found |= _figures_of(f"mixed_{name}", mean(mixed, one))
-            found[f"mixed_{name}_seeds"] = len(one.runs)
-    found |= _figures_of("mixed_gain", difference(mixed, sides["default"], sides["clone"]))
+    found |= _means(mixed, sides, "mixed")
     if "mixed_default" in found:
         found["mixed_named"] = found["mixed_default"]
     runs = list(_trainings((scores, mixed), store))
@@ -106,11 +96,15 @@ def figures(studies: Mapping[str, Study], store: Store) -> dict[str, float]:
     return found
 
 
-def _figures_of(label: str, found: Estimate | None) -> dict[str, float]:
-    if found is None:
-        return {}
-    limits = {f"{label}_low": found.low, f"{label}_high": found.high}
-    return {label: found.value, **{k: v for k, v in limits.items() if v == v}}  # one seed has none
+def _means(study: Study, sides: Mapping[str, Side], prefix: str) -> dict[str, float]:
+    """Of each row its mean and number of seeds, and what the critics add to the clone."""
+    found: dict[str, float] = {}
+    for name, one in sides.items():
+        if one.runs:
+            found |= figures_of(f"{prefix}_{name}", mean(study, one))
+            found[f"{prefix}_{name}_seeds"] = len(one.runs)
+    gain = difference(study, sides["default"], sides["clone"])
+    return found | figures_of(f"{prefix}_gain", gain)
 
 
 def _trainings(studies: Sequence[Study], store: Store) -> Iterator[bool]:
@@ -155,13 +149,13 @@ def _cell(study: Study, one: Side, seeds: int) -> str:
 
 def publish(studies: Mapping[str, Study], store: Store) -> None:
     """Write the page beside the stored files, and figures that have changed, if there are any."""
-    files = sorted((store.root / NAME).glob("*.csv"))
+    files = stored_files(NAME, store)
     if not {SCORES, MIXED} <= studies.keys() or not files:
         return
     write_text(store.root / f"{NAME}.md", build_page(studies, store))
     if store.root == RESULTS:  # figures are of the committed files alone
         found = figures(studies, store)
-        write_changed(NAME, found, {path.stem: f"{NAME}/{path.name}" for path in files})
+        write_changed(NAME, found, files)
 
 
 def all_figures(studies: Mapping[str, Study], store: Store) -> dict[str, dict[str, float]]:

@@ -12,8 +12,7 @@ from benchmarks.studies.store import Store
 from llmdpd_torchrl.evaluation.comparison import (
     Scores,
     crossed_difference,
-    normalized_scores,
-    successes,
+    percents,
 )
 from llmdpd_torchrl.evaluation.statistics import (
     EpisodeResult,
@@ -78,9 +77,7 @@ def scores(study: Study, of: Side, tasks: Sequence[str] = ()) -> Scores:
         [episode for episode in episodes if not tasks or episode.task in tasks]
         for _, episodes in sorted(of.runs.items())
     ]
-    if study.measures_scores:
-        return normalized_scores(runs)
-    return {task: 100 * rows for task, rows in successes(runs).items()}
+    return percents(runs, scored=study.measures_scores)
 
 
 def seed_means(study: Study, of: Side) -> list[float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.common import RESULTS, write_readme_table
-from benchmarks.studies.figures import write_changed
+from benchmarks.studies.figures import figures_of, stored_files, write_changed
 from benchmarks.studies.folds import chosen_folds
 from benchmarks.studies.registry import Arm, Study, Variant
 from benchmarks.studies.store import Store
@@ -182,33 +182,27 @@ def figures(study: Study, store: Store) -> dict[str, float]:
         prefix = "" if name == "report" else f"{name}_"
         for variant, arm in (key for key in group.cells if group.is_complete(*key)):
             label = f"{prefix}{_short(variant)}_{arm}"
-            found |= _figures_of(label, group.mean(variant, arm))
+            found |= figures_of(label, group.mean(variant, arm))
             found[f"{label}_seeds"] = min(len(by) for by in group.cells[variant, arm].values())
         for label, sides in DIFFERENCES.items():
             if all(group.is_complete(*side) for side in sides):
-                found |= _figures_of(f"{prefix}{label}", _mean(group.paired(*sides)))
+                found |= figures_of(f"{prefix}{label}", _mean(group.paired(*sides)))
         if all(group.is_complete(*side) for side in CHOICE):
-            found |= _figures_of(f"{prefix}better_of_two_clean", _mean(group.paired(*CHOICE, max)))
-        found |= _figures_of(f"{prefix}clean_minus_rnp_on_easy_tasks", _on_easy(group))
+            found |= figures_of(f"{prefix}better_of_two_clean", _mean(group.paired(*CHOICE, max)))
+        found |= figures_of(f"{prefix}clean_minus_rnp_on_easy_tasks", _on_easy(group))
         for variant, seen in read_seen(study, store, name).items():
-            found |= _figures_of(f"{prefix}{_short(variant)}_seen", _mean(seen))
+            found |= figures_of(f"{prefix}{_short(variant)}_seen", _mean(seen))
     ml45 = SPLITS["fold_ml45"].held_out
     report = read_group(study, store, "report")
     for variant in dict.fromkeys(variant for variant, _ in report.cells):
         if set(ml45) <= report.cells.get((variant, "clean"), {}).keys():
             mean = report.mean(variant, "clean", ml45)
-            found |= _figures_of(f"ml45_{_short(variant)}_clean", mean)
+            found |= figures_of(f"ml45_{_short(variant)}_clean", mean)
     return found
 
 
 def _short(variant: str) -> str:
     return SHORT.get(variant, variant)
-
-
-def _figures_of(label: str, found: Estimate | None) -> dict[str, float]:
-    if found is None:
-        return {}
-    return {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
 
 
 def _on_easy(group: Group) -> Estimate | None:
@@ -326,7 +320,7 @@ def all_figures(studies: Mapping[str, Study], store: Store) -> dict[str, dict[st
 
 def publish(studies: Mapping[str, Study], store: Store) -> None:
     """Write the page beside the stored files, and figures that have changed, if there are any."""
-    files = sorted((store.root / NAME).glob("*.csv"))
+    files = stored_files(NAME, store)
     if NAME not in studies or not files:
         return
     write_text(store.root / f"{NAME}.md", build_page(studies[NAME], store))
@@ -335,4 +329,4 @@ def publish(studies: Mapping[str, Study], store: Store) -> None:
             f"studies {NAME}", readme_table(studies[NAME], store).markdown().splitlines()
         )
         found = figures(studies[NAME], store)
-        write_changed(NAME, found, {path.stem: f"{NAME}/{path.name}" for path in files})
+        write_changed(NAME, found, files)

@@ -52,6 +52,13 @@ def normalized_scores(runs: Sequence[Sequence[EpisodeResult]]) -> dict[str, NDAr
     return _by_task(runs, score)
 
 
+def percents(runs: Sequence[Sequence[EpisodeResult]], *, scored: bool) -> Scores:
+    """Normalised scores, or successes in percent, as :func:`successes` has them."""
+    if scored:
+        return normalized_scores(runs)
+    return {task: 100 * rows for task, rows in successes(runs).items()}
+
+
 def _by_task(
     runs: Sequence[Sequence[EpisodeResult]], value: Callable[[EpisodeResult], float]
 ) -> dict[str, NDArray[np.float64]]:

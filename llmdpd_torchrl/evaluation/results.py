@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
@@ -23,6 +24,7 @@ from rich.markdown import Markdown
 from llmdpd_torchrl.evaluation.comparison import (
     normalized_scores,
     paired_difference,
+    percents,
     performance_profile,
     successes,
 )
@@ -136,14 +138,8 @@ def acting_table(
             if not tasks:
                 continue
             sides = [[e for e in side if e.task in tasks] for side in (own, episodes)]
-            if measures_scores:
-                mine, other = (normalized_scores([side]) for side in sides)
-            else:
-                mine, other = (
-                    {task: 100 * rates for task, rates in successes([side]).items()}
-                    for side in sides
-                )
-            means = (f"{sum(v.mean() for v in of.values()) / len(of):.1f}" for of in (mine, other))
+            mine, other = (percents([side], scored=measures_scores) for side in sides)
+            means = (f"{np.mean([*of.values()]):.1f}" for of in (mine, other))
             rows.append((way, group, *means, paired_difference(mine, other).text()))
     unit = "score" if measures_scores else "success %"
     return Table(("acting", "tasks", f"own {unit}", unit, "own minus it (95 % interval)"), rows)
