@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "list":
         return _list()
     from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
-    from llmdpd_torchrl.data.load import fetch_d4rl
+    from llmdpd_torchrl.data.download import fetch_d4rl
     from llmdpd_torchrl.data.manifest import Manifest
     from llmdpd_torchrl.experiments.command import compose_settings
     from llmdpd_torchrl.experiments.config import read

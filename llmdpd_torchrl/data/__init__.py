@@ -2,7 +2,8 @@
 
 from llmdpd_torchrl.data.d4rl import export_d4rl, read_d4rl_file
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
-from llmdpd_torchrl.data.load import fetch_d4rl, load_episodes
+from llmdpd_torchrl.data.download import fetch_d4rl
+from llmdpd_torchrl.data.load import load_episodes
 from llmdpd_torchrl.data.manifest import Manifest, TaskRecord
 from llmdpd_torchrl.data.minari import read_minari
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
