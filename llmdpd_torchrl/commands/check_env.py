@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,16 +41,10 @@ def _run(options: argparse.Namespace) -> int:
     for name, least in (("steps", 2), ("seed", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name} is {getattr(options, name)}: it must be at least {least}")
-    if options.modules and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a module that lies here is found, and hides no other
-    for module in options.modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a module raises anything
-            raise ConfigError(
-                f"--import {module}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+    from llmdpd_torchrl.envs import import_modules
     from llmdpd_torchrl.envs.checks import Finding, check_environment
+
+    import_modules(options.modules, "--import")
 
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     with warnings.catch_warnings():

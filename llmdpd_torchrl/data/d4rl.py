@@ -90,11 +90,13 @@ def iter_d4rl_arrays(
     task_key: str | None = None,
     infos: Sequence[str] = (),
     action_range: ActionRange | None = None,
+    keys: Mapping[str, str] | None = None,
 ) -> Iterator[Recording]:
     """Arrays in D4RL's layout as recordings of complete episodes, ``block_bytes`` at once.
 
     There is at least one recording, which refuses to be empty. It is larger than a block where an
-    episode is. By default all is one; ``source`` is its name in messages.
+    episode is. By default all is one; ``source`` is its name in messages, and ``keys`` are other
+    names of arrays, by those of the layout.
     """
     attributes = dict(attributes)
     names = tuple(attributes.pop(_TASKS, ()))
@@ -102,7 +104,8 @@ def iter_d4rl_arrays(
     if names and task_key is None:
         task_key = "task_id"
     task_column = f"infos/{task_key}" if task_key else ""
-    arrays = _find_arrays(data, source, [*(f"infos/{key}" for key in infos), task_column])
+    further = [*(f"infos/{key}" for key in infos), task_column]
+    arrays = _find_arrays(data, source, further, keys or {})
     if task_column and not names:
         ids = arrays[task_column]
         if ids.dtype.kind in "iu" and len(ids):  # a recording refuses other types
@@ -189,18 +192,22 @@ def export_d4rl(
 
 
 def _find_arrays(
-    data: h5py.File | Mapping[str, Any], source: str, columns: Iterable[str]
+    data: h5py.File | Mapping[str, Any],
+    source: str,
+    columns: Iterable[str],
+    keys: Mapping[str, str],
 ) -> dict[str, h5py.Dataset | NDArray[Any]]:
     """The needed arrays, not read yet, after checking their types and lengths."""
     arrays: dict[str, h5py.Dataset | NDArray[Any]] = {}
     for key in (*_REQUIRED, *_OPTIONAL, *filter(None, columns)):
-        item = _find_array(data, key)
-        if item is None and key in _OPTIONAL:
+        item = _find_array(data, keys.get(key, key))
+        if item is None and key in _OPTIONAL and key not in keys:
             continue
         if item is None:
             found = ", ".join(sorted(map(str, data))) or "nothing"
+            which = f"{keys[key]!r}, named by keys" if key in keys else f"{key!r}"
             raise DataError(
-                f"{source}: has no array {key!r}, which this layout needs; found {found}"
+                f"{source}: has no array {which}, which this layout needs; found {found}"
             )
         if item.dtype.kind not in "fiub":
             raise DataError(f"{source}: {key} is of type {item.dtype}, not a number")

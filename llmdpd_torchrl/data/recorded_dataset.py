@@ -172,6 +172,47 @@ class OfflineDataset(TrajectoryDataset):
         transitions["next", "success"] = success
         return self._with(transitions)
 
+    def best(self, share: float) -> torch.Tensor:
+        """``[E]`` bool: the episodes of highest return of each task, at least two."""
+        best = torch.zeros(len(self.lengths), dtype=torch.bool)
+        returns = self.trajectory_return
+        for task in self.trajectory_task.unique():
+            rows = (self.trajectory_task == task).nonzero().squeeze(-1)
+            count = min(len(rows), max(2, round(share * len(rows))))
+            best[rows[returns[rows].topk(count).indices]] = True
+        return best
+
+    def meets(
+        self,
+        *,
+        min_reward: float | None = None,
+        min_return: float | None = None,
+    ) -> torch.Tensor:
+        """``[E]`` bool: the episodes with such a reward, such a return, or else that terminate."""
+        following = self.transitions["next"]
+        if min_reward is not None:
+            return episode_sums(following["reward"] >= min_reward, self.lengths) > 0
+        if min_return is not None:
+            return self.trajectory_return >= min_return
+        return episode_sums(following["terminated"], self.lengths) > 0
+
+    def with_fields(self, fields: Mapping[str, Sequence[int]], source: str) -> OfflineDataset:
+        """The same dataset with names for the entries of its observations.
+
+        Raises:
+            DataError: with ``source``, if they are no index ranges of the observation.
+        """
+        size = self.manifest.observation_layout["size"]
+        for name, span in fields.items():
+            if len(span) != 2 or not 0 <= span[0] < span[1] <= size:
+                raise DataError(
+                    f"{source}: observation_fields.{name} is {[*span]}: give the first entry and "
+                    f"the one behind the last of an observation of {size}"
+                )
+        layout = self.manifest.observation_layout | {"fields": {k: [*v] for k, v in fields.items()}}
+        manifest = dataclasses.replace(self.manifest, observation_layout=layout)
+        return type(self)(manifest, self.transitions)
+
     def _with(self, transitions: TensorDictBase) -> OfflineDataset:
         records = _task_records(transitions, self.manifest.task_table)
         return type(self)(dataclasses.replace(self.manifest, tasks=records), transitions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,6 +131,42 @@ class Recording:
         """Transitions of each episode, ``[E]``."""
         return np.diff(self.ends, prepend=-1)
 
+    def rename(self, name: str) -> None:
+        """Give the only task another name.
+
+        Raises:
+            DataError: if there are several tasks.
+        """
+        if len(self.task_names) > 1:
+            raise DataError(
+                f"{self.source}: has the tasks {', '.join(self.task_names)}, all named {name!r}: "
+                f"name one of them, as {self.source}::TASK"
+            )
+        self.task_names = (name,)
+
+    def of_task(self, name: str) -> Recording | None:
+        """The episodes of one task, ``None`` if there is none.
+
+        Raises:
+            DataError: if there is no such task.
+        """
+        if name not in self.task_names:
+            known = ", ".join(self.task_names)
+            raise DataError(f"{self.source}: has no task {name!r}; it has {known}")
+        assert self.task_ids is not None
+        rows = self.task_ids == list(self.task_names).index(name)
+        if not rows.any():
+            return None
+        part = copy.copy(self)
+        columns = ("observation", "next_observation", "action", "reward", "terminated",
+                   "truncated", "success")  # fmt: skip
+        for key in columns:
+            if getattr(self, key) is not None:
+                setattr(part, key, getattr(self, key)[rows])
+        part.infos = {key: column[rows] for key, column in self.infos.items()}
+        part.task_names, part.task_ids = (name,), np.zeros(int(rows.sum()), np.int64)
+        return part
+
     def _name_tasks(self) -> None:
         """Check the task ids, and set the default of their names."""
         assert self.task_ids is not None
@@ -155,8 +192,9 @@ class Recording:
             low, high = (np.broadcast_to(end, (size,)) for end in ends)
         except (TypeError, ValueError):
             raise DataError(
-                f"{self.source}: action_range is {self.action_range}: give the lowest and the "
-                f"highest value, each one number or a list of {size}"
+                f"{self.source}: actions have {size} entries, and action_range is "
+                f"{self.action_range}: give the lowest and the highest value, each one number or "
+                f"a list of {size}"
             ) from None
         if not (low < high).all() or not np.isfinite(high - low).all():
             raise DataError(

@@ -7,6 +7,7 @@ from llmdpd_torchrl.envs.gym_mujoco import (
     GymMujocoEnv,
     HalfCheetahVelocityEnv,
 )
+from llmdpd_torchrl.envs.gymnasium_env import GymnasiumEnv, SuccessRule, import_modules
 from llmdpd_torchrl.envs.metaworld import (
     MetaWorldEnv,
     make_simulator,
@@ -19,11 +20,14 @@ __all__ = [
     "GYM_MUJOCO_TASKS",
     "Dynamics",
     "GymMujocoEnv",
+    "GymnasiumEnv",
     "HalfCheetahVelocityEnv",
     "MetaWorldEnv",
     "MultiTaskEnv",
     "SimulatorEnv",
     "SimulatorStep",
+    "SuccessRule",
+    "import_modules",
     "make_simulator",
     "reset_simulator",
     "sample_goals",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd_torchrl.envs import (
-    Dynamics,
     GymMujocoEnv,
+    GymnasiumEnv,
     HalfCheetahVelocityEnv,
     MetaWorldEnv,
     SimulatorEnv,
+    import_modules,
     sample_goals,
 )
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, reference_returns
@@ -199,13 +200,87 @@ class GymMujocoSuite:
     def starts(self) -> dict[str, Any]:
         """The seed, which determines initial states by an episode's number, and the options."""
         return {
-            task: {
-                "seed": self.seed,
-                "max_steps": self.max_steps,
-                **{
-                    key: asdict(value) if isinstance(value, Dynamics) else value
-                    for key, value in options.items()
-                },
-            }
+            task: {"seed": self.seed, "max_steps": self.max_steps, **_as_json(options)}
             for task, options in self.variants.items()
         }
+
+
+@dataclass(frozen=True)
+class GymnasiumSuite:
+    """Environments of Gymnasium's registry, by success, or by normalised score.
+
+    Attributes:
+        variants: by task, the options of a :class:`~llmdpd_torchrl.envs.GymnasiumEnv`: its
+            ``task``, and ``success``, ``options``, ``task_id`` or ``max_steps``, say.
+        references: by task, the returns that score 0 and 100; the results of tasks with them are
+            scores, those of others success.
+        imports: modules that register the environments, for workers.
+        seed: of the initial states.
+        stop_on_success: whether the first success ends an episode.
+
+    Raises:
+        ConfigError: if a task has neither ``success`` nor references, or they are no range.
+
+    Examples:
+        >>> suite = GymnasiumSuite({"up": {"task": "Pendulum-v1"}}, {"up": (-1500.0, -100.0)})
+        >>> suite.score("up", -800.0)
+        50.0
+    """
+
+    variants: Mapping[str, Mapping[str, Any]]
+    references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    imports: Sequence[str] = ()
+    seed: int = 0
+    stop_on_success: bool = True
+
+    def __post_init__(self) -> None:
+        for name, options in self.variants.items():
+            if options.get("success") is None and name not in self.references:
+                raise ConfigError(
+                    f"task {name!r} has neither success nor references: give a rule for success, "
+                    "or the returns that score 0 and 100"
+                )
+        for name, (low, high) in self.references.items():
+            if not low < high:
+                raise ConfigError(
+                    f"references of task {name!r} are {low} and {high}: the return that scores 100 "
+                    "must be larger"
+                )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are evaluated."""
+        return tuple(self.variants)
+
+    def make(self, task: str, *, render: tuple[int, int] | None = None) -> GymnasiumEnv:
+        """An environment of one task."""
+        import_modules(self.imports)
+        stops = self.stop_on_success
+        return GymnasiumEnv(
+            seed=self.seed, stop_on_success=stops, render=render, **self.variants[task]
+        )
+
+    def task_id(self, task: str) -> int:
+        """That of the task's options, or 0."""
+        return self.variants[task].get("task_id", 0)
+
+    def score(self, task: str, episode_return: float) -> float | None:
+        """0 and 100 at the references; ``None`` where success is what counts."""
+        if task not in self.references:
+            return None
+        low, high = self.references[task]
+        return 100.0 * (episode_return - low) / (high - low)
+
+    def starts(self) -> dict[str, Any]:
+        """The seed, which determines initial states by an episode's number, and the options."""
+        return {
+            task: {"seed": self.seed, **_as_json(options)}
+            for task, options in self.variants.items()
+        }
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for key, value in options.items()
+    }

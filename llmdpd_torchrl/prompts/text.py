@@ -28,7 +28,8 @@ class TextPrompt:
         robot: the acting body.
         objective: the state of the world when the task is done.
         constraints: how to do it, and what must not happen.
-        success: the measurable condition that ends the task.
+        success: the measurable condition that ends the task. Parts that are empty are left out; of
+            a prompt with the first alone, the text is that.
         paraphrases: further complete descriptions of the task in other words, to test and train
             generalisation over wordings.
 
@@ -45,15 +46,18 @@ class TextPrompt:
 
     name: str
     task: str
-    robot: str
-    objective: str
-    constraints: str
-    success: str
+    robot: str = ""
+    objective: str = ""
+    constraints: str = ""
+    success: str = ""
     paraphrases: tuple[str, ...] = ()
 
     def render(self) -> str:
-        """Return the text for the language model, one labelled line per part."""
-        return "\n".join(f"{field.capitalize()}: {getattr(self, field)}" for field in _TEXT_FIELDS)
+        """Return the text for the language model: one labelled line per part, or the task alone."""
+        given = [field for field in _TEXT_FIELDS if getattr(self, field)]
+        if given == ["task"]:
+            return self.task
+        return "\n".join(f"{field.capitalize()}: {getattr(self, field)}" for field in given)
 
     def variant(self, index: int | None) -> str:
         """Return paraphrase ``index``, or the rendered prompt for ``None``.
