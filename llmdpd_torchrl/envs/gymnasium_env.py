@@ -210,7 +210,7 @@ def _make(task: str, arguments: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
             return gymnasium.make(task, **arguments)
         except gymnasium.error.UnregisteredEnv as error:
             raise ConfigError(
-                f"{first_line(error)} (an environment of your own: import the module that "
+                f"{task}: {first_line(error)} (an environment of your own: import the module that "
                 "registers it)"
             ) from None
         except Exception as error:  # environments raise anything

@@ -3,13 +3,14 @@
 from llmdpd_torchrl.evaluation.evaluator import Evaluator, evaluate
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, ResultsSummary, summarise
-from llmdpd_torchrl.evaluation.suites import GymMujocoSuite, MetaWorldSuite, Suite
+from llmdpd_torchrl.evaluation.suites import GymMujocoSuite, GymnasiumSuite, MetaWorldSuite, Suite
 
 __all__ = [
     "EpisodeResult",
     "EvaluationSettings",
     "Evaluator",
     "GymMujocoSuite",
+    "GymnasiumSuite",
     "MetaWorldSuite",
     "ResultsSummary",
     "Suite",

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
 from llmdpd_torchrl.evaluation.rollout import EvaluationSettings, make_policy_env
@@ -99,17 +99,19 @@ def _renders(backend: str) -> bool:
 
 
 def render_frame(env: Any) -> Frame:
-    """Render what the camera of a MuJoCo environment sees, the right way up.
+    """Render what the camera of an environment sees, the right way up.
 
-    Meta-World's four ``corner*`` cameras hang upside down: their images are turned by 180°.
-    The environment's own GL context is made current first: gymnasium does not, and would return the
-    image of another environment when two of them render in turns. ``env`` is made with
-    ``render_mode="rgb_array"``.
+    Of one without MuJoCo, it is what the environment itself renders. Meta-World's four ``corner*``
+    cameras hang upside down: their images are turned by 180°. The environment's own GL context is
+    made current first: gymnasium does not, and would return the image of another environment when
+    two of them render in turns. ``env`` is made with ``render_mode="rgb_array"``.
 
     Raises:
         ConfigError: if nothing on this machine can render; the line says what to install.
     """
     env = env.unwrapped
+    if not hasattr(env, "mujoco_renderer"):
+        return np.ascontiguousarray(env.render(), dtype=np.uint8)
     backend, problem = rendering_backend()
     if backend is None:
         raise ConfigError(problem)
@@ -222,6 +224,15 @@ def _tile(videos: Sequence[Sequence[Frame]]) -> list[Frame]:
     return images
 
 
+def _fit(frame: Frame, size: tuple[int, int]) -> Frame:
+    """The frame in an image of this width and height, with white beside it if it is of others."""
+    width, height = size
+    if frame.shape[:2] == (height, width):
+        return frame
+    image = ImageOps.pad(Image.fromarray(frame), size, color=(255, 255, 255))
+    return np.asarray(image)
+
+
 def _record(
     policy: LLMDPDPolicy,
     suite: Suite,
@@ -245,7 +256,7 @@ def _record(
         done, success, steps = False, False, 0
         while not done:
             if steps % every == 0:
-                frames.append(render_frame(env.base_env.simulator))
+                frames.append(_fit(render_frame(env.base_env.simulator), size))
             action = settings.act(policy, state.unsqueeze(0), generator).squeeze(0)
             step = env.step(state.set("action", action))["next"]
             state, done = step.exclude("reward"), bool(step["done"])
@@ -253,7 +264,7 @@ def _record(
             total += float(step["reward"])
             steps += 1
             bar.update()
-        frames.append(render_frame(env.base_env.simulator))
+        frames.append(_fit(render_frame(env.base_env.simulator), size))
     env.close()
     score = suite.score(task, total)
     outcome = "success" if success else "failure"
