@@ -12,8 +12,10 @@ from llmdpd_torchrl import __version__
 COMMANDS = {
     "train": "collect Meta-World data, train, evaluate on seen and unseen tasks, report",
     "train-d4rl": "the same on recorded locomotion: D4RL, Minari, HDF5 files",
+    "train-own": "the same on tasks of your own: a YAML file of environments, data and texts",
     "eval": "evaluate a saved policy on tasks, texts and demonstrations of your own",
     "video": "record a saved policy as an MP4",
+    "record": "record episodes of an environment: by hand, by a function, by a policy",
     "report": "turn a folder of runs into tables, plots and one HTML page",
     "data": "collect or fetch datasets, list those in the cache, show what is in one",
     "prompts": "list, embed and compare text prompts",

@@ -57,6 +57,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--text-file", metavar="FILE", help="a prompt file (YAML) with a text for each task"
     )
+    tasks.add_argument(
+        "--task-file",
+        metavar="FILE",
+        help="tasks of your own, as for `llmdpd train-own`: their environments and texts, and "
+        "demonstrations where none is given",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--max-steps", type=int, metavar="N", help="time limit of an episode")
     how.add_argument("--seed", type=int, default=0, help="of the goals (default: 0)")
@@ -79,6 +85,7 @@ def prepare(options: argparse.Namespace, **settings: Any) -> PreparedEvaluation:
         episode=options.episode,
         text=options.text,
         text_file=options.text_file,
+        task_file=options.task_file,
         max_steps=options.max_steps,
         device=options.device,
         seed=options.seed,

@@ -45,13 +45,14 @@ def _run(options: argparse.Namespace) -> int:
             raise ConfigError(f"{name} is {value}: it must be above 0")
     if options.output is not None and options.output.suffix != ".mp4":
         raise ConfigError(f"--output is {options.output}: name a file that ends in .mp4")
-    from llmdpd_torchrl.evaluation.video import record_grid, rendering_backend, task_caption
+    from llmdpd_torchrl.evaluation.video import record_grid, task_caption
+    from llmdpd_torchrl.experiments.saved_policy import rendering_problem
     from llmdpd_torchrl.trainers.loggers import write_mp4
     from llmdpd_torchrl.utils.files import make_writable_folder
 
     prepared = prepare(options, episodes_per_task=1, limit=MOST_TASKS)
-    backend, problem = rendering_backend()
-    if backend is None:
+    problem = rendering_problem(options.task_file)
+    if problem:
         raise ConfigError(problem)
     output = options.output or free_path(prepared.label, ".mp4")
     make_writable_folder(output.parent, "output", "--output")

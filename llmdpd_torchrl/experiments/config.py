@@ -21,6 +21,7 @@ from pydantic import Field
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.controls import Control
+from llmdpd_torchrl.evaluation.video import rendering_backend
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.policies.acting import Acting
 from llmdpd_torchrl.prompts import (
@@ -214,6 +215,15 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def split(self, cfg: DictConfig) -> TaskSplit:
         """Name the tasks."""
+
+    def evaluates(self) -> bool:
+        """Whether there are environments, once the tasks are named; without, runs end trained."""
+        return True
+
+    def rendering_problem(self) -> str:
+        """Why no video can be made on this machine; empty if one can."""
+        backend, problem = rendering_backend()
+        return "" if backend else problem
 
     @abc.abstractmethod
     def collect(self, run: Run) -> None:

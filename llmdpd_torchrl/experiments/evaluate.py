@@ -13,7 +13,7 @@ from llmdpd_torchrl.evaluation import results as report
 from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.outputs import write_evaluation
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, ResultsSummary
-from llmdpd_torchrl.evaluation.video import Frame, record_grid, rendering_backend, task_caption
+from llmdpd_torchrl.evaluation.video import Frame, record_grid, task_caption
 from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
@@ -178,8 +178,7 @@ def video_renderer(run: Run, progress: bool) -> Callable[[], list[Frame]] | None
     captions = _captions(run)
     if not captions:
         return None
-    backend, problem = rendering_backend()
-    if backend is None:
+    if problem := run.family.rendering_problem():
         print(f"video: {problem}")
         return None
 
@@ -208,9 +207,8 @@ def _captions(run: Run) -> dict[str, str]:
         tasks = tuple(cfg.video.tasks)
     control = cfg.evaluation.control
     prompt = cfg.prompt if control == "both" else f"{cfg.prompt}, given {control}"
+    words = {task: prompts[task].objective or prompts[task].task for task in tasks}
     return {
-        task: task_caption(
-            task, prompts[task].objective, is_seen=task in split.train, prompt=prompt
-        )
+        task: task_caption(task, words[task], is_seen=task in split.train, prompt=prompt)
         for task in tasks
     }

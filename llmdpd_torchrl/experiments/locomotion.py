@@ -165,7 +165,7 @@ class Locomotion(Family):
         print(f"data: {', '.join(dataset.manifest.settings)}")
         dataset = self.protocol.name_tasks(dataset)
         self.codes = self.protocol.codes or level_codes(dataset, self.protocol)
-        dataset = dataset.with_success(_best(dataset, cfg.trajectory_prompt.top_fraction))
+        dataset = dataset.with_success(dataset.best(cfg.trajectory_prompt.top_fraction))
         run.dataset = _of_tasks(dataset, split.train, split)
         run.cut_prompts()
         if split.held_out:
@@ -349,17 +349,6 @@ def _level_prompt(name: str, environment: str, known: Mapping[str, TextPrompt]) 
     task, objective = f"Move as in the recordings {words}.", f"{words}."
     other = known[f"{_body(environment)}-medium"]
     return replace(other, name=name, task=task, objective=objective, paraphrases=())
-
-
-def _best(dataset: OfflineDataset, share: float) -> torch.Tensor:
-    """``[E]`` bool: the episodes of highest return of each task, at least two."""
-    best = torch.zeros(len(dataset.lengths), dtype=torch.bool)
-    returns = dataset.trajectory_return
-    for task in dataset.trajectory_task.unique():
-        rows = (dataset.trajectory_task == task).nonzero().squeeze(-1)
-        count = min(len(rows), max(2, round(share * len(rows))))
-        best[rows[returns[rows].topk(count).indices]] = True
-    return best
 
 
 def _of_tasks(dataset: OfflineDataset, tasks: tuple[str, ...], split: TaskSplit) -> OfflineDataset:

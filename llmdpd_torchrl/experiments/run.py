@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.controls import check_control
+from llmdpd_torchrl.evaluation.plots import plot_learning_curves
 from llmdpd_torchrl.evaluation.report import write_report
 from llmdpd_torchrl.evaluation.results import git_revision, versions
 from llmdpd_torchrl.experiments.config import Family, Run, choose_device, plain, text_encoder
@@ -77,6 +78,10 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
     with _only_run(run.output):
         write_environment(run)
         for stage in STAGES:
+            if stage == "evaluate" and not family.evaluates():
+                print("evaluate: no task has an environment; the policy is trained")
+                plot_learning_curves(run.output / "metrics.csv", run.output / "learning_curves.png")
+                break
             run_stage(run, stage)
             if stage == cfg.until:
                 break

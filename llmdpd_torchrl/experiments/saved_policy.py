@@ -18,6 +18,7 @@ from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite, Suite
+from llmdpd_torchrl.evaluation.video import rendering_backend
 from llmdpd_torchrl.experiments.config import choose_device
 from llmdpd_torchrl.experiments.locomotion import (
     ORACLE,
@@ -26,6 +27,7 @@ from llmdpd_torchrl.experiments.locomotion import (
     speed_protocol,
 )
 from llmdpd_torchrl.experiments.metaworld import random_texts
+from llmdpd_torchrl.experiments.task_file import OwnTasks
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
     PromptTables,
@@ -75,6 +77,7 @@ def prepare_evaluation(
     episode: int | None = None,
     text: str | None = None,
     text_file: str | None = None,
+    task_file: str | None = None,
     max_steps: int | None = None,
     device: str = "auto",
     limit: int | None = None,
@@ -93,6 +96,8 @@ def prepare_evaluation(
         text: the task in words, for all tasks; default: the built-in texts, or the random letters
             that the policy was trained with.
         text_file: a prompt file with a text for each task.
+        task_file: of own tasks, with their environments, texts and, where no ``demonstrations`` are
+            given, those too; see :class:`~llmdpd_torchrl.experiments.task_file.OwnTasks`.
         max_steps: time limit, also of demonstrations whose files name none; default: 500 on
             Meta-World, elsewhere the environment's own.
         device: as ``device`` of a training.
@@ -105,19 +110,31 @@ def prepare_evaluation(
         DataError: if policy or demonstrations cannot be read, or no episode is successful.
         PromptError: if a demonstration or a text does not fit the policy.
     """
-    loaded = LLMDPDPolicy.from_pretrained(_policy_folder(policy), choose_device(device))
-    sources = [_open(source, max_steps) for source in demonstrations]
+    loaded = LLMDPDPolicy.from_pretrained(policy_folder(policy), choose_device(device))
+    own = None if task_file is None else OwnTasks.read(task_file)
+    sources = [_open(source, max_steps, own) for source in demonstrations]
+    if own is not None and not sources and loaded.config.uses_trajectory:
+        episodes = own.load()
+        sources = [_Source(str(own.path), episodes.tasks, lambda task: episodes)]
     _check_prompts(loaded, sources, text, text_file)
-    names = _choose_tasks(loaded, tasks, sources, limit)
+    if own is None:
+        names = _choose_tasks(loaded, tasks, sources, limit)
+    else:
+        chosen_tasks = tasks or own.split.held_out or own.split.train
+        names = own.split.table.check(chosen_tasks)[: None if tasks else limit]
     if tasks is None and text is not None and len(names) > 1:
         raise ConfigError(
             f"--text is the text of one task, and the default are {len(names)}: name it, --tasks "
             f"{names[0]}"
         )
     hide_goal = bool(loaded.info.get("hide_goal"))
-    suite, prompts, found = _make_suite(
-        names, loaded, sources, max_steps, {"hide_goal": hide_goal, **settings}
-    )
+    options = {"hide_goal": hide_goal, **settings}
+    if own is None:
+        suite, prompts, found = _make_suite(names, loaded, sources, max_steps, options)
+    else:
+        found = EvaluationSettings(**options)
+        ids = _ids(list(own.tasks), loaded)
+        suite, prompts = own.suite(found.seed, max_steps=max_steps, ids=ids), own.prompts
     ids = {name: suite.task_id(name) for name in names}
     if text_file is not None:
         prompts = _read_texts(text_file, names)
@@ -137,14 +154,25 @@ def prepare_evaluation(
         unseen=tuple(name for name in names if name not in trained),
         texts=texts,
         demonstrations=[line for some in chosen for _, line in some],
-        objectives={name: text or prompts[name].objective for name in names},
+        objectives={
+            name: text or prompts[name].objective or prompts[name].task for name in names
+        },
     )  # fmt: skip
+
+
+def rendering_problem(task_file: str | None) -> str:
+    """Why no video can be made; empty if one can."""
+    if task_file is not None:
+        return OwnTasks.read(task_file).rendering_problem()
+    backend, problem = rendering_backend()
+    return "" if backend else problem
 
 
 # --- the policy ---------------------------------------------------------------------------------
 
 
-def _policy_folder(name: str) -> str:
+def policy_folder(name: str) -> str:
+    """The policy's own folder in that of a run, or else the name as it is."""
     folder = Path(name) / "checkpoint"
     return str(folder) if LLMDPDPolicy.is_saved(folder) else name
 
@@ -208,8 +236,11 @@ class _Source:
     speeds: tuple[list[dict[str, Any]], int] | None = None
 
 
-def _open(name: str, max_steps: int | None) -> _Source:
+def _open(name: str, max_steps: int | None, own: OwnTasks | None = None) -> _Source:
     path = Path(name)
+    if own is not None:
+        recorded = own.load_demonstrations(name)
+        return _Source(name, recorded.tasks, lambda task: recorded)
     if path.is_dir():
         manifest = Manifest.read(path)
         return _Source(
@@ -335,11 +366,10 @@ def _make_suite(
             protocol = speed_protocol(*source.speeds)
             known["variants"] |= protocol.variants
             known["references"] |= protocol.references
-    table = list(info.get("task_table", ()))
-    recorded = [*table, *(task for source in sources for task in source.tasks)]
-    first_id = 1 + max(len(table) - 1, *policy.config.trained_task_ids, -1)
+    recorded = [*info.get("task_table", ()), *(task for s in sources for task in s.tasks)]
+    ids = _ids(names, policy)
     variants, references, prompts = {}, {}, {}
-    for number, name in enumerate(names):
+    for name in names:
         variant, prompts[name] = _locomotion(name, known["variants"], recorded)
         if name in known["references"]:
             references[name] = tuple(known["references"][name])
@@ -350,11 +380,21 @@ def _make_suite(
             )
         variants[name] = {
             **variant,
-            "task_id": table.index(name) if name in table else first_id + number,
+            "task_id": ids[name],
             **({} if max_steps is None else {"max_steps": max_steps}),
         }
     settings = EvaluationSettings(**options)
     return GymMujocoSuite(variants, references, seed=settings.seed), prompts, settings
+
+
+def _ids(names: Sequence[str], policy: LLMDPDPolicy) -> dict[str, int]:
+    """Ids of tasks: those of the training's table, and for others ones that it does not have."""
+    table = list(policy.info.get("task_table", ()))
+    free = 1 + max(len(table) - 1, *policy.config.trained_task_ids, -1)
+    return {
+        name: table.index(name) if name in table else free + number
+        for number, name in enumerate(names)
+    }
 
 
 def _locomotion(

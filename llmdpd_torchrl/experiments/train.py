@@ -161,7 +161,8 @@ def _build(run: Run, bounds: tuple[float, float]) -> tuple[LLMDPDPolicy, Network
 def _describe_data(run: Run) -> dict[str, str]:
     """The benchmark and the training data in words, for the policy's card."""
     manifest, family = run.dataset.manifest, run.family.simulator
-    title = {"metaworld": "Meta-World"}.get(family, "recorded locomotion")
+    titles = {"metaworld": "Meta-World", "mujoco": "recorded locomotion"}
+    title = titles.get(family, "own tasks")
     if "behaviours" in manifest.settings:
         found = [{"episodes": 1, **one} for one in manifest.settings["behaviours"]]
         parts = [", ".join(f"{key} {value:g}" for key, value in one.items()) for one in found]
