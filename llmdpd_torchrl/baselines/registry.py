@@ -29,6 +29,7 @@ from llmdpd_torchrl.objectives import (
 from llmdpd_torchrl.objectives.guidance import DistilledGuidance, Guidance
 from llmdpd_torchrl.trainers.optimization import TARGET_SCHEDULES, UpdateSchedule
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.parts import load_part, target_of
 from llmdpd_torchrl.utils.settings import Flag, Positive, Probability, checked_dataclass
 
 
@@ -189,11 +190,16 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 
 
 def get_algorithm(name: str) -> Algorithm:
-    """Look up one of :data:`ALGORITHMS`.
+    """Look up one of :data:`ALGORITHMS`, or import somebody's own :class:`Algorithm`.
 
     Raises:
         ConfigError: if the name is unknown.
     """
+    if isinstance(name, str) and target_of("algorithm", name) is not None:
+        found = load_part("algorithm", name)
+        if not isinstance(found, Algorithm):
+            raise ConfigError(f"algorithm {name}: is a {type(found).__name__}, not an Algorithm")
+        return found
     try:
         return ALGORITHMS[name]
     except (KeyError, TypeError):

@@ -71,6 +71,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=["sampled", "ranked", "deterministic"],
         help="how actions are chosen (default: the policy decides)",
     )
+    how.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE",
+        help="import a denoiser or text encoder of this package, if the policy names one",
+    )  # fmt: skip
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
@@ -88,6 +92,7 @@ def prepare(options: argparse.Namespace, **settings: Any) -> PreparedEvaluation:
         task_file=options.task_file,
         max_steps=options.max_steps,
         device=options.device,
+        trust=options.trust,
         seed=options.seed,
         acting=options.acting,
         **settings,

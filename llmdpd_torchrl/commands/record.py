@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules.add_argument("--min-reward", type=float, help="reward of a step that solves it")
     rules.add_argument("--min-return", type=float, help="sum of rewards that solves it")
     parser.add_argument("--text", help="prompt of a trained policy: the task in words")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE",
+                        help="import a part of this package, if the policy names one")  # fmt: skip
     parser.add_argument("--demonstration", metavar="FILE", help="prompt of a trained policy")
     return run_command_line(parser, _run, arguments)
 
@@ -164,7 +166,7 @@ def _trained(options: argparse.Namespace, env: GymnasiumEnv) -> Act:
     from llmdpd_torchrl.experiments.saved_policy import policy_folder
     from llmdpd_torchrl.policies import LLMDPDPolicy
 
-    policy = LLMDPDPolicy.from_pretrained(policy_folder(options.policy))
+    policy = LLMDPDPolicy.from_pretrained(policy_folder(options.policy), trust=options.trust)
     trajectories: list[Any] = []
     if options.demonstration:
         bounds = env.low.tolist(), env.high.tolist()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 CORNERS = {"ne": (1.0, 1.0), "nw": (-1.0, 1.0), "se": (1.0, -1.0), "sw": (-1.0, -1.0)}
 #: Widest distance from the corner that counts as being there.
-NEAR = 0.1
+NEAR = 0.2
 _SPEED, _PIXELS = 0.1, 96
 
 
@@ -22,7 +22,7 @@ class CornerEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A point in a square of side 2, which moves by a tenth of the action.
 
     The observation is its position [2], the reward minus its distance from the corner; ``info``
-    has ``is_success``, which is true within 0.1 of it. It is registered as ``llmdpd/Corner-v0``,
+    has ``is_success``, which is true within 0.2 of it. It is registered as ``llmdpd/Corner-v0``,
     with a time limit of 40 steps, by importing this module.
 
     Args:

@@ -77,8 +77,6 @@ def import_modules(modules: Iterable[str], key: str = "import") -> None:
         ConfigError: with ``key``, if one cannot be imported.
     """
     for name in modules:
-        if name in sys.modules:
-            continue
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a module that lies here is found, and hides no other
         try:

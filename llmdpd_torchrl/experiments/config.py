@@ -36,6 +36,7 @@ from llmdpd_torchrl.prompts import (
 )
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.parts import target_of
 from llmdpd_torchrl.utils.settings import (
     Count,
     Flag,
@@ -177,6 +178,13 @@ def text_encoder(cfg: DictConfig) -> str | dict[str, Any]:
     """
     given = {key: value for key, value in plain(cfg.text_encoder).items() if value is not None}
     return given["model"] if len(given) == 1 else given
+
+
+def trusted(cfg: DictConfig) -> set[str]:
+    """The packages of the parts of somebody's own that the configuration names."""
+    named = (("denoiser", cfg.network.get("denoiser")), ("text encoder", cfg.text_encoder.model))
+    targets = (target_of(kind, name) for kind, name in named if name)
+    return {target.partition(":")[0].partition(".")[0] for target in targets if target}
 
 
 def read(kind: type[Kind], cfg: DictConfig, **more: Any) -> Kind:

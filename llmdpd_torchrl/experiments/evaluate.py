@@ -14,7 +14,7 @@ from llmdpd_torchrl.evaluation.controls import apply_control, confusion
 from llmdpd_torchrl.evaluation.outputs import write_evaluation
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult, ResultsSummary
 from llmdpd_torchrl.evaluation.video import Frame, record_grid, task_caption
-from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
+from llmdpd_torchrl.experiments.config import Run, plain, text_encoder, trusted
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.trainers.loggers import write_mp4
@@ -73,7 +73,9 @@ def evaluate(run: Run) -> None:
         run.objective = tasks.success_rate if tasks.score is None else tasks.score
     best = run.output / "best"
     if run.cfg.evaluation.every and LLMDPDPolicy.is_saved(best / "checkpoint"):
-        policy = LLMDPDPolicy.from_pretrained(best / "checkpoint", run.device)
+        policy = LLMDPDPolicy.from_pretrained(
+            best / "checkpoint", run.device, trust=trusted(run.cfg)
+        )
         if policy.info.get("fingerprint") == run.fingerprint:
             _evaluate_policy(run, policy, best, f"{run.cfg.name} best (online selection)")
 

@@ -53,6 +53,8 @@ _ADDED = {
     ("network", "critic_bins"): None,
     ("network", "candidates"): 1,
     ("network", "one_step"): False,
+    ("network", "denoiser"): None,
+    ("network", "denoiser_options"): {},
     ("loss", "distillation"): 10.0,
     ("loss", "bounded"): False,
     ("loss", "critic_loss"): {"expectile": 0.5},

@@ -81,6 +81,7 @@ def prepare_evaluation(
     max_steps: int | None = None,
     device: str = "auto",
     limit: int | None = None,
+    trust: Sequence[str] = (),
     **settings: Any,
 ) -> PreparedEvaluation:
     """Load a policy and its prompts, and choose its tasks.
@@ -102,6 +103,7 @@ def prepare_evaluation(
             Meta-World, elsewhere the environment's own.
         device: as ``device`` of a training.
         limit: largest number of tasks that are chosen by default.
+        trust: packages of the policy's own parts that may be imported.
         **settings: of :class:`EvaluationSettings`.
 
     Raises:
@@ -110,7 +112,7 @@ def prepare_evaluation(
         DataError: if policy or demonstrations cannot be read, or no episode is successful.
         PromptError: if a demonstration or a text does not fit the policy.
     """
-    loaded = LLMDPDPolicy.from_pretrained(policy_folder(policy), choose_device(device))
+    loaded = LLMDPDPolicy.from_pretrained(policy_folder(policy), choose_device(device), trust=trust)
     own = None if task_file is None else OwnTasks.read(task_file)
     sources = [_open(source, max_steps, own) for source in demonstrations]
     if own is not None and not sources and loaded.config.uses_trajectory:

@@ -14,7 +14,7 @@ from torchrl.envs.transforms import RewardScaling
 
 from llmdpd_torchrl.baselines import get_algorithm
 from llmdpd_torchrl.evaluation.hook import EvaluationHook
-from llmdpd_torchrl.experiments.config import Run, plain, text_encoder
+from llmdpd_torchrl.experiments.config import Run, plain, text_encoder, trusted
 from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator, video_renderer
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
@@ -46,7 +46,7 @@ def train(run: Run) -> None:
         found = _find_trained(run)
         if found is not None:
             print(f"train: reusing {found} (force=[train] trains again)")
-            run.policy = LLMDPDPolicy.from_pretrained(found, run.device)
+            run.policy = LLMDPDPolicy.from_pretrained(found, run.device, trust=trusted(run.cfg))
             if found != folder:
                 run.policy.save_pretrained(folder)
                 with contextlib.suppress(FileNotFoundError):

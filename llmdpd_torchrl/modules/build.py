@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Bounded
 
 from llmdpd_torchrl.modules.actors.decision_transformer import (
@@ -36,7 +36,8 @@ from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
 from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
-from llmdpd_torchrl.utils.errors import ConfigError
+from llmdpd_torchrl.utils.errors import ConfigError, first_line
+from llmdpd_torchrl.utils.parts import load_part
 
 Actor: TypeAlias = (
     DiffusionActor | DeterministicActor | GaussianActor | DecisionTransformerActor
@@ -228,9 +229,13 @@ def _make_condition(
 def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
     spec = Bounded(-1.0, 1.0, (config.action_dim,), dtype=torch.float32)
     if config.actor == "diffusion":
+        network = None
+        if config.denoiser is not None:
+            network = _own_denoiser(config, condition.width)
         return DiffusionActor(
             config.action_dim,
             condition.width,
+            score_network=network,
             conditioner=condition.conditioner,
             hidden=config.hidden,
             activation=config.activation,
@@ -242,7 +247,7 @@ def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
             spec=spec,
         )
     squashed = config.actor == "tanh_gaussian"
-    network = DirectNetwork(
+    direct = DirectNetwork(
         condition.conditioner,
         condition.width,
         2 * config.action_dim if squashed else config.action_dim,
@@ -250,8 +255,28 @@ def _make_actor(config: NetworkConfig, condition: _Condition) -> Actor:
         config.activation,
     )
     if config.actor == "deterministic":
-        return DeterministicActor(network, condition.keys, spec=spec)
-    return GaussianActor(network, condition.keys, config.action_dim, squashed=squashed, spec=spec)
+        return DeterministicActor(direct, condition.keys, spec=spec)
+    return GaussianActor(direct, condition.keys, config.action_dim, squashed=squashed, spec=spec)
+
+
+def _own_denoiser(config: NetworkConfig, width: int) -> nn.Module:
+    """The denoiser of somebody's own, after a try whether it is one."""
+    made = load_part("denoiser", str(config.denoiser))
+    size, options = config.action_dim, config.denoiser_options
+    try:
+        network = made(size, width, **options)
+        found = network(torch.zeros(2, size + width + 1))
+    except Exception as error:  # of anybody's module
+        raise ConfigError(
+            f"network.denoiser {config.denoiser}: made with ({size}, {width}, {options}) and "
+            f"called with [2, {size + width + 1}]: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(network, nn.Module) or found.shape != (2, size):
+        raise ConfigError(
+            f"network.denoiser {config.denoiser} returned {[*found.shape]} for 2 rows: it must be "
+            f"a torch module that returns an action each, [2, {size}]"
+        )
+    return network
 
 
 def _make_acting(

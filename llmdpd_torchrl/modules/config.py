@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from llmdpd_torchrl.data.dataset import TrajectoryDataset
+from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, ContextLayout, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
@@ -21,6 +23,7 @@ from llmdpd_torchrl.utils.settings import (
     Number,
     Positive,
     Size,
+    Text,
     checked_dataclass,
 )
 
@@ -131,6 +134,11 @@ class NetworkConfig:
         trajectory_heads: heads of its attention.
         hidden: widths of the hidden layers of actor and critics.
         activation: activation of all MLPs, one of :data:`~llmdpd_torchrl.modules.ACTIVATIONS`.
+        denoiser: the diffusion's network, where it is of somebody's own: ``module:Class`` or an
+            entry point, see :mod:`~llmdpd_torchrl.utils.parts`. It is made with A, the width C of
+            the condition, and ``denoiser_options``, and maps ``[*, A + C + 1]`` (noisy action,
+            condition, step) to ``[*, A]``. ``None``: :class:`~llmdpd_torchrl.modules.MLPDenoiser`.
+        denoiser_options: further arguments of it.
         diffusion_steps: K. This and the next two: actors that diffuse only.
         schedule: noise schedule, one of :data:`~llmdpd_torchrl.modules.NOISE_SCHEDULES`.
         candidates: actions that a diffusion samples at a time where it samples, and of which its
@@ -183,6 +191,8 @@ class NetworkConfig:
     trajectory_heads: Size = 4
     hidden: NonEmpty[Size] = (256, 256, 256)
     activation: str = "mish"
+    denoiser: Text | None = None
+    denoiser_options: dict[str, Any] = field(default_factory=dict)
     diffusion_steps: Size = 5
     schedule: str = "vp"
     prediction: str = "x0"
@@ -224,6 +234,11 @@ class NetworkConfig:
                 f"network.candidates is {self.candidates}: network.actor={self.actor} acts without "
                 "its critics, use 1"
             )
+        if self.denoiser is not None and (self.actor != "diffusion" or is_bounded):
+            raise ConfigError(
+                f"network.denoiser is {self.denoiser!r}: it needs network.actor=diffusion (it is "
+                f"{self.actor}) and, with conditioning=retrieved, network.max_residual=null"
+            )
         if self.one_step and (self.candidates > 1 or self.actor != "diffusion"):
             raise ConfigError(
                 f"network.one_step is true: it needs network.actor=diffusion (it is {self.actor}) "
@@ -234,6 +249,33 @@ class NetworkConfig:
                 f"network.trajectory_width ({self.trajectory_width}) must be a multiple of "
                 f"network.trajectory_heads ({self.trajectory_heads})"
             )
+
+    @classmethod
+    def from_dataset(cls, dataset: TrajectoryDataset, **settings: Any) -> NetworkConfig:
+        """The configuration that fits a dataset, with further ``settings``.
+
+        The networks read the entire observation, and an actor that retrieves compares the
+        standardised state, unless ``settings`` say otherwise.
+
+        Examples:
+            >>> from llmdpd_torchrl.data import load_episodes
+            >>> arrays = {"observations": [[0.0, 1.0]] * 3, "actions": [[0.5]] * 3}
+            >>> arrays |= {"rewards": [1.0] * 3, "terminals": [0, 0, 1], "timeouts": [0, 0, 0]}
+            >>> config = NetworkConfig.from_dataset(load_episodes(arrays), prompt="trajectory")
+            >>> config.observation_dim, config.action_dim, config.retrieves
+            (2, 1, True)
+        """
+        manifest = dataset.manifest
+        fields = manifest.observation_layout["fields"]
+        state = FrameSpec(values=tuple(fields), weights=(None,) * len(fields))
+        found = {
+            "observation_fields": fields,
+            "observation_keep": tuple(fields),
+            "retrieval": RetrievalSpec(frames=(state,)),
+            "action_dim": manifest.action_size,
+            "trained_task_ids": dataset.trajectory_task.unique().tolist(),
+        }
+        return cls(**found | settings)
 
     @property
     def observation_dim(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -353,6 +353,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         actor: TensorDictModuleBase | None = None,
+        trust: Collection[str] = (),
     ) -> LLMDPDPolicy:
         """Read what :meth:`save_pretrained` wrote. Nothing is unpickled.
 
@@ -361,15 +362,18 @@ class LLMDPDPolicy(TensorDictModuleBase):
             device: where all of it is put.
             dtype: of its floating-point numbers; default: float32.
             revision: of the repository on the Hub.
-            actor: takes the saved weights, where actor or denoiser are the user's own.
+            actor: takes the saved weights, where the actor is the user's own.
+            trust: packages that may be imported, where denoiser or text encoder are of somebody's
+                own and the policy names them.
 
         Raises:
-            ConfigError: if an actor is needed and not given.
+            ConfigError: if an actor is needed and not given, or it names code that is not trusted.
             DamagedError: if the weights are not what was saved, or the folder holds a file of a
                 kind that does not belong there, a pickle for example; then nothing is read.
             DataError: if a file is missing, malformed, or does not fit the other.
         """
         saved = pretrained.open_policy(folder, revision)
+        saved.check_trust(trust)
         with pretrained.explained_description(saved.path):
             config = NetworkConfig(**saved.network)
             networks = make_networks(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +38,7 @@ from llmdpd_torchrl.utils.files import (
     write_tensors,
     write_text,
 )
+from llmdpd_torchrl.utils.parts import check_trust
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FORMAT = "llmdpd-policy"
@@ -164,6 +165,15 @@ class SavedPolicy:
                 f"{self.path}: the policy was saved with an actor of its own, which no file "
                 "describes: build it and give from_pretrained(..., actor=...)"
             )
+
+    def check_trust(self, trust: Collection[str]) -> None:
+        """Refuse code of somebody's own, which the description names, in packages not trusted."""
+        named = {"denoiser": self.network.get("denoiser")}
+        encoder = self.info.get("text_encoder")
+        named["text encoder"] = encoder.get("model") if isinstance(encoder, dict) else encoder
+        for kind, name in named.items():
+            if isinstance(name, str):
+                check_trust(kind, name, trust, str(self.path))
 
     def check_weights(self) -> None:
         """Refuse weights that are missing or not what was saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,7 +26,8 @@ from llmdpd_torchrl.prompts.model_files import (
     minilm_folder,
     smollm2_folder,
 )
-from llmdpd_torchrl.utils.errors import ConfigError, PromptError
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError, first_line
+from llmdpd_torchrl.utils.parts import load_part, target_of
 
 ENCODERS: dict[str, dict[str, Any]] = {
     # The paper's two. Llama's licence must be accepted on the Hub.
@@ -197,7 +199,8 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
 
     Args:
         name: ``"smollm2"``, ``"minilm"``, one of :data:`ENCODERS`, a Hub id ``"owner/name"``, or
-            the path of a local model folder; or a mapping with one of these as ``model`` and
+            the path of a local model folder; ``module:Class`` of somebody's own, or its entry
+            point; or a mapping with one of these as ``model`` and
             options of :class:`HuggingFaceEncoder`.
 
     Raises:
@@ -215,6 +218,8 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
     if text in ENCODERS:
         options = ENCODERS[text] | options
         text = str(options.pop("model"))
+    if target_of("text encoder", text) is not None:
+        return _own_encoder(text, options)
     is_folder = bool(text) and Path(text).expanduser().is_dir()  # Path("") is the working folder
     if text == "smollm2":
         return SmolLM2Encoder(**options)
@@ -227,6 +232,20 @@ def make_text_encoder(name: str | Path | Mapping[str, Any]) -> TextEncoder:
         f"{', '.join(map(repr, ENCODERS))}, a Hub id 'owner/name', or the path of an existing "
         "model folder"
     )
+
+
+def _own_encoder(name: str, options: Mapping[str, Any]) -> TextEncoder:
+    made = load_part("text encoder", name)
+    try:
+        encoder = made(**options)
+        json.dumps(encoder.identity)
+    except Exception as error:  # of anybody's class
+        raise ConfigError(
+            f"text_encoder.model {name}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(encoder, TextEncoder):
+        raise ConfigError(f"text_encoder.model {name}: it has no encode(texts)")
+    return encoder
 
 
 def _packaged(options: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_actions_are_in_the_environments_units():
         (lambda observation: [np.nan, 0.0], "needs 2 finite numbers"),
         (
             lambda observation: observation["x"],
-            "the policy fails on an observation [2]: IndexError",
+            "fails on an observation [2]: IndexError",
         ),
     ],
 )
@@ -53,5 +53,5 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "a.npz").touch()
     with pytest.raises(UserError, match="is there already"):
         write_episodes(tmp_path / "a.npz", {})
-    with pytest.raises(UserError, match="ends in .npz"):
+    with pytest.raises(UserError, match=r"ends in \.npz"):
         write_episodes(tmp_path / "a.hdf5", {})

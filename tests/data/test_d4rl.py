@@ -222,7 +222,7 @@ def test_a_truncated_file_a_folder_and_no_file(path, tmp_path):
     with pytest.raises(DataError, match="cannot be read as HDF5"):
         load_episodes(path)
     with pytest.raises(DataError, match="is a folder"):
-        load_episodes(tmp_path)
+        read_d4rl_file(tmp_path)
     with pytest.raises(DataError, match="there is no such file"):
         load_episodes(tmp_path / "missing.hdf5")
 

@@ -74,6 +74,7 @@ def test_without_gl_one_line_names_the_packages(no_gl):
 def test_rendering_without_gl_is_a_user_error(no_gl):
     class Environment:
         render_mode = "rgb_array"
+        mujoco_renderer = None
 
         @property
         def unwrapped(self):

@@ -11,7 +11,7 @@ from llmdpd_torchrl.utils.errors import UserError
 FILE = """
 import: [llmdpd_torchrl.envs.corners]
 env: llmdpd/Corner-v0
-success: {min_reward: -0.1}
+success: {min_reward: -0.2}
 tasks:
   ne: {options: {corner: ne}, data: ne.npz, text: Go to the upper right.}
   nw: {options: {corner: nw}, data: [nw.npz], text: {task: Go left., objective: Be there.}}
@@ -57,7 +57,7 @@ def test_paths_are_beside_the_file_and_successes_by_its_rule(folder, monkeypatch
     data = OwnTasks.read(folder / "corners.yaml").load(progress=False)
     assert data.tasks == ("ne", "nw", "sw")
     last = data.starts + data.lengths - 1
-    met = data.transitions["next", "reward"][last].squeeze(-1) >= -0.1
+    met = data.transitions["next", "reward"][last].squeeze(-1) >= -0.2
     assert data.trajectory_success.tolist() == met.tolist()
 
 
@@ -78,11 +78,11 @@ def test_without_environments_a_success_column_is_enough(folder):
         ("data: ne.npz", "data: 3", "tasks.ne.data is 3: it must be a valid list"),
         ("data: ne.npz", "daten: ne.npz", "tasks.ne.daten: there is no such setting"),
         ("import:", "imports_of:", "imports_of: there is no such setting"),
-        ("success: {min_reward: -0.1}", "success: {min_reward: high}", "success.min_reward is"),
-        ("success: {min_reward: -0.1}", "success: {}", "give one of info, min_reward"),
-        ("success: {min_reward: -0.1}", "success: {reward: 1}", "success.reward: there is no such"),
-        ("success: {min_reward: -0.1}\n", "", "has neither success nor references"),
-        ("success: {min_reward: -0.1}", "references: [1]", "references is [1]"),
+        ("success: {min_reward: -0.2}", "success: {min_reward: high}", "success.min_reward is"),
+        ("success: {min_reward: -0.2}", "success: {}", "give one of info, min_reward"),
+        ("success: {min_reward: -0.2}", "success: {reward: 1}", "success.reward: there is no such"),
+        ("success: {min_reward: -0.2}\n", "", "has neither success nor references"),
+        ("success: {min_reward: -0.2}", "references: [1]", "references is [1]"),
         ("text: Go to the upper right.", "text: [Go]", "text of ne is ['Go']"),
         ("text: Go to the upper right.", "text: {tsk: Go}", "text of ne is {'tsk': 'Go'}"),
         ("text: Go to the upper right.", "text: ''", "text of ne: task is ''"),
@@ -120,7 +120,7 @@ def test_without_environments_there_is_nothing_to_evaluate_in(folder):
                 next_observations=a["next_observations"][:, :1],
             ),
             "observations have 1 entries, those of llmdpd/Corner-v0 2",
-        ),  # noqa: E501
+        ),
         (lambda a: a.update(actions=a["actions"][:, :1]), "actions have 1 entries"),
         (lambda a: a.update(actions=a["actions"] * 5), "action reaches from"),
         (
@@ -129,7 +129,7 @@ def test_without_environments_there_is_nothing_to_evaluate_in(folder):
                 next_observations=a["next_observations"] * 1000,
             ),
             "look at their units",
-        ),  # noqa: E501
+        ),
         (lambda a: a["observations"].__setitem__((3, 0), np.nan), "observation is not finite in 1"),
     ],
 )
@@ -152,9 +152,9 @@ def test_mistakes_in_the_data_are_a_line(folder, arrays, change, says):
             "[llmdpd_torchrl.envs.corners]",
             "[no_such_module]",
             "import no_such_module: ModuleNotFoundError",
-        ),  # noqa: E501
+        ),
         ("corner: ne", "corner: up", "KeyError"),
-        ("min_reward: -0.1", "info: solved", "'solved', but a step's info has is_success"),
+        ("min_reward: -0.2", "info: solved", "'solved', but a step's info has is_success"),
         ("ne.npz", "no.npz", "there is no such file"),
         ("ne.npz", "corners.yaml", "cannot be read as HDF5"),
     ],
@@ -162,9 +162,13 @@ def test_mistakes_in_the_data_are_a_line(folder, arrays, change, says):
 def test_mistakes_in_environments_are_a_line(folder, old, new, says):
     path = folder / "corners.yaml"
     path.write_text(FILE.replace(old, new))
-    with pytest.raises(UserError) as raised:
+
+    def use():
         own = OwnTasks.read(path)
         own.load(progress=False)
         own.suite().make("ne").rollout(2)
+
+    with pytest.raises(UserError) as raised:
+        use()
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
