@@ -17,7 +17,7 @@ COMMANDS = {
     "video": "record a saved policy as an MP4",
     "record": "record episodes of an environment: by hand, by a function, by a policy",
     "report": "turn a folder of runs into tables, plots and one HTML page",
-    "data": "collect or fetch datasets, list those in the cache, show what is in one",
+    "data": "collect, fetch or export datasets, list those in the cache, show one",
     "prompts": "list, embed and compare text prompts",
     "hub": "publish a policy on the Hugging Face Hub, or download one",
     "check-env": "check an environment before it is trained or evaluated on",

@@ -1,4 +1,4 @@
-"""``llmdpd data``: collect or fetch datasets, list those in the cache, show what is in one."""
+"""``llmdpd data``: collect, fetch or export datasets, list those in the cache, show one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmdpd_torchrl.tasks.table import METAWORLD_TASKS, SPLITS
 from llmdpd_torchrl.utils.cache import CACHE_VARIABLE, cache_root, used_bytes
-from llmdpd_torchrl.utils.errors import DataError, run_command_line
+from llmdpd_torchrl.utils.errors import ConfigError, DataError, run_command_line
 
 # What needs torch is imported in the functions, so that `--help` does not wait for it.
 
@@ -16,7 +16,7 @@ from llmdpd_torchrl.utils.errors import DataError, run_command_line
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmdpd data",
-        description="Collect or fetch datasets, list those in the cache, show what is in one.",
+        description="Collect, fetch or export datasets, list those in the cache, show one.",
         epilog=f"{CACHE_VARIABLE} names another cache folder than the platform's.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -50,6 +50,28 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--workers", type=int, help="processes (default: one per core)")
     fetch = commands.add_parser("fetch", help="download datasets of D4RL into the cache")
     fetch.add_argument("names", nargs="+", metavar="NAME", help="such as hopper-medium-v2")
+    export = commands.add_parser(
+        "export", help="write episodes as a data set of Minari's or LeRobot's, or as HDF5"
+    )
+    export.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="TASK=FILE, a file (.npz, .hdf5) or folder of one task; or one that names its own",
+    )
+    target = export.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--minari", metavar="ID", help="of a new local data set, such as toy/two-v0"
+    )
+    target.add_argument("--lerobot", metavar="FOLDER", help="a new one")
+    target.add_argument("--hdf5", metavar="FILE", help="a new one, in D4RL's layout")
+    export.add_argument(
+        "--text", action="append", default=[], metavar="TASK=TEXT", help="words of a task"
+    )
+    export.add_argument(
+        "--action-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="of the sources' actions, which are mapped to [-1, 1] (default: -1 1)",
+    )  # fmt: skip
     commands.add_parser("list", help="print what is in the cache: kind, size, content, path")
     show = commands.add_parser("show", help="print the tasks and figures of a dataset")
     show.add_argument("folder")
@@ -64,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.command == "list":
         return _list()
+    if options.command == "export":
+        return _export(options)
     from llmdpd_torchrl.collection.metaworld import CollectionSettings, collect_metaworld
     from llmdpd_torchrl.data.download import fetch_d4rl
     from llmdpd_torchrl.data.manifest import Manifest
@@ -101,6 +125,41 @@ def _run(options: argparse.Namespace) -> int:
         )
     print(f"episode success {manifest.episode_success:.3f}  data hash {manifest.data_hash}")
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from llmdpd_torchrl.data import export_d4rl, export_lerobot, export_minari, load_episodes
+
+    named = [_pair(source, "SOURCE") if "=" in source else None for source in options.sources]
+    if any(named) and not all(named):
+        raise ConfigError("some sources have a name (TASK=FILE) and others have none: name all")
+    texts = dict(_pair(text, "--text") for text in options.text)
+    files: dict[str, list[str]] = {}
+    for pair in filter(None, named):
+        files.setdefault(pair[0], []).append(pair[1])
+    data = load_episodes(files or options.sources, action_range=options.action_range)
+    if unknown := [task for task in texts if task not in data.tasks]:
+        raise ConfigError(f"--text: there is no task {unknown[0]!r}; has {', '.join(data.tasks)}")
+    if options.minari:
+        export_minari(data, options.minari, texts=texts)
+    elif options.lerobot:
+        export_lerobot(data, options.lerobot, texts=texts)
+    else:
+        if Path(options.hdf5).exists():
+            raise ConfigError(f"--hdf5 {options.hdf5} is there already: name a new file")
+        export_d4rl(data, options.hdf5)
+    print(
+        f"{options.minari or options.lerobot or options.hdf5}: {len(data.tasks)} tasks, "
+        f"{len(data.lengths)} episodes, {len(data.transitions)} transitions"
+    )
+    return 0
+
+
+def _pair(given: str, what: str) -> tuple[str, str]:
+    key, equals, value = given.partition("=")
+    if not (key and equals and value):
+        raise ConfigError(f"{what} is {given!r}: give TASK=...")
+    return key, value
 
 
 def _list() -> int:

@@ -6,13 +6,14 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
@@ -95,8 +96,9 @@ class GymnasiumEnv(SimulatorEnv):
     ``seed`` and N alone.
 
     Args:
-        task: an id, such as ``"Pendulum-v1"``, or ``"module:Id"``, which imports a module first.
-        options: further arguments of ``gymnasium.make``.
+        task: an id, such as ``"Pendulum-v1"``, or ``"module:Id"``, which imports a module first; or
+            a class, of a notebook say, which nobody has registered.
+        options: further arguments of ``gymnasium.make``, or of the class.
         success: when the task is solved; default: nothing says so, and returns are compared.
         max_steps: time limit; default: the environment's own, which it must have then.
         stop_on_success: whether the first success ends an episode.
@@ -124,7 +126,7 @@ class GymnasiumEnv(SimulatorEnv):
 
     def __init__(
         self,
-        task: str,
+        task: str | Callable[..., gymnasium.Env[Any, Any]],
         *,
         options: Mapping[str, Any] | None = None,
         success: SuccessRule | None = None,
@@ -136,9 +138,8 @@ class GymnasiumEnv(SimulatorEnv):
         device: torch.device | str | None = None,
     ) -> None:
         arguments = dict(options or {}) | ({} if render is None else {"render_mode": "rgb_array"})
-        if max_steps is not None:
-            arguments["max_episode_steps"] = max_steps
-        simulator = _make(task, arguments)
+        simulator = _make(task, arguments, max_steps)
+        task = task if isinstance(task, str) else task.__name__
         self.space = simulator.observation_space
         check_vectors(self.space, task)
         bounds = simulator.action_space
@@ -149,7 +150,8 @@ class GymnasiumEnv(SimulatorEnv):
                 f"{task}: actions have no finite bounds ({bounds}): wrap the environment in "
                 "gymnasium.wrappers.RescaleAction, or give it bounds"
             )
-        if simulator.spec is None or simulator.spec.max_episode_steps is None:
+        limit = None if simulator.spec is None else simulator.spec.max_episode_steps
+        if limit is None and max_steps is None:
             raise ConfigError(f"{task}: nothing ends its episodes in time: give max_steps")
         self.low, self.high = bounds.low.astype(np.float32), bounds.high.astype(np.float32)
         self.fields = named_fields(self.space)
@@ -201,11 +203,18 @@ class GymnasiumEnv(SimulatorEnv):
         self._seed_of_next_reset = seed
 
 
-def _make(task: str, arguments: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+def _make(
+    task: str | Callable[..., gymnasium.Env[Any, Any]],
+    arguments: Mapping[str, Any],
+    max_steps: int | None,
+) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old versions of environments
         try:
-            return gymnasium.make(task, **arguments)
+            if isinstance(task, str):
+                return gymnasium.make(task, max_episode_steps=max_steps, **arguments)
+            env = task(**arguments)
+            return env if max_steps is None else TimeLimit(env, max_steps)
         except gymnasium.error.UnregisteredEnv as error:
             raise ConfigError(
                 f"{task}: {first_line(error)} (an environment of your own: import the module that "

@@ -280,7 +280,9 @@ class GymnasiumSuite:
 
 
 def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with rules and physics as mappings, and classes by their names."""
     return {
-        key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        key: getattr(value, "__name__", None)
+        or (asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
         for key, value in options.items()
     }

@@ -121,6 +121,13 @@ def test_a_time_limit_of_ones_own():
     ).shape == (4,)
 
 
+def test_a_class_that_nobody_registered():
+    env = GymnasiumEnv(Reacher, options={"bounds": 0.1}, max_steps=4)
+    assert env.rollout(9).shape == (4,)
+    with pytest.raises(UserError, match="Reacher: nothing ends its episodes in time"):
+        GymnasiumEnv(Reacher)
+
+
 def test_a_step_that_lacks_the_entry_is_said():
     env = GymnasiumEnv("test/Reacher-v0", success=SuccessRule(info="is_success"))
     with pytest.raises(UserError, match="a step's info has nothing"):
