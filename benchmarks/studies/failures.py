@@ -30,6 +30,7 @@ from benchmarks.studies.options import run_command
 from benchmarks.studies.registry import read_studies
 from benchmarks.studies.runner import check, prompted_by, train
 from benchmarks.studies.store import Store
+from benchmarks.studies.unseen_all import FAILURES
 from llmdpd_torchrl.envs import MultiTaskEnv
 from llmdpd_torchrl.evaluation.rollout import make_policy_env
 from llmdpd_torchrl.experiments.config import Run
@@ -39,7 +40,6 @@ from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import write_atomic
 
 ROOT = Path(__file__).parents[2]
-NAME = "unseen_all_failures.csv"
 #: The tasks that the report's policy solves least.
 TASKS = ("stick-pull-v3", "plate-slide-back-v3", "pick-out-of-hole-v3", "bin-picking-v3",
          "box-close-v3", "pick-place-v3", "handle-pull-side-v3", "pick-place-wall-v3")  # fmt: skip
@@ -139,7 +139,7 @@ def run(options: Options) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    write_atomic(place.store.root / NAME, write)
+    write_atomic(place.store.root / FAILURES, write)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -55,6 +55,7 @@ CHANGES = {
     "demonstration": "evaluation.demonstration",
     "stop_on_success": "evaluation.stop_on_success",
     "acting": "evaluation.acting",
+    "hide_state": "evaluation.hide_state",
 }
 _STUDY = {
     "title": str, "question": str, "of_the_paper": str, "family": str, "folder": str,

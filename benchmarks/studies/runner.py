@@ -27,7 +27,7 @@ from llmdpd_torchrl.baselines import retrieve_and_play_plus_policy, retrieve_and
 from llmdpd_torchrl.evaluation.results import git_revision
 from llmdpd_torchrl.evaluation.statistics import EpisodeResult
 from llmdpd_torchrl.experiments.config import Run
-from llmdpd_torchrl.experiments.evaluate import evaluation_prompts, make_evaluator
+from llmdpd_torchrl.experiments.evaluate import evaluated_policy, evaluation_prompts, make_evaluator
 from llmdpd_torchrl.experiments.run import fingerprint, prepare, run_stage
 from llmdpd_torchrl.experiments.train import value_bounds
 from llmdpd_torchrl.modules.config import NetworkConfig
@@ -306,7 +306,7 @@ def evaluate_tasks(
     """
     tables = evaluation_prompts(run, among if len(among) > 1 else None)
     evaluator = make_evaluator(run, tasks, run.cfg.progress, backend=backend)
-    episodes = evaluator(run.policy, tables)
+    episodes = evaluator(evaluated_policy(run, run.policy), tables)
     crashed = [episode.error for episode in episodes if episode.error is not None]
     if crashed:
         raise DataError(f"{name}: {len(crashed)} episodes crashed: {crashed[0]}")

@@ -7,6 +7,7 @@ page, and no figure; a mean over some of a group's tasks says over how many, and
 
 from __future__ import annotations
 
+import csv
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,16 @@ EASY = 98.0
 SOLVED = 90.0
 #: The two between which an oracle chooses, task by task and demonstration by demonstration.
 CHOICE = ("ours", "clean"), ("retrieve_and_play_plus", "clean")
+#: What ``failures.py`` stores, and why these episodes fail, from looking at them.
+FAILURES = "unseen_all_failures.csv"
+WHY = {
+    "stick-pull-v3": "the stick is lifted and misses the handle that it has to go through, pushes "
+    "the thermos away, or is lost on the way",
+    "plate-slide-back-v3": "with the goal to one side the plate leaves the net to that side and "
+    "slips from under the hand, half its way short",
+    "pick-out-of-hole-v3": "the hand is at the puck, moves it in the hole, and rises without it",
+    "handle-pull-side-v3": "the hand loses the lever below the top and does not get under it again",
+}
 #: What the README shows, by the names of variants and arms.
 README_VARIANTS = {
     "ours": "ours",
@@ -62,6 +73,10 @@ README_ARMS = {
     "five": "five demonstrations",
     "wrong": "another task's",
     "none": "none",
+}
+_SEEN = {
+    "seen": "with the state visible",
+    "seen_following": "by a demonstration alone, as on unseen ones",
 }
 _TITLES = {
     "report": "The 30 tasks of the report",
@@ -142,12 +157,12 @@ def read_group(study: Study, store: Store, name: str) -> Group:
     return Group(name, tasks, cells)
 
 
-def read_seen(study: Study, store: Store, name: str) -> dict[str, Cells]:
-    """What is stored of trained tasks, by variant: of each task, all seeds and folds of a group."""
-    cells: dict[str, dict[str, dict[int, float]]] = {}
-    for variant, _, _, found in _stored(study, store, chosen_folds([name]), "seen"):
+def read_seen(study: Study, store: Store, name: str) -> dict[tuple[str, str], Cells]:
+    """What is stored of trained tasks, by variant and arm: of each task, all seeds and folds."""
+    cells: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for variant, arm, _, found in _stored(study, store, chosen_folds([name]), "seen"):
         for task, value in found.items():
-            of_task = cells.setdefault(variant.base, {}).setdefault(task, {})
+            of_task = cells.setdefault((variant.base, arm.name), {}).setdefault(task, {})
             of_task[len(of_task)] = value
     return dict(cells)
 
@@ -190,8 +205,8 @@ def figures(study: Study, store: Store) -> dict[str, float]:
         if all(group.is_complete(*side) for side in CHOICE):
             found |= figures_of(f"{prefix}better_of_two_clean", _mean(group.paired(*CHOICE, max)))
         found |= figures_of(f"{prefix}clean_minus_rnp_on_easy_tasks", _on_easy(group))
-        for variant, seen in read_seen(study, store, name).items():
-            found |= figures_of(f"{prefix}{_short(variant)}_seen", _mean(seen))
+        for (variant, arm), seen in read_seen(study, store, name).items():
+            found |= figures_of(f"{prefix}{_short(variant)}_{arm}", _mean(seen))
     ml45 = SPLITS["fold_ml45"].held_out
     report = read_group(study, store, "report")
     for variant in dict.fromkeys(variant for variant, _ in report.cells):
@@ -227,13 +242,14 @@ def build_page(study: Study, store: Store) -> str:
         names = {arm: arm.replace("_", " ") for arm in arms}
         parts += [f"## {title}\n", _arm_table(group, labels, names).markdown() + "\n"]
         parts += [_difference_table(group).markdown() + "\n"]
-        for variant, seen in read_seen(study, store, name).items():
+        for (variant, arm), seen in read_seen(study, store, name).items():
             if (found := _mean(seen)) is not None:
-                parts += [
-                    f"Trained tasks, with the state visible: {labels[variant]} {_text(found)}\n"
-                ]
+                how = _SEEN.get(arm, arm)
+                parts += [f"Trained tasks, {how}: {labels[variant]} {_text(found)}\n"]
         parts += ["Clean demonstration, by task:\n", _task_table(group, labels).markdown() + "\n"]
         parts += _unsolved(group)
+        if name == "report":
+            parts += _why(store)
     return "\n".join([*parts, _TAIL])
 
 
@@ -290,6 +306,35 @@ Not solved: ours is below {SOLVED:.0f} with a clean demonstration. Beside it an 
 chooses between ours and retrieve and play+ by task and demonstration, and ours in other arms:
 """
     yield Table(("task", *names), rows).markdown() + "\n"
+
+
+def _why(store: Store) -> Iterator[str]:
+    """What became of the failed episodes of one seed, if they were looked at."""
+    path = store.root / FAILURES
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        failed = [row for row in rows if row["task"] == task]
+        middle = {
+            key: float(np.median([float(row[key]) for row in failed]))
+            for key in ("nearest_hand", "moved", "from_goal", "replayed")
+        }
+        lifted = sum(int(row["lifted"]) for row in failed)
+        counts = f"{len(failed)} of {failed[0]['episodes']}", f"{lifted} of {len(failed)}"
+        found.append((task, *counts, *(f"{value:.2g}" for value in middle.values())))
+    head = ("task", "failed", "object ever lifted", "hand at its nearest, m", "object moved, m",
+            "from the goal, m", "steps of replay")  # fmt: skip
+    yield """\
+The failed episodes of seed 0 with a clean demonstration: how often the object was lifted by 3 cm;
+medians of how near the hand came to it, how far it moved, and how far from the goal it ended; and
+in how many of 500 steps the demonstration was replayed because the policy stood still:
+"""
+    yield Table(head, found).markdown() + "\n"
+    seen = dict.fromkeys(row["task"] for row in rows)
+    yield "".join(f"- {task}: {WHY[task]}.\n" for task in seen if task in WHY)
 
 
 def _percent(by_seed: Mapping[int, float] | None) -> str:

@@ -115,6 +115,7 @@ class EvaluationSchema:
     confusion: Count
     demonstrations: Size
     demonstration_fraction: Fraction
+    hide_state: Flag
 
 
 @checked_dataclass()

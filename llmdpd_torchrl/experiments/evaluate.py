@@ -41,6 +41,11 @@ def make_evaluator(
     return Evaluator(tasks, settings, suite=suite, backend=backend, progress=progress)
 
 
+def evaluated_policy(run: Run, policy: LLMDPDPolicy) -> LLMDPDPolicy:
+    """The policy as the run's evaluations let it act."""
+    return policy.without_state() if run.cfg.evaluation.hide_state else policy
+
+
 def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTables:
     """The prompts of an evaluation on some tasks, default all, under the configured control."""
     cfg = run.cfg
@@ -82,7 +87,7 @@ def evaluate(run: Run) -> None:
 
 def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) -> ResultsSummary:
     """Evaluate on seen and unseen tasks, and write results, table and plots."""
-    cfg, split = run.cfg, run.split
+    cfg, split, policy = run.cfg, run.split, evaluated_policy(run, policy)
     path, settings = output / "results.json", run.family.settings(cfg)
     about = {
         "fingerprint": run.fingerprint,
@@ -93,6 +98,8 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_fraction": cfg.evaluation.demonstration_fraction,
     }
+    if cfg.evaluation.hide_state:
+        about["hide_state"] = True
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
         starts = run.family.starts(run, settings)
@@ -187,7 +194,7 @@ def video_renderer(run: Run, progress: bool) -> Callable[[], list[Frame]] | None
     def render() -> list[Frame]:
         cfg, settings = run.cfg, run.family.settings(run.cfg)
         frames, _ = record_grid(
-            run.policy,
+            evaluated_policy(run, run.policy),
             captions,
             evaluation_prompts(run),
             settings=settings,

@@ -156,6 +156,7 @@ def prepare(cfg: DictConfig, family: Family) -> Run:
         lambda: check_control(
             cfg.evaluation.control, cfg.evaluation.demonstrations, _network(cfg), split.tasks
         ),
+        lambda: _check_state(cfg),
         lambda: _check_video(cfg.video.tasks or (), split),
     )
     output = make_writable_folder(cfg.output_dir, "output", "output_dir")
@@ -195,6 +196,14 @@ def _check_algorithm(cfg: DictConfig) -> None:
             algorithm.make_loss(make_networks(network), None, **plain(cfg.loss))
         except ValueError as error:
             raise ConfigError(f"network or loss: {error}") from None
+
+
+def _check_state(cfg: DictConfig) -> None:
+    if cfg.evaluation.hide_state and not _network(cfg).retrieves:
+        raise ConfigError(
+            "evaluation.hide_state is true: only conditioning=retrieved with a trajectory prompt "
+            "acts without the state"
+        )
 
 
 def _check_video(tasks: Sequence[str], split: TaskSplit) -> None:

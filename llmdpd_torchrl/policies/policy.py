@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -232,6 +233,16 @@ class LLMDPDPolicy(TensorDictModuleBase):
         prompted.retrieval = self.make_retrieval(tables) if config.retrieves else None
         return prompted
 
+    def without_state(self) -> LLMDPDPolicy:
+        """The same policy, which follows a demonstration on the tasks that it was trained on, too.
+
+        There it would see the state and the task's embedding as well; networks are shared.
+        """
+        config = dataclasses.replace(self.config, trained_task_ids=())
+        policy = type(self)(config, self.actor, self.encoder, self.info)
+        policy.training = self.training
+        return policy
+
     def make_tables(
         self, texts: Mapping[int, str | Tensor], trajectories: Mapping[int, Demonstrations]
     ) -> PromptTables:
@@ -373,9 +384,10 @@ class LLMDPDPolicy(TensorDictModuleBase):
             DataError: if a file is missing, malformed, or does not fit the other.
         """
         saved = pretrained.open_policy(folder, revision)
-        saved.check_trust(trust)
         with pretrained.explained_description(saved.path):
             config = NetworkConfig(**saved.network)
+        saved.check_trust(trust)
+        with pretrained.explained_description(saved.path):
             networks = make_networks(config)
         saved.check_own(actor)
         policy = cls(config, actor or networks.acting, networks.encoder, saved.info)
