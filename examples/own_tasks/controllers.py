@@ -1,12 +1,14 @@
 """What acts in the recordings of the pendulum and of the mountain car."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 
-def swing_up(gravity):
+def swing_up(gravity: float) -> Callable[[Sequence[float]], list[float]]:
     """Pump energy until the pole is up, then balance it; a function of the observation."""
 
-    def act(observation):
+    def act(observation: Sequence[float]) -> list[float]:
         cosine, sine, speed = observation
         angle = np.arctan2(sine, cosine)
         if cosine > 0.9:
@@ -20,6 +22,6 @@ def swing_up(gravity):
 gravity_6, gravity_8, gravity_10, gravity_12 = map(swing_up, (6.0, 8.0, 10.0, 12.0))
 
 
-def rock(observation):
+def rock(observation: Sequence[float]) -> list[float]:
     """Accelerate the way the car rolls, until it is over the hill."""
     return [1.0 if observation[1] >= 0 else -1.0]

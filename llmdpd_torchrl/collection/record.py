@@ -60,9 +60,10 @@ def record_episodes(
         while not done:
             action = _call(act, observation, env)
             if noise:
-                action = action + noise * half * generator.normal(size=action.shape)
-            action = np.clip(action, env.low, env.high, dtype=np.float32)
-            step = env.advance(np.float32((action - env.low) / half - 1))
+                spread = noise * half * generator.normal(size=action.shape)
+                action = action + spread.astype(np.float32)
+            action = np.clip(action, env.low, env.high)
+            step = env.advance(((action - env.low) / half - 1).astype(np.float32))
             done = step.terminated or step.truncated
             row = {
                 "observations": observation,

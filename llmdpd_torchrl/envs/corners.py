@@ -61,7 +61,7 @@ class CornerEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         distance = float(np.linalg.norm(self.position - self.corner))
         return self.position.copy(), -distance, False, False, {"is_success": distance <= NEAR}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The square from above, with the corner in green and the point in black."""
         image = np.full((_PIXELS, _PIXELS, 3), 240, np.uint8)
         for (x, y), colour in ((self.corner, (60, 160, 60)), (self.position, (20, 20, 20))):
@@ -96,4 +96,4 @@ def go_sw(observation: NDArray[np.float32]) -> NDArray[np.float32]:
     return go_to("sw")(observation)
 
 
-gymnasium.register("llmdpd/Corner-v0", entry_point=CornerEnv, max_episode_steps=40)
+gymnasium.register("llmdpd/Corner-v0", entry_point=f"{__name__}:CornerEnv", max_episode_steps=40)
