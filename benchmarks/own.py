@@ -124,8 +124,8 @@ def train(name: str, updates: int, seed: int) -> dict[str, float]:
     do("train-own", f"tasks={name}.yaml", "prompt=trajectory", f"trainer.total_updates={updates}",
        f"seed={seed}", f"output_dir={output}", "until=evaluate", "progress=false")  # fmt: skip
     found = json.loads((Path(output) / "results.json").read_text())
-    return {task["task"]: task["success_rate"] if task.get("score") is None else task["score"]
-            for task in found["tasks"]}  # fmt: skip
+    return {task["task"]: 100 * task["success_rate"] if task["score"] is None else task["score"]
+            for task in found["summary"]["tasks"]}  # fmt: skip
 
 
 def round_trips() -> int:

