@@ -5,7 +5,8 @@
 
 The demonstrations and goals are those of seed 0 of the study ``unseen_all``. ``transfer.csv`` has a
 row a pair: whose demonstration, on which task, how many of how many episodes were successful; a
-pair that it has is not run again, and the same command resumes. ``transfer.png`` is its picture.
+pair that it has is not run again, and the same command resumes. ``transfer.png`` is its picture,
+``transfer.md`` the page with it.
 Further settings: ``workers=N``, processes, by default one a core; ``data=PATH``, by default in the
 user's cache.
 """
@@ -32,12 +33,13 @@ from benchmarks.studies.store import Store
 from llmdpd_torchrl.baselines import retrieve_and_play_policy
 from llmdpd_torchrl.evaluation import Evaluator
 from llmdpd_torchrl.evaluation.controls import swap_prompts
+from llmdpd_torchrl.evaluation.results import Table
 from llmdpd_torchrl.experiments.metaworld import MetaWorld
 from llmdpd_torchrl.experiments.run import prepare
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.prompts import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.utils.files import write_atomic
+from llmdpd_torchrl.utils.files import write_atomic, write_text
 from llmdpd_torchrl.utils.processes import make_backend
 
 COLUMNS = ("demonstration", "task", "successes", "episodes")
@@ -131,6 +133,38 @@ def figures(matrix: Matrix, tasks: Sequence[str]) -> dict[str, float]:
     }
 
 
+def build_page(matrix: Matrix, tasks: Sequence[str], found: Mapping[str, float]) -> str:
+    """The page: the picture, means, and the pairs of different tasks that replay solves."""
+    solved: dict[str, list[str]] = {}
+    for task in tasks:
+        for shown in tasks:
+            won, all_ = matrix[shown, task]
+            if shown != task and 2 * won >= all_:
+                solved.setdefault(task, []).append(shown.removesuffix("-v3"))
+    rows = [
+        (
+            task.removesuffix("-v3"),
+            str(len(names)),
+            ", ".join(names[:6]) + ", ..." * (len(names) > 6),
+        )
+        for task, names in solved.items()
+    ]
+    episodes = max(all_ for _, all_ in matrix.values())
+    return f"""\
+# A demonstration of each task on each other
+
+Retrieve and play, which is not trained, on every one of {len(tasks)} tasks with a demonstration of
+every one; {episodes} episode{"s" * (episodes > 1)} a pair, the goals and demonstrations of seed 0 of
+[every task unseen once](unseen_all.md). Success is {found["own"]:.0f} % with the task's own
+demonstration and {found["others"]:.1f} % with others'; {found["other_pairs_from_half"]:.0f} of
+{found["other_pairs"]:.0f} pairs of different tasks are solved in half of the episodes or more.
+
+![success by task and demonstration](transfer.png)
+
+{Table(("task", "other tasks whose demonstration solves it", "which"), rows).markdown()}
+"""
+
+
 def plot(matrix: Matrix, tasks: Sequence[str], path: Path) -> None:
     """A heat map: a row a task, a column a demonstration."""
     from matplotlib.figure import Figure
@@ -175,6 +209,7 @@ def run(options: Options) -> None:
         fill(matrix, path, evaluator, PromptTables(trajectories=bank), bank.length)
     plot(matrix, tasks, root / "transfer.png")
     found = figures(matrix, tasks)
+    write_text(root / "transfer.md", build_page(matrix, tasks, found))
     if root == RESULTS:
         command = "python -m benchmarks.studies.transfer"
         write_figures("transfer", found, {"transfer": path.name}, command)
