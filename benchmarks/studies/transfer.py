@@ -154,10 +154,10 @@ def build_page(matrix: Matrix, tasks: Sequence[str], found: Mapping[str, float])
 # A demonstration of each task on each other
 
 Retrieve and play, which is not trained, on every one of {len(tasks)} tasks with a demonstration of
-every one; {episodes} episode{"s" * (episodes > 1)} a pair, the goals and demonstrations of seed 0 of
-[every task unseen once](unseen_all.md). Success is {found["own"]:.0f} % with the task's own
-demonstration and {found["others"]:.1f} % with others'; {found["other_pairs_from_half"]:.0f} of
-{found["other_pairs"]:.0f} pairs of different tasks are solved in half of the episodes or more.
+every one; {episodes} episode{"s" * (episodes > 1)} a pair, the goals and demonstrations of
+seed 0 of [every task unseen once](unseen_all.md). Success is {found["own"]:.0f} % with the task's
+own demonstration and {found["others"]:.1f} % with others'; {found["other_pairs_from_half"]:.0f}
+of {found["other_pairs"]:.0f} pairs of different tasks are solved in half of the episodes or more.
 
 ![success by task and demonstration](transfer.png)
 
