@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules = parser.add_mutually_exclusive_group()
     rules.add_argument("--success-info", metavar="KEY", help="entry of info that says it is solved")
     rules.add_argument("--min-reward", type=float, help="reward of a step that solves it")
-    rules.add_argument("--min-return", type=float, help="sum of rewards that solves it")
+    rules.add_argument("--min-return", type=float, help="return that solves it, at the end")
     parser.add_argument("--text", help="prompt of a trained policy: the task in words")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE",
                         help="import a part of this package, if the policy names one")  # fmt: skip

@@ -29,7 +29,8 @@ class SuccessRule:
     Args:
         info: the entry of a step's ``info`` that says so.
         min_reward: a step with this reward, or a higher one.
-        min_return: the step at which the episode's rewards sum to so much.
+        min_return: an episode whose rewards sum to so much, or more, at its end: before it, those
+            of one with negative rewards would.
         terminated: the end of an episode that is no time limit's.
 
     Raises:
@@ -37,7 +38,7 @@ class SuccessRule:
 
     Examples:
         >>> rule = SuccessRule(min_reward=0.9)
-        >>> rule.is_met(reward=1.0, total=1.0, terminated=False, info={})
+        >>> rule.is_met(reward=1.0, total=1.0, terminated=False, truncated=False, info={})
         True
     """
 
@@ -52,7 +53,13 @@ class SuccessRule:
             raise ConfigError("success: give one of info, min_reward, min_return, terminated")
 
     def is_met(
-        self, *, reward: float, total: float, terminated: bool, info: Mapping[str, Any]
+        self,
+        *,
+        reward: float,
+        total: float,
+        terminated: bool,
+        truncated: bool,
+        info: Mapping[str, Any],
     ) -> bool:
         """Whether a step solves the task, ``total`` being the rewards up to it.
 
@@ -67,7 +74,7 @@ class SuccessRule:
         if self.min_reward is not None:
             return reward >= self.min_reward
         if self.min_return is not None:
-            return total >= self.min_return
+            return (terminated or truncated) and total >= self.min_return
         return terminated
 
 
@@ -183,7 +190,11 @@ class GymnasiumEnv(SimulatorEnv):
         observation, reward, terminated, truncated, info = self.simulator.step(scaled)
         self._total += float(reward)
         success = self.success is not None and self.success.is_met(
-            reward=float(reward), total=self._total, terminated=bool(terminated), info=info
+            reward=float(reward),
+            total=self._total,
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+            info=info,
         )
         return SimulatorStep(
             flatten(observation, self.space).astype(np.float32),

@@ -73,7 +73,7 @@ def test_an_episode_is_known_by_its_number():
     ("rule", "step"),
     [
         ({"min_reward": 3.9}, 0),
-        ({"min_return": 7.9}, 1),
+        ({"min_return": 7.9}, 2),  # at the end of the episode
         ({"terminated": True}, 2),
     ],
 )
