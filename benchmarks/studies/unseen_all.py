@@ -53,8 +53,9 @@ WHY = {
     "stick-pull-v3": "the stick is lifted and misses the handle that it has to go through, pushes "
     "the thermos away, or is lost on the way",
     "plate-slide-back-v3": "with the goal to one side the plate leaves the net to that side and "
-    "slips from under the hand, half its way short",
+    "slips from under the hand",
     "pick-out-of-hole-v3": "the hand is at the puck, moves it in the hole, and rises without it",
+    "pick-place-wall-v3": "the puck is lifted in every one, and stays 15 to 30 cm from the goal",
     "handle-pull-side-v3": "the hand loses the lever below the top and does not get under it again",
 }
 #: What the README shows, by the names of variants and arms.
