@@ -96,8 +96,8 @@ goal. In brackets, a number of tasks: the mean is over fewer than there are; a d
 """
 _TAIL = """\
 [What was tried](unseen_all_leads.md), with its figures on the development tasks.
-[What a demonstration of each task does on each other](transfer.md), replayed. Videos of
-six arms are in [`docs/videos`](../../docs/videos).
+[What a demonstration of each task does on each other](transfer.md), replayed.
+`python -m benchmarks.studies.arm_videos` films arms side by side.
 """
 
 #: By task and seed, the mean over goals in percent.
@@ -325,7 +325,8 @@ def _why(store: Store) -> Iterator[str]:
         }
         lifted = sum(int(row["lifted"]) for row in failed)
         counts = f"{len(failed)} of {failed[0]['episodes']}", f"{lifted} of {len(failed)}"
-        found.append((task, *counts, *(f"{value:.2g}" for value in middle.values())))
+        *metres, replayed = middle.values()
+        found.append((task, *counts, *(f"{value:.2f}" for value in metres), f"{replayed:.0f}"))
     head = ("task", "failed", "object ever lifted", "hand at its nearest, m", "object moved, m",
             "from the goal, m", "steps of replay")  # fmt: skip
     yield """\
