@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.envs.base import SimulatorEnv, SimulatorStep
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
+from llmdpd_torchrl.utils.parts import import_own
 from llmdpd_torchrl.utils.settings import Flag, Number, Text, checked_dataclass
 from llmdpd_torchrl.utils.spaces import check_vectors, flatten, named_fields
 
@@ -85,14 +83,7 @@ def import_modules(modules: Iterable[str], key: str = "import") -> None:
         ConfigError: with ``key``, if one cannot be imported.
     """
     for name in modules:
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # a module that lies here is found, and hides no other
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a module raises anything
-            raise ConfigError(
-                f"{key} {name}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+        import_own(name, f"{key} {name}")
 
 
 class GymnasiumEnv(SimulatorEnv):

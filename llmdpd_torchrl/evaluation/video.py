@@ -83,6 +83,12 @@ def rendering_backend() -> tuple[str | None, str]:
     )
 
 
+def rendering_problem() -> str:
+    """Why MuJoCo's images cannot be rendered on this machine; empty if they can."""
+    backend, problem = rendering_backend()
+    return "" if backend else problem
+
+
 @functools.cache
 def _renders(backend: str) -> bool:
     try:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from llmdpd_torchrl.evaluation import EvaluationSettings, Suite
 from llmdpd_torchrl.evaluation.controls import Control
-from llmdpd_torchrl.evaluation.video import rendering_backend
+from llmdpd_torchrl.evaluation.video import rendering_problem
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.policies.acting import Acting
 from llmdpd_torchrl.prompts import (
@@ -36,7 +36,7 @@ from llmdpd_torchrl.prompts import (
 )
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.parts import target_of
+from llmdpd_torchrl.utils.parts import package_of
 from llmdpd_torchrl.utils.settings import (
     Count,
     Flag,
@@ -184,8 +184,8 @@ def text_encoder(cfg: DictConfig) -> str | dict[str, Any]:
 def trusted(cfg: DictConfig) -> set[str]:
     """The packages of the parts of somebody's own that the configuration names."""
     named = (("denoiser", cfg.network.get("denoiser")), ("text encoder", cfg.text_encoder.model))
-    targets = (target_of(kind, name) for kind, name in named if name)
-    return {target.partition(":")[0].partition(".")[0] for target in targets if target}
+    packages = (package_of(kind, name) for kind, name in named if name)
+    return {package for package in packages if package}
 
 
 def read(kind: type[Kind], cfg: DictConfig, **more: Any) -> Kind:
@@ -231,8 +231,7 @@ class Family(abc.ABC):
 
     def rendering_problem(self) -> str:
         """Why no video can be made on this machine; empty if one can."""
-        backend, problem = rendering_backend()
-        return "" if backend else problem
+        return rendering_problem()
 
     @abc.abstractmethod
     def collect(self, run: Run) -> None:

@@ -34,7 +34,6 @@ from llmdpd_torchrl.experiments.config import (
     read,
 )
 from llmdpd_torchrl.prompts import (
-    FrameSpec,
     RetrievalSpec,
     TextPrompt,
     load_text_prompts,
@@ -186,9 +185,7 @@ class Locomotion(Family):
         fields = tuple(run.dataset.manifest.observation_layout["fields"])
         return {
             "observation_keep": fields,
-            "retrieval": RetrievalSpec(
-                frames=(FrameSpec(values=fields, weights=(None,) * len(fields)),)
-            ),
+            "retrieval": RetrievalSpec.of_state(fields),
         }
 
     def about(self) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from tensordict import TensorDictBase
 from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
 from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS
-from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite, Suite
-from llmdpd_torchrl.evaluation.video import rendering_backend
+from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite, Suite, video
 from llmdpd_torchrl.experiments.config import choose_device
 from llmdpd_torchrl.experiments.locomotion import (
     ORACLE,
@@ -166,8 +165,7 @@ def rendering_problem(task_file: str | None) -> str:
     """Why no video can be made; empty if one can."""
     if task_file is not None:
         return OwnTasks.read(task_file).rendering_problem()
-    backend, problem = rendering_backend()
-    return "" if backend else problem
+    return video.rendering_problem()
 
 
 # --- the policy ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from llmdpd_torchrl.data import load_episodes
 from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
 from llmdpd_torchrl.envs import GymnasiumEnv, SuccessRule, import_modules
 from llmdpd_torchrl.evaluation.suites import GymnasiumSuite
-from llmdpd_torchrl.prompts import FrameSpec, RetrievalSpec, TextPrompt
+from llmdpd_torchrl.prompts import RetrievalSpec, TextPrompt
 from llmdpd_torchrl.tasks import TaskSplit, TaskTable
 from llmdpd_torchrl.utils.errors import ConfigError, UserError, first_line
 from llmdpd_torchrl.utils.settings import Many, Number, Positive, Size, Text, checked_dataclass
@@ -167,8 +167,7 @@ class OwnTasks:
 
     def retrieval(self, fields: tuple[str, ...]) -> RetrievalSpec:
         """What is looked up in a demonstration: as the file says, or the nearest state."""
-        state = FrameSpec(values=fields, weights=(None,) * len(fields))
-        return self.content.retrieval or RetrievalSpec(frames=(state,))
+        return self.content.retrieval or RetrievalSpec.of_state(fields)
 
     def suite(
         self,

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
-from llmdpd_torchrl.prompts.frames import FrameSpec
 from llmdpd_torchrl.prompts.retrieval_spec import METAWORLD_RETRIEVAL, ContextLayout, RetrievalSpec
 from llmdpd_torchrl.prompts.spacing import Spacing
 from llmdpd_torchrl.tasks.table import METAWORLD_OBSERVATION_LAYOUT
@@ -267,11 +266,10 @@ class NetworkConfig:
         """
         manifest = dataset.manifest
         fields = manifest.observation_layout["fields"]
-        state = FrameSpec(values=tuple(fields), weights=(None,) * len(fields))
         found = {
             "observation_fields": fields,
             "observation_keep": tuple(fields),
-            "retrieval": RetrievalSpec(frames=(state,)),
+            "retrieval": RetrievalSpec.of_state(fields),
             "action_dim": manifest.action_size,
             "trained_task_ids": dataset.trajectory_task.unique().tolist(),
         }

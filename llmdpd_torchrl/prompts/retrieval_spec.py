@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmdpd_torchrl.prompts.frames import Fields, FrameSpec
@@ -56,6 +57,12 @@ class RetrievalSpec:
                 "network.retrieval has objects or previous, and frames without effector: what "
                 "moves is described beside an effector, give both or neither"
             )
+
+    @classmethod
+    def of_state(cls, fields: Iterable[str]) -> RetrievalSpec:
+        """The nearest standardised state, of all ``fields``, where there are no relative frames."""
+        values = tuple(fields)
+        return cls(frames=(FrameSpec(values=values, weights=(None,) * len(values)),))
 
     def layout(self, fields: Fields, action_dim: int) -> ContextLayout:
         """The columns of the context that :class:`PromptRetrieval` makes.

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Collection
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
@@ -37,6 +38,26 @@ def target_of(kind: str, name: str) -> str | None:
     return next((point.value for point in found), None)
 
 
+def package_of(kind: str, name: str) -> str | None:
+    """The package that a part of somebody's own is imported from; ``None``: it is none."""
+    target = target_of(kind, name)
+    return None if target is None else target.partition(":")[0].partition(".")[0]
+
+
+def import_own(module: str, what: str) -> ModuleType:
+    """Import a module of somebody's own, which may lie in the current folder.
+
+    Raises:
+        ConfigError: that begins with ``what``, if it cannot be imported.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a module that lies here is found, and hides no other
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a module raises anything
+        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+
+
 def load_part(kind: str, name: str) -> Any:
     """Import a part. Its module may lie in the current folder.
 
@@ -49,14 +70,11 @@ def load_part(kind: str, name: str) -> Any:
         has = f"; installed are {', '.join(known)}" if known else ""
         raise ConfigError(f"{kind} {name!r}: give module:name of a part of your own{has}")
     module, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a module that lies here is found, and hides no other
+    found = import_own(module, f"{kind} {name!r}")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module raises anything
-        raise ConfigError(
-            f"{kind} {name!r}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        return getattr(found, attribute)
+    except AttributeError as error:
+        raise ConfigError(f"{kind} {name!r}: AttributeError: {first_line(error)}") from error
 
 
 def check_trust(kind: str, name: str, trust: Collection[str], where: str) -> None:
@@ -71,12 +89,10 @@ def check_trust(kind: str, name: str, trust: Collection[str], where: str) -> Non
     Raises:
         ConfigError: naming the file, the part and the package.
     """
-    target = target_of(kind, name)
-    if target is None:
-        return
-    package = target.partition(":")[0].partition(".")[0]
-    if package not in trust:
+    package = package_of(kind, name)
+    if package is not None and package not in trust:
+        target = target_of(kind, name)
         raise ConfigError(
-            f"{where}: its {kind} is {target}, code that is no part of this library: it is "
-            f"imported only if you trust it, trust=[{package!r}] or --trust {package}"
+            f"{where}: its {kind} is {target}, code that is no part of this library: "
+            f"it is imported only if you trust it, trust=[{package!r}] or --trust {package}"
         )
