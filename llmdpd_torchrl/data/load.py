@@ -217,7 +217,7 @@ def _files(source: Any) -> list[Any]:
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     if not files:
         hint = "give its tasks' files" if (path / MANIFEST_NAME).exists() else "give one that has"
-        raise DataError(f"{path}: has no {' or '.join(_SUFFIXES)} file; {hint}")
+        raise DataError(f"{path}: the folder has no {' or '.join(_SUFFIXES)} file; {hint}")
     return [f"{file}{_TASK_MARK}{task}" for file in files] if task else [*files]
 
 
