@@ -28,7 +28,7 @@ from benchmarks.studies.options import run_command
 from llmdpd_torchrl.__main__ import main as llmdpd
 from llmdpd_torchrl.data import load_episodes
 from llmdpd_torchrl.evaluation.results import Table
-from llmdpd_torchrl.experiments.task_file import OwnTasks
+from llmdpd_torchrl.experiments.own_tasks import OwnTasks
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.files import write_text
 

@@ -1,119 +1,242 @@
-"""Somebody's own tasks: Gymnasium's environments, recorded episodes and texts, by one YAML file."""
+"""Somebody's own tasks, by their file: environments, and episodes that are compared with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import gymnasium
 
-from llmdpd_torchrl.evaluation import EvaluationSettings, GymnasiumSuite
-from llmdpd_torchrl.experiments.config import (
-    EvaluationSchema,
-    Family,
-    Run,
-    Schema,
-    TrajectoryPromptSchema,
-    read,
-)
-from llmdpd_torchrl.experiments.task_file import OwnTasks
-from llmdpd_torchrl.prompts import TextPrompt
-from llmdpd_torchrl.tasks import TaskSplit
-from llmdpd_torchrl.utils.errors import ConfigError
-from llmdpd_torchrl.utils.settings import Flag, Fraction, Text, check_all, checked_dataclass
+from llmdpd_torchrl.data import load_episodes
+from llmdpd_torchrl.data.recorded_dataset import OfflineDataset
+from llmdpd_torchrl.envs import GymnasiumEnv, import_modules
+from llmdpd_torchrl.evaluation.suites import GymnasiumSuite
+from llmdpd_torchrl.experiments.task_file import OwnTask, TaskFile, read_task_file, read_text
+from llmdpd_torchrl.prompts import RetrievalSpec, TextPrompt
+from llmdpd_torchrl.tasks import TaskSplit, TaskTable
+from llmdpd_torchrl.utils.errors import ConfigError, UserError
 
 
-@checked_dataclass()
-class _TrajectoryPrompt(TrajectoryPromptSchema):
-    top_fraction: Fraction
-
-
-@checked_dataclass()
-class _Evaluation(EvaluationSchema):
-    stop_on_success: Flag
-
-
-@checked_dataclass()
-class OwnTasksSchema(Schema):
-    """Settings of ``configs/train_own.yaml``."""
-
-    tasks: Text
-    trajectory_prompt: _TrajectoryPrompt
-    evaluation: _Evaluation
-
-
-class OwnTasksFamily(Family):
-    """The family of a task file, with the settings of ``configs/train_own.yaml``.
+@dataclass(frozen=True)
+class OwnTasks:
+    """Somebody's own tasks, read from a file.
 
     Attributes:
-        own: what the file says, once it is read.
+        path: of the file; paths of data are beside it.
+        content: what it says.
+        split: the tasks' names.
+        prompts: their texts; a task without one has its name.
     """
 
-    schema = OwnTasksSchema
-    simulator = "gymnasium"
-    own: OwnTasks
+    path: Path
+    content: TaskFile
+    split: TaskSplit
+    prompts: Mapping[str, TextPrompt]
 
-    def check(self, cfg: DictConfig) -> None:
-        """Check the file, and that there are texts where the policy reads them."""
-        check_all(lambda: super(OwnTasksFamily, self).check(cfg), lambda: self._read(cfg))
+    @classmethod
+    def read(cls, path: str | Path) -> OwnTasks:
+        """Read and check a file; the data are not opened yet.
 
-    def _read(self, cfg: DictConfig) -> None:
-        self.own = OwnTasks.read(cfg.tasks)
-        if cfg.prompt in ("both", "text"):
-            self.own.check_texts()
-        if cfg.evaluation.every and not self.own.evaluates:
-            raise ConfigError(f"evaluation.every is set, and no task of {cfg.tasks} has an env")
+        Raises:
+            ConfigError: with a line for every mistake, each naming the file and the key.
+        """
+        path = Path(path)
+        content = read_task_file(path)
+        tasks = content.tasks | content.held_out
+        prompts = {name: read_text(path, name, task.text) for name, task in tasks.items()}
+        table = TaskTable(tuple(tasks))
+        split = TaskSplit(path.stem, tuple(content.tasks), tuple(content.held_out), table)
+        return cls(path, content, split, prompts)
 
-    def split(self, cfg: DictConfig) -> TaskSplit:
-        """The tasks of the file."""
-        return self.own.split
+    @property
+    def tasks(self) -> Mapping[str, OwnTask]:
+        """All tasks, those that are trained on first."""
+        return self.content.tasks | self.content.held_out
 
+    @property
     def evaluates(self) -> bool:
         """Whether there are environments."""
-        return self.own.evaluates
+        return any(task.env is not None for task in self.tasks.values())
 
-    def collect(self, run: Run) -> None:
-        """Load all episodes, separate the held-out ones, and cut the trajectory prompts."""
-        cfg, split = run.cfg, run.split
-        dataset = self.own.load(
-            top_fraction=cfg.trajectory_prompt.top_fraction, progress=cfg.progress
+    def check_texts(self) -> None:
+        """Check that each task has a text, for a policy that reads texts.
+
+        Raises:
+            ConfigError: naming the tasks that have none.
+        """
+        without = [name for name, task in self.tasks.items() if task.text is None]
+        if without:
+            raise ConfigError(
+                f"{self.path}: there is no text for {', '.join(without)}: give each task one, or "
+                "train with prompt=trajectory"
+            )
+
+    def retrieval(self, fields: tuple[str, ...]) -> RetrievalSpec:
+        """What is looked up in a demonstration: as the file says, or the nearest state."""
+        return self.content.retrieval or RetrievalSpec.of_state(fields)
+
+    def suite(
+        self,
+        seed: int = 0,
+        *,
+        max_steps: int | None = None,
+        stop_on_success: bool = True,
+        ids: Mapping[str, int] | None = None,
+    ) -> GymnasiumSuite:
+        """The environments.
+
+        Args:
+            seed: of the initial states.
+            max_steps: a time limit in the place of the file's.
+            stop_on_success: whether the first success ends an episode.
+            ids: of the tasks; default: their places in the file.
+
+        Raises:
+            ConfigError: if there are none.
+        """
+        if not self.evaluates:
+            raise ConfigError(f"{self.path}: no task has an env: there is nothing to evaluate in")
+        ids = ids or {name: place for place, name in enumerate(self.tasks)}
+        variants = {
+            name: {
+                "task": task.env,
+                "options": task.options or {},
+                "success": task.success,
+                "max_steps": max_steps or task.max_steps,
+                "task_id": ids[name],
+            }
+            for name, task in self.tasks.items()
+        }
+        references = {
+            name: (task.references[0], task.references[1])
+            for name, task in self.tasks.items()
+            if task.references is not None and task.success is None
+        }
+        imports = tuple(self.content.imports)
+        return GymnasiumSuite(
+            variants, references, imports, seed=seed, stop_on_success=stop_on_success
         )
-        print(f"data: {', '.join(dataset.manifest.settings)}")
-        is_held_out = dataset.trajectory_task >= len(split.train)
-        run.dataset = dataset.select(~is_held_out) if is_held_out.any() else dataset
-        run.cut_prompts()
-        if split.held_out:
-            run.add_demonstrations(dataset.select(is_held_out))
-
-    def prompts(self) -> Mapping[str, TextPrompt]:
-        """The file's texts by task."""
-        return self.own.prompts
-
-    def network(self, run: Run) -> dict[str, Any]:
-        """The networks see the entire state."""
-        fields = tuple(run.dataset.manifest.observation_layout["fields"])
-        return {"observation_keep": fields, "retrieval": self.own.retrieval(fields)}
-
-    def settings(self, cfg: DictConfig) -> EvaluationSettings:
-        """How evaluations are made; the suite has the tasks' own limits of steps."""
-        return read(EvaluationSettings, cfg.evaluation, max_steps=EvaluationSettings.max_steps)
-
-    def suite(self, run: Run, settings: EvaluationSettings) -> GymnasiumSuite:
-        """The environments of the file."""
-        return self.own.suite(
-            settings.seed,
-            max_steps=run.cfg.evaluation.max_steps,
-            stop_on_success=settings.stop_on_success,
-        )
-
-    def starts(self, run: Run, settings: EvaluationSettings) -> dict[str, Any]:
-        """The tasks' environments and limits of steps, which the settings do not have."""
-        return self.suite(run, settings).starts()
 
     def rendering_problem(self) -> str:
         """Why no video can be made; empty if one can."""
-        return self.own.rendering_problem()
+        for name, task in self.tasks.items():
+            import_modules(self.content.imports)
+            spec = gymnasium.spec(str(task.env))
+            creator = spec.entry_point
+            kind = (
+                gymnasium.envs.registration.load_env_creator(creator)
+                if isinstance(creator, str)
+                else creator
+            )
+            modes = getattr(kind, "metadata", {}).get("render_modes", [])
+            if "rgb_array" not in modes:
+                return f"no videos: {task.env} of {name} has no render mode rgb_array"
+        return ""
 
-    def identity(self, cfg: DictConfig) -> Any:
-        """The texts."""
-        return {name: prompt.render() for name, prompt in self.own.prompts.items()}
+    def load(self, *, top_fraction: float = 1.0, progress: bool = True) -> OfflineDataset:
+        """All episodes, those of held-out tasks last, with the successful ones marked.
+
+        Args:
+            top_fraction: of each task's episodes, by return, that count as successful where neither
+                the file nor the data say what success is.
+            progress: whether reading shows a bar.
+
+        Raises:
+            ConfigError: if a task's environment is not what its data were recorded in.
+            DataError: if a source is missing, damaged, or unlike the others.
+        """
+        env = self._first_environment()
+        sources = {name: [self._place(s) for s in task.data] for name, task in self.tasks.items()}
+        dataset = self._read_episodes(sources, env, progress)
+        return dataset.with_success(self._successful(dataset, top_fraction))
+
+    def load_demonstrations(self, source: str, *, progress: bool = True) -> OfflineDataset:
+        """The episodes of another source than the file's, as this reads its own.
+
+        Raises:
+            ConfigError: if they are not of the first task's environment.
+            DataError: if it is missing or damaged.
+        """
+        return self._read_episodes(source, self._first_environment(), progress)
+
+    def _read_episodes(
+        self, sources: Any, env: GymnasiumEnv | None, progress: bool
+    ) -> OfflineDataset:
+        """Episodes in the file's layout, compared with the environment, which is closed."""
+        content = self.content
+        action_range = content.action_range
+        if action_range is None and env is not None:
+            action_range = env.low.tolist(), env.high.tolist()
+        dataset = load_episodes(
+            sources,
+            max_episode_steps=content.max_steps,
+            action_range=action_range,
+            keys=content.keys or None,
+            progress=progress,
+        )
+        fields = content.observation_fields or (env.fields if env is not None else None)
+        if fields is not None:
+            dataset = dataset.with_fields(fields, str(self.path))
+        if env is not None:
+            self._compare(env, dataset)
+            env.close()
+        return dataset
+
+    def _place(self, source: str) -> str:
+        """A source; a path that is relative to the file's folder, as one from here."""
+        beside = self.path.parent / source.partition("::")[0]
+        is_path = beside.exists() or source.endswith((".npz", ".hdf5", ".h5"))
+        return str(self.path.parent / source) if is_path else source
+
+    def _first_environment(self) -> GymnasiumEnv | None:
+        if not self.evaluates:
+            return None
+        try:
+            import_modules(self.content.imports)
+            suite = self.suite()
+            return suite.make(suite.tasks[0])
+        except UserError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
+
+    def _compare(self, env: GymnasiumEnv, dataset: OfflineDataset) -> None:
+        """Refuse data of another environment than the first task's, or in other units."""
+        theirs = dataset.manifest.observation_layout["size"], dataset.manifest.action_size
+        ours = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+        for kind, wide, found in zip(("observation", "action"), ours, theirs, strict=True):
+            if wide != found:
+                raise ConfigError(
+                    f"{self.path}: the data's {kind}s have {found} entries, those of {env.task} "
+                    f"{wide}: they are not of this environment"
+                )
+        env.set_seed(0)
+        seen = env.rollout(50)["observation"].abs().amax()
+        recorded = dataset.transitions["observation"].abs().amax()
+        ratio = float(recorded.clamp_min(1e-9) / seen.clamp_min(1e-9))
+        if not 1 / self.content.most_units <= ratio <= self.content.most_units:
+            raise ConfigError(
+                f"{self.path}: the data's observations reach {recorded:.3g}, those of {env.task} "
+                f"{seen:.3g} in random steps: look at their units (most_units: N allows it)"
+            )
+
+    def _successful(self, dataset: OfflineDataset, top_fraction: float) -> Any:
+        """``[E]`` bool: the episodes that are successful, or the best ones."""
+        found = dataset.best(top_fraction)
+        knows = ("next", "success") in dataset.transitions.keys(include_nested=True)
+        if knows:
+            found = dataset.trajectory_success
+        for name, task in self.tasks.items():
+            rule, number = task.success, self.split.table.index(name)
+            rows = dataset.trajectory_task == number
+            if rule is None or (rule.info is not None and knows):
+                continue
+            if rule.info is not None:
+                raise ConfigError(
+                    f"{self.path}: success of {name} is an entry of the environment's info, and "
+                    "the data have no column infos/success: add it, or give min_reward or "
+                    "min_return"
+                )
+            met = dataset.meets(min_reward=rule.min_reward, min_return=rule.min_return)
+            found[rows] = met[rows]
+        return found

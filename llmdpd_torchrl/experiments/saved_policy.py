@@ -6,27 +6,22 @@ What is wrong is said in the words of the command line's options.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tensordict import TensorDictBase
-
-from llmdpd_torchrl.data import TrajectoryDataset, load_episodes
-from llmdpd_torchrl.data.manifest import Manifest
 from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite, Suite, video
 from llmdpd_torchrl.experiments.config import choose_device
-from llmdpd_torchrl.experiments.locomotion import (
-    ORACLE,
-    level_protocol,
-    read_speeds,
-    speed_protocol,
+from llmdpd_torchrl.experiments.given_demonstrations import (
+    DemonstrationSource,
+    demonstrations_of,
+    open_source,
 )
+from llmdpd_torchrl.experiments.locomotion import ORACLE, level_protocol, speed_protocol
 from llmdpd_torchrl.experiments.metaworld import random_texts
-from llmdpd_torchrl.experiments.task_file import OwnTasks
+from llmdpd_torchrl.experiments.own_tasks import OwnTasks
 from llmdpd_torchrl.policies import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
     PromptTables,
@@ -36,7 +31,7 @@ from llmdpd_torchrl.prompts import (
     velocity_prompt,
 )
 from llmdpd_torchrl.tasks import METAWORLD_TASKS
-from llmdpd_torchrl.utils.errors import ConfigError, DataError
+from llmdpd_torchrl.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def prepare_evaluation(
             that the policy was trained with.
         text_file: a prompt file with a text for each task.
         task_file: of own tasks, with their environments, texts and, where no ``demonstrations`` are
-            given, those too; see :class:`~llmdpd_torchrl.experiments.task_file.OwnTasks`.
+            given, those too; see :class:`~llmdpd_torchrl.experiments.own_tasks.OwnTasks`.
         max_steps: time limit, also of demonstrations whose files name none; default: 500 on
             Meta-World, elsewhere the environment's own.
         device: as ``device`` of a training.
@@ -113,10 +108,10 @@ def prepare_evaluation(
     """
     loaded = LLMDPDPolicy.from_pretrained(policy_folder(policy), choose_device(device), trust=trust)
     own = None if task_file is None else OwnTasks.read(task_file)
-    sources = [_open(source, max_steps, own) for source in demonstrations]
+    sources = [open_source(source, max_steps, own) for source in demonstrations]
     if own is not None and not sources and loaded.config.uses_trajectory:
         episodes = own.load()
-        sources = [_Source(str(own.path), episodes.tasks, lambda task: episodes)]
+        sources = [DemonstrationSource(str(own.path), episodes.tasks, lambda task: episodes)]
     _check_prompts(loaded, sources, text, text_file)
     if own is None:
         names = _choose_tasks(loaded, tasks, sources, limit)
@@ -145,7 +140,7 @@ def prepare_evaluation(
         if text is None and text_file is None and loaded.info.get("texts") == "random":
             letters = random_texts(METAWORLD_TASKS.names)
             texts = {name: letters.get(name, words) for name, words in texts.items()}
-    chosen = [_demonstrations(name, names, sources, episode) for name in names] if sources else []
+    chosen = [demonstrations_of(name, names, sources, episode) for name in names] if sources else []
     rollouts = {ids[name]: [r for r, _ in some] for name, some in zip(names, chosen, strict=False)}
     tables = loaded.make_tables({ids[name]: words for name, words in texts.items()}, rollouts)
     trained = _trained_tasks(loaded)
@@ -190,7 +185,10 @@ def _trained_tasks(policy: LLMDPDPolicy) -> Sequence[str]:
 
 
 def _check_prompts(
-    policy: LLMDPDPolicy, sources: Sequence[_Source], text: str | None, text_file: str | None
+    policy: LLMDPDPolicy,
+    sources: Sequence[DemonstrationSource],
+    text: str | None,
+    text_file: str | None,
 ) -> None:
     """Refuse prompts that the policy does not read, and missing ones that it needs."""
     config = policy.config
@@ -223,107 +221,13 @@ def _check_prompts(
         )
 
 
-# --- demonstrations -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Recorded episodes of ``tasks``; ``speeds`` is what a file of speeds says of its tasks."""
-
-    name: str
-    tasks: tuple[str, ...]
-    load: Callable[[str], TrajectoryDataset]
-    speeds: tuple[list[dict[str, Any]], int] | None = None
-
-
-def _open(name: str, max_steps: int | None, own: OwnTasks | None = None) -> _Source:
-    path = Path(name)
-    if own is not None:
-        recorded = own.load_demonstrations(name)
-        return _Source(name, recorded.tasks, lambda task: recorded)
-    if path.is_dir():
-        manifest = Manifest.read(path)
-        return _Source(
-            name, tuple(manifest.tasks), lambda task: TrajectoryDataset.load(path, [task])
-        )
-    if path.suffix == ".safetensors":
-        data = TrajectoryDataset.load(path.parent, [path.stem])
-        return _Source(name, data.tasks, lambda task: data)
-    speeds = read_speeds(path)
-    task_key = "task_id" if speeds else None
-    try:
-        episodes = load_episodes(name, task_key=task_key)
-    except DataError:  # it may not say where episodes end
-        if max_steps is None:
-            raise
-        episodes = load_episodes(name, task_key=task_key, max_episode_steps=max_steps)
-    if speeds:
-        episodes = speed_protocol(*speeds).name_tasks(episodes)
-    return _Source(name, episodes.tasks, lambda task: episodes, speeds)
-
-
-def _demonstrations(
-    task: str, tasks: Sequence[str], sources: Sequence[_Source], episode: int | None
-) -> list[tuple[TensorDictBase, str]]:
-    """The demonstrations of one of the evaluated tasks, and a line about each."""
-    found = []
-    for source in sources:
-        name = task
-        if task not in source.tasks:
-            if len(tasks) > 1:
-                continue
-            if len(source.tasks) > 1:
-                raise DataError(
-                    f"{source.name} has episodes of {', '.join(source.tasks)}, none of {task}: "
-                    "give a file of one task"
-                )
-            name = source.tasks[0]
-        found.append(_choose_episode(source, name, task, episode))
-    if not found:
-        names = ", ".join(source.name for source in sources)
-        raise DataError(
-            f"{names}: there is no demonstration of {task}; with several tasks, each needs its "
-            "own, under its name: evaluate one at a time (--tasks), or give a file for each"
-        )
-    return found
-
-
-def _choose_episode(
-    source: _Source, name: str, task: str, episode: int | None
-) -> tuple[TensorDictBase, str]:
-    data = source.load(name)
-    rows = data.trajectory_task == data.manifest.task_table.index(name)
-    numbers = rows.nonzero().squeeze(-1)
-    count = f"{len(numbers)} episode{'s' if len(numbers) > 1 else ''}"
-    if episode is not None:
-        if not 0 <= episode < len(numbers):
-            raise ConfigError(
-                f"--episode is {episode}: {source.name} has {count} of {name}, numbered from 0"
-            )
-        number, why = episode, "--episode"
-    elif ("next", "success") in data.transitions.keys(include_nested=True):
-        good = data.trajectory_success[numbers].nonzero()
-        if not len(good):
-            raise DataError(
-                f"{source.name}: none of its {count} of {name} is successful; choose one with "
-                "--episode N"
-            )
-        number, why = int(good[0]), "the first successful one"
-    else:
-        returns = [float(data.trajectory(int(n))["next", "reward"].sum()) for n in numbers]
-        number, why = int(torch.tensor(returns).argmax()), "the one of highest return"
-    of = "" if name == task else f" of {name}"
-    line = f"demonstration of {task}: episode {number} of {count}{of} in {source.name} ({why})"
-    return data.trajectory(int(numbers[number])), line
-
-
 # --- tasks and texts ----------------------------------------------------------------------------
 
 
 def _choose_tasks(
     policy: LLMDPDPolicy,
     tasks: Sequence[str] | None,
-    sources: Sequence[_Source],
+    sources: Sequence[DemonstrationSource],
     limit: int | None,
 ) -> tuple[str, ...]:
     if tasks is not None:
@@ -340,7 +244,7 @@ def _choose_tasks(
 def _make_suite(
     names: Sequence[str],
     policy: LLMDPDPolicy,
-    sources: Sequence[_Source],
+    sources: Sequence[DemonstrationSource],
     max_steps: int | None,
     options: Mapping[str, Any],
 ) -> tuple[Suite, Mapping[str, TextPrompt], EvaluationSettings]:

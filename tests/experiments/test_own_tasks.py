@@ -5,7 +5,7 @@ import pytest
 
 from llmdpd_torchrl.collection.record import record_episodes
 from llmdpd_torchrl.envs import GymnasiumEnv, SuccessRule, corners
-from llmdpd_torchrl.experiments.task_file import OwnTasks
+from llmdpd_torchrl.experiments.own_tasks import OwnTasks
 from llmdpd_torchrl.utils.errors import UserError
 
 FILE = """
