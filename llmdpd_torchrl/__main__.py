@@ -14,6 +14,7 @@ COMMANDS = {
     "train-d4rl": "the same on recorded locomotion: D4RL, Minari, HDF5 files",
     "train-own": "the same on tasks of your own: a YAML file of environments, data and texts",
     "eval": "evaluate a saved policy on tasks, texts and demonstrations of your own",
+    "audit": "find out whether a saved policy listens to its text and its demonstration",
     "video": "record a saved policy as an MP4",
     "record": "record episodes of an environment: by hand, by a function, by a policy",
     "report": "turn a folder of runs into tables, plots and one HTML page",

@@ -145,9 +145,9 @@ def acting_table(
     return Table(("acting", "tasks", f"own {unit}", unit, "own minus it (95 % interval)"), rows)
 
 
-def print_markdown(table: Table) -> None:
-    """Print a table, its first two columns texts."""
-    Console().print(Markdown(table.markdown(texts=2)))
+def print_markdown(text: str) -> None:
+    """Print Markdown as a terminal shows it."""
+    Console().print(Markdown(text))
 
 
 def write_markdown(summary: ResultsSummary, path: str | os.PathLike[str]) -> None:

@@ -157,7 +157,7 @@ def _compare_acting(
     own = evaluated() if own is None else own
     ways = {way: evaluated(acting=way) for way in wanted}
     table = report.acting_table(own, ways, {"seen": run.split.train, "unseen": run.split.held_out})
-    report.print_markdown(table)
+    report.print_markdown(table.markdown(texts=2))
     write_json(path, {"compared": wanted, "columns": table.head, "rows": table.rows})
 
 

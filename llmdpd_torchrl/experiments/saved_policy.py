@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensordict import TensorDictBase
+
 from llmdpd_torchrl.envs import GYM_MUJOCO_TASKS
 from llmdpd_torchrl.evaluation import EvaluationSettings, GymMujocoSuite, Suite, video
 from llmdpd_torchrl.experiments.config import choose_device
@@ -47,6 +49,8 @@ class PreparedEvaluation:
         seen: the tasks that the policy was trained on.
         unseen: the others.
         texts: by task, the words that the policy reads.
+        paraphrases: by task, the built-in or the file's other words, where there are some.
+        rollouts: by task, the demonstrations that the policy reads.
         demonstrations: a line about each demonstration.
         objectives: by task, what is to be done, for captions.
     """
@@ -59,6 +63,8 @@ class PreparedEvaluation:
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     texts: Mapping[str, str]
+    paraphrases: Mapping[str, str]
+    rollouts: Mapping[str, Sequence[TensorDictBase]]
     demonstrations: Sequence[str]
     objectives: Mapping[str, str]
 
@@ -141,14 +147,19 @@ def prepare_evaluation(
             letters = random_texts(METAWORLD_TASKS.names)
             texts = {name: letters.get(name, words) for name, words in texts.items()}
     chosen = [demonstrations_of(name, names, sources, episode) for name in names] if sources else []
-    rollouts = {ids[name]: [r for r, _ in some] for name, some in zip(names, chosen, strict=False)}
-    tables = loaded.make_tables({ids[name]: words for name, words in texts.items()}, rollouts)
+    rollouts = {name: [r for r, _ in some] for name, some in zip(names, chosen, strict=False)}
+    tables = loaded.make_tables(
+        {ids[name]: words for name, words in texts.items()},
+        {ids[name]: some for name, some in rollouts.items()},
+    )
     trained = _trained_tasks(loaded)
     return PreparedEvaluation(
         loaded, _label(policy), suite, found, tables,
         seen=tuple(name for name in names if name in trained),
         unseen=tuple(name for name in names if name not in trained),
         texts=texts,
+        paraphrases={n: prompts[n].paraphrases[0] for n in texts if prompts[n].paraphrases},
+        rollouts=rollouts,
         demonstrations=[line for some in chosen for _, line in some],
         objectives={
             name: text or prompts[name].objective or prompts[name].task for name in names
