@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from llmdpd_torchrl.prompts.demonstrations import carried_distances, held_grips
 from llmdpd_torchrl.prompts.frames import Fields, RelativeFrame
@@ -100,22 +101,29 @@ class PromptRetrieval(nn.Module):
         last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
         # Of prompts that hold several demonstrations, each step has its own range.
         starts = prompts.get("start", torch.zeros_like(last))
-        self._starts = nn.Buffer(starts, persistent=False)
-        self._ends = nn.Buffer(prompts.get("end", last), persistent=False)
+        ends = prompts.get("end", last)
+        ranges = torch.stack([starts, ends], dim=-1).flatten(0, 1)
+        self._ranges = nn.Buffer(ranges, persistent=False)
+        self._length = mask.shape[1]
+        lookaheads = torch.tensor(spec.lookaheads, device=mask.device)
+        self._lookaheads = nn.Buffer(lookaheads, persistent=False)
+        most = torch.arange(1, max(spec.lookaheads) + 1, device=mask.device)
+        self._ahead = nn.Buffer(most, persistent=False)
         # What is read of a step besides its relative frames, side by side: one look-up, not three.
         held = actions.new_zeros(*mask.shape, self.layout.grips)
         if spec.grip:
             # Padding is as the last step, or a gripper would seem to move there.
-            steps = torch.arange(mask.shape[1], device=mask.device).minimum(self._ends)
+            steps = torch.arange(mask.shape[1], device=mask.device).minimum(ends)
             padded = observations.gather(1, steps.unsqueeze(-1).expand_as(observations))
             # No object: nothing that is carried.
             positions = padded[..., self._moving].split(frames[0].position_dim, dim=-1)
             carried = carried_distances(*positions[:2] if len(positions) > 1 else 2 * positions)
             values = frames[0].values(frames[0](padded)).unbind(-1)
-            grips = [held_grips(value, carried, self._starts) for value in values]
+            grips = [held_grips(value, carried, starts) for value in values]
             held = torch.stack(grips, -1)
         step = torch.cat([actions, observations[..., things], held, usable.unsqueeze(-1)], dim=-1)
-        self._steps = nn.Buffer(step.to(frames[0].weights.dtype), persistent=False)
+        step = step.flatten(0, 1).to(frames[0].weights.dtype)
+        self._steps = nn.Buffer(step, persistent=False)
 
     def forward(self, observation: Tensor, row: Tensor) -> Tensor:
         """Contexts of observations ``[*, O]`` under the prompts in rows ``[*]`` of the bank.
@@ -152,46 +160,41 @@ class PromptRetrieval(nn.Module):
         self, lookup: _Lookup, now: Tensor, row: Tensor
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """What a frame says, its suggestions, their grip, and if actions are usable [B, 1]."""
-        frame, moves = lookup.frame, self.layout.moves
-        near, distance = lookup(now, row)
-        start, end = self._starts[row, near], self._ends[row, near]
-        there, step = lookup.frames[row, near], self._steps[row, near]
+        frame, moves, unit = lookup.frame, self.layout.moves, lookup.frame.scale
+        near, first = lookup(now, row), row * self._length
+        place = first + near  # among the steps of all prompts, which lie one after the other
+        start, end = self._ranges[place].unbind(-1)
+        there, step = lookup.frames[place], self._steps[place]
         action, things, held, has_action = self._split(step)
         error = now - there
+        distance = vector_norm(error * frame.weights, dim=-1).clamp(max=3.0)
         progress = ((near - start) / (end - start + 1)).to(now.dtype)
         left = (end - near).clamp(max=20).to(now.dtype) / 20
-        unit = frame.scale
-        ahead: list[Tensor] = []
-        towards: list[Tensor] = []
         grip = action[:, moves:]
         if self.spec.grip:
             grip = (held + self.spec.grip * frame.values(error)).clamp(-1.0, 1.0)
-        correction = error[:, :0]
-        reach = self._reach(lookup, now, row, near, end)
-        for number, lookahead in enumerate(self.spec.lookaheads):
-            later = torch.minimum(near + reach.clamp(max=lookahead), end)
-            frame_then, step_then = lookup.frames[row, later], self._steps[row, later]
-            action_then, things_then, _, _ = self._split(step_then)
-            motion = frame_then - there
-            if frame.anchors:
-                if not number:
-                    correction = self._correction(frame, error, motion)
-                hand = motion[:, :moves] * unit[:moves]
-                objects = (things_then - things) * unit[0]
-                ahead += [hand, objects]
-                # Of full speed, in the direction of the position, unless that is near.
-                way = _GAIN * (frame_then - now)[:, :moves]
-                towards.append(way / way.norm(dim=-1, keepdim=True).clamp_min(1.0))
-            ahead += [action_then, frame.values(frame_then), frame.values(motion)]
-            if frame.anchors:
-                ahead += [_lengths(hand, moves), _lengths(objects, moves)]
+        reach = self._reach(lookup, now, first, near, end).unsqueeze(-1)
+        later = torch.minimum(reach, self._lookaheads) + near.unsqueeze(-1)
+        place = first.unsqueeze(-1) + torch.minimum(later, end.unsqueeze(-1))
+        frame_then = lookup.frames[place]
+        action_then, things_then, _, _ = self._split(self._steps[place])
+        motion = frame_then - there.unsqueeze(1)
+        ahead = [action_then, frame.values(frame_then), frame.values(motion)]
         described = [action, (unit * error).clamp(-5.0, 5.0)]
-        suggestion = action[:, :moves]
+        suggestion, towards = action[:, :moves], []
         if frame.anchors:
+            hand = motion[..., :moves] * unit[:moves]
+            objects = (things_then - things.unsqueeze(1)) * unit[0]
+            ahead = [hand, objects, *ahead, _lengths(hand, moves), _lengths(objects, moves)]
+            # Of full speed, in the direction of the position, unless that is near.
+            way = _GAIN * (frame_then - now.unsqueeze(1))[..., :moves]
+            speed = vector_norm(way, dim=-1, keepdim=True)
+            towards = list((way / speed.clamp_min(1.0)).unbind(1))
+            correction = self._correction(frame, error, motion[:, 0])
             suggestion = (suggestion + correction).clamp(-1.0, 1.0) * has_action
             described.append(correction.clamp(-1.0, 1.0))
         described += [frame.values(there), progress.unsqueeze(-1), left.unsqueeze(-1)]
-        described += [distance.unsqueeze(-1), *ahead]
+        described += [distance.unsqueeze(-1), torch.cat(ahead, dim=-1).flatten(1)]
         return described, [suggestion, *towards], grip, has_action
 
     def _split(self, step: Tensor) -> tuple[Tensor, ...]:
@@ -200,15 +203,13 @@ class PromptRetrieval(nn.Module):
         return step.split([step.shape[-1] - things - grips - 1, things, grips, 1], dim=-1)
 
     def _reach(
-        self, lookup: _Lookup, now: Tensor, row: Tensor, near: Tensor, end: Tensor
+        self, lookup: _Lookup, now: Tensor, first: Tensor, near: Tensor, end: Tensor
     ) -> Tensor:
         """How many steps may be looked ahead [B]: while a gripper closes, not to where it lifts."""
-        most = max(self.spec.lookaheads)
         if not self.spec.grip:
-            return torch.full_like(near, most)
-        ahead = torch.arange(1, most + 1, device=near.device)
-        steps = torch.minimum(near.unsqueeze(-1) + ahead, end.unsqueeze(-1))
-        values = lookup.frame.values(lookup.frames)[row.unsqueeze(-1), steps]
+            return self._ahead[-1].expand_as(near)
+        steps = torch.minimum(near.unsqueeze(-1) + self._ahead, end.unsqueeze(-1))
+        values = lookup.frame.values(lookup.frames)[first.unsqueeze(-1) + steps]
         missing = (values - lookup.frame.values(now).unsqueeze(1)).abs().amax(-1)
         return (missing < _GRIPPED).long().cumprod(-1).sum(-1).clamp_min(1)
 
@@ -218,36 +219,42 @@ class PromptRetrieval(nn.Module):
         moves = motion[:, :size].split(frame.position_dim, dim=-1)[1:]
         # An object that moves with the effector is no landmark: take the next anchor.
         for other, move in zip(others, moves, strict=True):
-            first = first + torch.where(move.norm(dim=-1, keepdim=True) > _MOVING, other, 0.0)
+            first = first + torch.where(
+                vector_norm(move, dim=-1, keepdim=True) > _MOVING, other, 0.0
+            )
         return -_GAIN * first
 
 
 class _Lookup(nn.Module):
-    """The nearest steps of prompts [P, L] in one relative frame."""
+    """The nearest steps of prompts [P, L] in one relative frame.
+
+    Attributes:
+        frame: the relative frame.
+        frames: of all steps, one prompt after the other, ``[P * L, F]``.
+    """
 
     def __init__(self, frame: RelativeFrame, observations: Tensor, mask: Tensor) -> None:
         super().__init__()
         self.frame = frame.to(observations.device)
         frames = self.frame(observations)
         # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
-        # is one matrix-vector product. Far from the origin the expansion would lose its digits.
+        # is one vector-matrix product. Far from the origin the expansion would lose its digits.
         centre = frames[mask].mean(0)
         scaled = (frames - centre) * self.frame.weights
         squared = scaled.square().sum(-1).masked_fill(~mask, torch.inf)
-        self.frames = nn.Buffer(frames, persistent=False)
+        self.frames = nn.Buffer(frames.flatten(0, 1), persistent=False)
         self._centre = nn.Buffer(centre, persistent=False)
-        self._scaled = nn.Buffer(scaled, persistent=False)
-        self._squared = nn.Buffer(squared, persistent=False)
+        # [P, F, L] and [P, 1, L]: with the steps last, the product is several times as fast.
+        self._scaled = nn.Buffer(scaled.mT.contiguous(), persistent=False)
+        self._squared = nn.Buffer(squared.unsqueeze(1), persistent=False)
 
-    def forward(self, now: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest step [B] to relative frames ``now`` [B, F], and its distance, at most 3."""
-        scaled = (now - self._centre) * self.frame.weights
-        products = torch.einsum("blf,bf->bl", self._scaled[row], scaled)
-        near = (self._squared[row] - 2 * products).argmin(-1)
-        distance = (scaled - self._scaled[row, near]).norm(dim=-1)
-        return near, distance.clamp(max=3.0)
+    def forward(self, now: Tensor, row: Tensor) -> Tensor:
+        """The nearest step [B] to relative frames ``now`` [B, F]."""
+        scaled = ((now - self._centre) * self.frame.weights).unsqueeze(1)
+        squared, prompts = self._squared.index_select(0, row), self._scaled.index_select(0, row)
+        return torch.baddbmm(squared, scaled, prompts, alpha=-2.0).argmin(-1).squeeze(-1)
 
 
 def _lengths(vectors: Tensor, size: int) -> Tensor:
-    """The lengths [B, n] of the vectors that stand side by side in [B, n · size]."""
-    return vectors.unflatten(-1, (vectors.shape[-1] // size, size)).norm(dim=-1)
+    """The lengths [*, n] of the vectors that stand side by side in [*, n · size]."""
+    return vector_norm(vectors.unflatten(-1, (vectors.shape[-1] // size, size)), dim=-1)
