@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.modules import ValueOperator
 from torchrl.modules.distributions.utils import rsample_and_log_prob
-from torchrl.objectives import BCLoss, CQLLoss, IQLLoss, TD3BCLoss
+from torchrl.objectives import BCLoss, CQLLoss, IQLLoss, LossModule, TD3BCLoss
 
 from llmdpd_torchrl.modules.actors.direct import GaussianActor
 from llmdpd_torchrl.utils.settings import Count, NonNegative, Positive, Size
@@ -24,6 +24,18 @@ from llmdpd_torchrl.utils.settings import Count, NonNegative, Positive, Size
 _METRICS = {"bc_loss": "bc", "pred_value": "q_value", "target_value": "target_value"}
 #: The likelihood of a squashed Gaussian has no bound at -1 and 1, where many actions are.
 _INSIDE = 1.0 - 1e-3
+
+
+def _cast(loss: LossModule, tensordict: TensorDictBase) -> TensorDictBase:
+    """A copy whose numbers are of the networks' type, and whose flags are bool."""
+    data, keys = tensordict.copy(), loss.tensor_keys
+    dtype = next(loss.parameters()).dtype
+    flags = [unravel_key(("next", getattr(keys, name, name))) for name in ("done", "terminated")]
+    for key in map(unravel_key, loss.in_keys):
+        value = data.get(key, None)
+        if value is not None and (key in flags or value.is_floating_point()):
+            data.set(key, value.to(torch.bool if key in flags else dtype))
+    return data
 
 
 class BehaviourCloning(BCLoss):
@@ -116,7 +128,9 @@ class TD3BC(TD3BCLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch; the actor's has no gradient in batches that do not update it."""
-        losses = super().forward(tensordict)
+        data = _cast(self, tensordict)
+        losses = super().forward(data)
+        tensordict.set(self.tensor_keys.priority, data.get(self.tensor_keys.priority))
         found = {name: losses[key].detach().mean() for key, name in _METRICS.items()}
         self.batches += 1
         actor = losses["loss_actor"]
@@ -165,7 +179,9 @@ class IQL(IQLLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch; ``bc`` is the data's mean negative log-likelihood."""
-        losses = super().forward(tensordict.copy())
+        data = _cast(self, tensordict)
+        losses = super().forward(data)
+        tensordict.set(self.tensor_keys.priority, data.get(self.tensor_keys.priority))
         # TorchRL's name for the likelihood of the data's actions.
         bc = losses.pop("entropy")
         return TensorDict({**losses, "bc": bc})
@@ -223,8 +239,9 @@ class CQL(CQLLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch; the actor's is cloning at first, and then the critics'."""
-        data = tensordict.copy()
+        data = _cast(self, tensordict)
         losses = super().forward(data)
+        tensordict.set(self.tensor_keys.priority, data.get(self.tensor_keys.priority))
         cloning = losses.pop("loss_actor_bc")
         if self.batches < self.cloning_updates:
             losses["loss_actor"] = cloning

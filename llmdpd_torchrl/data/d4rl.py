@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset, row_blocks
 from llmdpd_torchrl.data.recording import ActionRange, Recording, as_flags, numbered_tasks
-from llmdpd_torchrl.utils.errors import DataError, first_line
+from llmdpd_torchrl.utils.errors import DataError, first_line, notice
 from llmdpd_torchrl.utils.files import write_atomic
 from llmdpd_torchrl.utils.memory import check_memory
 
@@ -285,6 +285,7 @@ def _episode_blocks(
         width = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays.values())
         size = min(rows, block_bytes // width)
     rest: dict[str, NDArray[Any]] = {}
+    is_noted = False  # one line a file
     with tqdm(total=rows, desc=source, unit="row", delay=1, disable=not progress) as bar:
         for start in range(0, max(rows, 1), max(size, 1)):
             stop = min(start + max(size, 1), rows)
@@ -292,7 +293,17 @@ def _episode_blocks(
             if rest:
                 block = {key: np.concatenate([rest[key], block[key]]) for key in arrays}
             block |= _find_ends(block, source, limit)
-            ends = np.flatnonzero(block["terminated"] | block["truncated"])
+            is_end = block["terminated"] | block["truncated"]
+            observation, successor = block["observations"], block.get("next_observations")
+            if not is_noted and successor is not None and successor.shape == observation.shape:
+                jumps = _jumps(observation, successor) & ~is_end[:-1]
+                if is_noted := bool(jumps.any()):
+                    row = stop - len(is_end) + int(jumps.argmax())
+                    notice(
+                        f"{source}: row {row} says that another observation follows than row "
+                        f"{row + 1} has, and not that an episode ends: look at its timeouts"
+                    )
+            ends = np.flatnonzero(is_end)
             is_last = stop == rows
             cut = len(block["terminated"]) if is_last else int(ends.max(initial=-1)) + 1
             if cut or is_last:
@@ -317,10 +328,7 @@ def _find_ends(
         steps = np.arange(rows) - begin + 1
         truncated = (steps % limit == 0) & ~terminated
     elif successor is not None:
-        coarser = min(observation.dtype, successor.dtype, key=lambda dtype: dtype.itemsize)
-        with np.errstate(over="ignore"):
-            after, before = observation[1:].astype(coarser), successor[:-1].astype(coarser)
-        truncated[:-1] = (before != after).any(-1) & ~terminated[:-1]
+        truncated[:-1] = _jumps(observation, successor) & ~terminated[:-1]
     else:
         raise DataError(
             f"{source}: has neither 'timeouts' nor 'next_observations', so nothing says where "
@@ -328,6 +336,14 @@ def _find_ends(
             "or --max-steps where it is a demonstration"
         )
     return {"terminated": terminated, "truncated": truncated}
+
+
+def _jumps(observation: NDArray[Any], successor: NDArray[Any]) -> NDArray[np.bool_]:
+    """``[N - 1]``: where the next row's observation is not the one that this row says follows."""
+    coarser = min(observation.dtype, successor.dtype, key=lambda dtype: dtype.itemsize)
+    with np.errstate(over="ignore"):
+        after, before = observation[1:].astype(coarser), successor[:-1].astype(coarser)
+    return (before != after).any(-1)
 
 
 def _find_successors(

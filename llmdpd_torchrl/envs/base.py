@@ -136,9 +136,10 @@ class SimulatorEnv(EnvBase):
         step = self.advance(tensordict["action"].numpy(force=True))
         result = self._state(step.observation, step.success)
         result["reward"] = torch.tensor([step.reward], dtype=torch.float32)
-        result["terminated"] = torch.tensor([step.terminated])
-        result["truncated"] = torch.tensor([step.truncated])
-        result["done"] = torch.tensor([step.terminated or step.truncated])
+        terminated, truncated = bool(step.terminated), bool(step.truncated)
+        result["terminated"] = torch.tensor([terminated])
+        result["truncated"] = torch.tensor([truncated])
+        result["done"] = torch.tensor([terminated or truncated])
         return result
 
     def _state(self, observation: NDArray[np.float32], success: bool) -> TensorDict:
@@ -147,7 +148,7 @@ class SimulatorEnv(EnvBase):
             "task_id": torch.tensor([self.task_id]),
         }
         if self.has_success:
-            state["success"] = torch.tensor([success])
+            state["success"] = torch.tensor([bool(success)])
         return TensorDict(state, batch_size=[], device=self.device)
 
     def close(self, *, raise_if_closed: bool = True) -> None:

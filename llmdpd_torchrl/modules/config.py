@@ -21,8 +21,8 @@ from llmdpd_torchrl.utils.settings import (
     NonEmpty,
     Number,
     Positive,
-    Size,
     Text,
+    Width,
     checked_dataclass,
 )
 
@@ -77,17 +77,17 @@ class SequenceConfig:
         20
     """
 
-    history: Size = 10
-    horizon: Size = 8
-    width: Size = 64
-    layers: Size = 3
-    heads: Size = 1
+    history: Width = 10
+    horizon: Width = 8
+    width: Width = 64
+    layers: Width = 3
+    heads: Width = 1
     dropout: Dropout = 0.0
     return_scale: Positive = 1000.0
     target_return: Number | None = None
     guidance: Number = 1.2
     sampler: str = "ddim"
-    sampling_steps: Size | None = 5
+    sampling_steps: Width | None = 5
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -147,7 +147,7 @@ class NetworkConfig:
             :class:`~llmdpd_torchrl.objectives.guidance.DistilledGuidance`.
         prediction: meaning of the denoiser's output, one of
             :data:`~llmdpd_torchrl.modules.PREDICTIONS`; with a bounded residual ``"x0"``.
-        critics: number of critics.
+        critics: number of critics, at least 2.
         critic_hidden: widths of the critics' hidden layers; ``None``: as ``hidden``.
         critic_layer_norm: normalise the critics' hidden layers.
         critic_bins: bins of categorical critics, see
@@ -179,26 +179,26 @@ class NetworkConfig:
     retrieval: RetrievalSpec | None = METAWORLD_RETRIEVAL
     max_residual: Positive | None = 0.3
     trained_task_ids: Many[Integer] = ()
-    action_dim: Size = 4
-    text_dim: Size = 576
-    text_features: Size = 32
-    trajectory_length: Size = 32
+    action_dim: Width = 4
+    text_dim: Width = 576
+    text_features: Width = 32
+    trajectory_length: Width = 32
     trajectory_spacing: Mapping[str, Positive] | None = None
-    trajectory_features: Size = 32
-    trajectory_width: Size = 64
-    trajectory_layers: Size = 2
-    trajectory_heads: Size = 4
-    hidden: NonEmpty[Size] = (256, 256, 256)
+    trajectory_features: Width = 32
+    trajectory_width: Width = 64
+    trajectory_layers: Width = 2
+    trajectory_heads: Width = 4
+    hidden: NonEmpty[Width] = (256, 256, 256)
     activation: str = "mish"
     denoiser: Text | None = None
     denoiser_options: dict[str, Any] = field(default_factory=dict)
-    diffusion_steps: Size = 5
+    diffusion_steps: Width = 5
     schedule: str = "vp"
     prediction: str = "x0"
-    candidates: Size = 1
+    candidates: Width = 1
     one_step: Flag = False
-    critics: Size = 2
-    critic_hidden: NonEmpty[Size] | None = None
+    critics: Annotated[int, Field(strict=True, ge=2, le=100)] = 2
+    critic_hidden: NonEmpty[Width] | None = None
     critic_layer_norm: Flag = False
     critic_bins: Annotated[int, Field(strict=True, ge=2)] | None = None
     text_dropout: Dropout = 0.0

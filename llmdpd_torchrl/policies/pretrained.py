@@ -265,6 +265,8 @@ def embed_prompts(texts: Sequence[str | Tensor], info: Mapping[str, Any], text_d
                 f"the text embedding has shape {list(row.shape)}, the policy was trained with "
                 f"[{text_dim}]: use the same text encoder"
             )
+        if not row.isfinite().all():
+            raise PromptError("the text embedding has numbers that are not finite: make it again")
     return torch.stack(rows)
 
 

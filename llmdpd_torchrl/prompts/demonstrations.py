@@ -47,12 +47,20 @@ def check_demonstration(
         raise PromptError(
             f"demonstration {number} has {found}: give a TensorDict [T] of at least one step"
         )
-    done = rollout.get(("next", "done"), None)
-    if done is not None and done[:-1].any():
-        raise PromptError(
-            f"demonstration {number} spans several episodes, ('next', 'done') is true before its "
-            "last step: give each episode as a demonstration of its own"
-        )
+    for end in ("done", "terminated", "truncated"):
+        flags = rollout.get(("next", end), None)
+        if flags is not None and flags[:-1].any():
+            raise PromptError(
+                f"demonstration {number} spans several episodes, ('next', {end!r}) is true before "
+                "its last step: give each episode as a demonstration of its own"
+            )
+    for name in ("trajectory_id", ("collector", "traj_ids")):
+        ids = rollout.get(name, None)
+        if ids is not None and (ids != ids[:1]).any():
+            raise PromptError(
+                f"demonstration {number} spans several episodes, {name!r} changes: give each "
+                "episode as a demonstration of its own"
+            )
     widths = {"observation": observation_dim, "action": action_dim, "next reward": 1}
     entries = TensorDict({}, batch_size=rollout.batch_size)
     for name, width in widths.items():

@@ -38,7 +38,7 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 
 def _layer(value: Any) -> int | str:
-    if value not in ("middle", "last") and not (isinstance(value, int) and value >= 1):
+    if value not in ("middle", "last") and not (type(value) is int and value >= 1):
         raise PydanticCustomError("layer", "it must be a number of at least 1, 'middle' or 'last'")
     return value
 

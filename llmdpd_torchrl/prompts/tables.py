@@ -45,6 +45,9 @@ class PromptTables(nn.Module):
         if text is not None and (not isinstance(text, Tensor) or text.ndim != 2):
             found = list(text.shape) if isinstance(text, Tensor) else type(text).__name__
             raise PromptError(f"the text table is {found}: give embeddings [T, D], row = task id")
+        if text is not None and not (fine := text.isfinite().all(-1)).all():
+            row = int((~fine).nonzero()[0])
+            raise PromptError(f"row {row} of the text table has numbers that are not finite")
         if trajectories is not None and not isinstance(trajectories, TrajectoryPromptBank):
             raise PromptError(
                 f"the trajectories are a {type(trajectories).__name__}: give a TrajectoryPromptBank"

@@ -21,6 +21,8 @@ Item = TypeVar("Item")
 Flag = Annotated[bool, Field(strict=True)]
 Integer = Annotated[int, Field(strict=True)]
 Size = Annotated[int, Field(strict=True, ge=1)]
+#: Of networks: what is larger is a slip, and would take the machine's memory.
+Width = Annotated[int, Field(strict=True, ge=1, le=16384)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Number = Annotated[float, Field(strict=True)]

@@ -112,6 +112,21 @@ def test_cloning_finds_the_mean_and_values_the_best(name):
         assert gain > 0.3
 
 
+@pytest.mark.parametrize("name", [n for n in ONE_STEP if ALGORITHMS[n].has_critics])
+@pytest.mark.parametrize("flag", [torch.uint8, torch.int64, torch.float32])
+def test_numbers_and_flags_of_other_types_mean_the_same(name, flag):
+    data = bandit(16)
+    data["next", "terminated"] = torch.arange(16).unsqueeze(-1) % 2 == 0
+    other = data.clone().apply(lambda v: v.double() if v.is_floating_point() else v.to(flag))
+    found = []
+    for batch in (data, other):
+        _, loss = make(name)
+        torch.manual_seed(1)
+        found.append(loss(batch)["loss_qvalue"].mean())
+        assert batch["td_error"].isfinite().all()
+    assert torch.allclose(*found, rtol=1e-4)
+
+
 def test_the_actor_of_td3_has_every_second_turn():
     _, loss = make("td3_bc")
     turns = [loss(bandit(8))["loss_actor"].requires_grad for _ in range(4)]

@@ -366,6 +366,26 @@ def test_ends_do_not_depend_on_the_precision_of_the_successors(tmp_path, first, 
     assert load_episodes(contents).lengths.tolist() == [6, 6]
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_jump_that_no_flag_explains_is_reported(marked, capsys):
+    steps = np.arange(13.0).reshape(13, 1).repeat(3, axis=1)
+    successors = steps[1:].copy()
+    successors[5] += 1.0  # another episode begins in row 6
+    timeouts = np.zeros(12, np.bool_)
+    timeouts[[5, 11] if marked else [11]] = True
+    contents = {
+        "observations": steps[:-1],
+        "next_observations": successors,
+        "actions": np.zeros((12, 2), np.float32),
+        "rewards": np.zeros(12, np.float32),
+        "terminals": np.zeros(12, np.bool_),
+        "timeouts": timeouts,
+    }
+    lengths = load_episodes(contents, progress=False).lengths.tolist()
+    said = capsys.readouterr().err
+    assert (lengths, "row 5 says" in said) == (([6, 6], False) if marked else ([12], True))
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64])
 def test_flags_of_any_numeric_type_become_bool(kind):
     contents = {

@@ -35,6 +35,21 @@ def test_observations_are_cast_to_the_spec():
     env.close()
 
 
+class Numbered(Pole):
+    """One whose flags are numbers."""
+
+    def advance(self, action):
+        step = super().advance(action)
+        return step._replace(terminated=float(step.terminated), truncated=int(step.truncated))
+
+
+def test_flags_of_any_number_type_keep_the_spec():
+    simulator = gymnasium.make("InvertedPendulum-v5")
+    env = Numbered(simulator, observation_dim=4, action_dim=1, task_id=0)
+    check_env_specs(env)
+    env.close()
+
+
 def test_importing_the_environments_needs_no_simulator():
     code = "import sys, llmdpd_torchrl.envs; sys.exit('metaworld' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -377,6 +377,27 @@ def test_a_demonstration_is_one_episode():
     policy.prompt(trajectories=env.rollout(10))
 
 
+@pytest.mark.parametrize("mark", ["truncated", "terminated", "trajectory_id", "traj_ids"])
+def test_what_marks_two_episodes_is_seen_without_done(demonstration, mark):
+    two = torch.cat([demonstration, demonstration]).exclude(("next", "done"))
+    half = torch.arange(len(two)).unsqueeze(-1)
+    if mark in ("truncated", "terminated"):
+        two["next", mark] = half == len(demonstration) - 1
+    else:
+        two["trajectory_id" if mark == "trajectory_id" else ("collector", mark)] = (
+            half >= len(demonstration)
+        ).long()
+    with pytest.raises(PromptError, match="demonstration 0 spans several episodes"):
+        make_policy(prompt="trajectory").prompt(trajectories=two)
+
+
+def test_a_text_embedding_must_be_finite():
+    broken = TABLE[0].clone()
+    broken[1] = torch.nan
+    with pytest.raises(PromptError, match="not finite"):
+        make_policy(prompt="text").prompt(text=broken)
+
+
 def test_the_prompt_is_no_state_of_the_policy(demonstration, tmp_path):
     policy = make_policy()
     prompted = policy.prompt(text=TABLE[0], trajectories=demonstration)
