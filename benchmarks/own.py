@@ -1,7 +1,8 @@
 """Tasks of one's own, as nobody prepared the code for them: four runs, and wrong inputs.
 
     python -m benchmarks.own                # records, exports, trains, evaluates; writes own.md
-    python -m benchmarks.own runs=[corners] updates=200 folder=FOLDER    # a try
+    python -m benchmarks.own folder=FOLDER  # the same; what is in the folder is not made again
+    python -m benchmarks.own runs=[corners] updates=200    # a try, which writes nothing
 
 Each run is a file of ``examples/own_tasks``, its data are recorded by ``llmdpd record`` and, where
 it reads Minari's or LeRobot's, written by ``llmdpd data export``. ``own_raw.json`` has the results
@@ -18,7 +19,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def record_pendulum() -> None:
 
 def export_mountain_car() -> None:
     """Minari's data set of three tasks."""
+    if Path("minari/mountain-car/flag-v0").exists():
+        return
     sources, texts = [], []
     for place, (text, speed) in enumerate(SPEEDS.items()):
         name = f"car_{place}.npz"
@@ -104,6 +107,8 @@ def export_mountain_car() -> None:
 def export_corners() -> None:
     """LeRobot's folder of the toy's tasks."""
     record_corners()
+    if Path("corners_lerobot").exists():
+        return
     texts = [f"{corner}=Go to the {where} corner." for corner, where in CORNERS.items()]
     words = [word for text in texts for word in ("--text", text)]
     sources = [f"{corner}={corner}.npz" for corner in CORNERS]
@@ -130,12 +135,14 @@ def train(name: str, updates: int, seed: int) -> dict[str, float]:
 
 def round_trips() -> int:
     """How many of three formats give back, bit for bit, what was exported."""
-    original = load_episodes("ne.npz").transitions
-    do("data", "export", "ne=ne.npz", "--hdf5", "back.hdf5")
-    do("data", "export", "ne=ne.npz", "--lerobot", "back")
-    do("data", "export", "ne=ne.npz", "--minari", "corners/back-v0")
-    sources = ("back.hdf5", "back", "minari:corners/back-v0")
-    return sum(bool((load_episodes(s).transitions == original).all()) for s in sources)
+    source = Path("ne.npz").resolve()
+    original = load_episodes(source).transitions
+    with _new_folder(""):
+        do("data", "export", f"ne={source}", "--hdf5", "back.hdf5")
+        do("data", "export", f"ne={source}", "--lerobot", "back")
+        do("data", "export", f"ne={source}", "--minari", "corners/back-v0")
+        sources = ("back.hdf5", "back", "minari:corners/back-v0")
+        return sum(bool((load_episodes(s).transitions == original).all()) for s in sources)
 
 
 def clear_mistakes() -> list[dict[str, Any]]:
@@ -153,13 +160,11 @@ def clear_mistakes() -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def working_folder(name: str) -> Iterator[Path]:
-    """A folder with the examples' files, which is the current one."""
+def _new_folder(name: str) -> Iterator[Path]:
+    """The current folder for a while, with Minari's data in it; without a name a temporary one."""
     with contextlib.ExitStack() as stack:
         folder = Path(name or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.py")):
-            (folder / path.name).write_bytes(path.read_bytes())
         before = os.environ.get("MINARI_DATASETS_PATH")
         os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
         stack.enter_context(contextlib.chdir(folder))
@@ -187,7 +192,9 @@ def run(options: Options) -> None:
     if unknown := [name for name in options.runs if name not in PREPARE]:
         raise ConfigError(f"runs has {unknown[0]!r}: use some of {', '.join(PREPARE)}")
     found: dict[str, list[dict[str, float]]] = {}
-    with working_folder(options.folder):
+    with _new_folder(options.folder) as folder:
+        for path in (*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.py")):
+            (folder / path.name).write_bytes(path.read_bytes())
         for name in options.runs:
             PREPARE[name]()
             found[name] = [train(name, options.updates, seed) for seed in options.seeds]
@@ -208,7 +215,7 @@ def run(options: Options) -> None:
     for name, runs in found.items():
         for task in runs[0]:
             figures[f"{name}_{task}"] = sum(one[task] for one in runs) / len(runs)
-    if options.folder:  # a try
+    if replace(options, folder="") != Options():  # a try
         return
     rows = [
         (name, task, *(f"{one[task]:.0f}" for one in runs))
