@@ -49,6 +49,7 @@ class SimulatorEnv(EnvBase):
         observation_dim: O.
         action_dim: A; actions are in [-1, 1].
         task_id: the constant value of ``task_id``.
+        seed: of the episodes' initial states.
         num_tasks: the number of task ids, if it is known.
         has_success: whether the task has a success criterion.
         more: specs of further observations of a subclass.
@@ -62,14 +63,10 @@ class SimulatorEnv(EnvBase):
         >>> import gymnasium
         >>> class Pendulum(SimulatorEnv):
         ...     def begin(self):
-        ...         return self.simulator.reset(seed=self.episode)[0]
+        ...         return self.reset_simulator()
         ...     def advance(self, action):
         ...         observation, reward, *ends, _ = self.simulator.step(2 * action)
         ...         return SimulatorStep(observation, float(reward), *ends)
-        ...     def choose_episode(self, index):
-        ...         self.episode = index
-        ...     def _set_seed(self, seed):
-        ...         self.episode = seed
         >>> simulator = gymnasium.make("Pendulum-v1")
         >>> env = Pendulum(simulator, observation_dim=3, action_dim=1, task_id=0)
         >>> env.choose_episode(4)
@@ -86,6 +83,7 @@ class SimulatorEnv(EnvBase):
         observation_dim: int,
         action_dim: int,
         task_id: int,
+        seed: int = 0,
         num_tasks: int | None = None,
         has_success: bool = False,
         more: Mapping[str, TensorSpec] | None = None,
@@ -94,6 +92,8 @@ class SimulatorEnv(EnvBase):
         super().__init__(device=device, batch_size=torch.Size([]))
         self.is_closed = False  # TorchRL's own environments of this kind have nothing to close
         self.simulator = simulator
+        self._seed = seed
+        self._seed_of_next_reset: int | None = seed
         self.task_id = task_id
         self.has_success = has_success
         task = Categorical(num_tasks, (1,)) if num_tasks else Unbounded((1,), dtype=torch.int64)
@@ -121,13 +121,23 @@ class SimulatorEnv(EnvBase):
     def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
         """Act once, [A]."""
 
-    @abc.abstractmethod
-    def choose_episode(self, index: int) -> None:
-        """Let the next reset begin episode number ``index``.
+    def reset_simulator(self) -> Any:
+        """The first observation of the simulator's next episode, for :meth:`begin`."""
+        seed, self._seed_of_next_reset = self._seed_of_next_reset, None
+        return self.simulator.reset(seed=seed)[0]
 
-        A method, because a transformed environment does not pass arguments of ``reset`` on to its
-        base environment.
+    def choose_episode(self, index: int) -> None:
+        """Let the next reset begin episode number ``index`` of the seed.
+
+        By default that is the simulator's of a seed that depends on both alone. A method, because a
+        transformed environment does not pass arguments of ``reset`` on to its base environment.
         """
+        entropy = np.random.SeedSequence((self._seed, index))
+        self._seed_of_next_reset = int(entropy.generate_state(1, np.uint32)[0])
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed_of_next_reset = seed
+        self._seed = seed or 0
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         return self._state(self.begin(), success=False)

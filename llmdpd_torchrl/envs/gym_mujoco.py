@@ -118,18 +118,15 @@ class GymMujocoEnv(SimulatorEnv):
             observation_dim=unwrapped.observation_space.shape[0],
             action_dim=unwrapped.action_space.shape[0],
             task_id=task_id,
+            seed=seed,
             device=device,
         )
         self.task = task
         self.dynamics = dynamics
-        self._seed_of_next_reset: int | None = seed
-        self._seed = seed
 
     def begin(self) -> NDArray[np.float32]:
         """Start in the next initial state and return the first observation [O]."""
-        observation, _ = self.simulator.reset(seed=self._seed_of_next_reset)
-        self._seed_of_next_reset = None
-        return observation.astype(np.float32)
+        return self.reset_simulator().astype(np.float32)
 
     def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
         """Act once, [A]."""
@@ -144,15 +141,6 @@ class GymMujocoEnv(SimulatorEnv):
     def _reward(self, action: NDArray[np.float32], reward: float, info: dict[str, Any]) -> float:
         """The reward of a step, from the simulator's own."""
         return reward
-
-    def _set_seed(self, seed: int | None) -> None:
-        self._seed_of_next_reset = seed
-        self._seed = seed or 0
-
-    def choose_episode(self, index: int) -> None:
-        """Let the next reset take initial state number ``index`` of the seed's list."""
-        entropy = np.random.SeedSequence((self._seed, index))
-        self._seed_of_next_reset = int(entropy.generate_state(1, np.uint32)[0])
 
 
 class HalfCheetahVelocityEnv(GymMujocoEnv):

@@ -158,22 +158,19 @@ class GymnasiumEnv(SimulatorEnv):
             observation_dim=spaces.flatdim(self.space),
             action_dim=bounds.shape[0],
             task_id=task_id,
+            seed=seed,
             has_success=success is not None,
             device=device,
         )
         self.task = task
         self.success = success
         self.stop_on_success = stop_on_success
-        self._seed = seed
-        self._seed_of_next_reset: int | None = seed
         self._total = 0.0
 
     def begin(self) -> NDArray[np.float32]:
         """Start in the next initial state and return the first observation [O]."""
-        observation, _ = self.simulator.reset(seed=self._seed_of_next_reset)
-        self._seed_of_next_reset = None
         self._total = 0.0
-        return flatten(observation, self.space).astype(np.float32)
+        return flatten(self.reset_simulator(), self.space).astype(np.float32)
 
     def advance(self, action: NDArray[np.float32]) -> SimulatorStep:
         """Act once, [A]."""
@@ -194,15 +191,6 @@ class GymnasiumEnv(SimulatorEnv):
             bool(truncated) or (success and self.stop_on_success and not terminated),
             success,
         )
-
-    def choose_episode(self, index: int) -> None:
-        """Let the next reset take initial state number ``index`` of the seed's list."""
-        entropy = np.random.SeedSequence((self._seed, index))
-        self._seed_of_next_reset = int(entropy.generate_state(1, np.uint32)[0])
-
-    def _set_seed(self, seed: int | None) -> None:
-        self._seed = seed or 0
-        self._seed_of_next_reset = seed
 
 
 def _make(
