@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from torch.nn.functional import normalize
 
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
@@ -25,10 +26,11 @@ from llmdpd_torchrl.utils.errors import ConfigError
 
 #: What a policy is prompted with: all it reads; one of the prompts, or neither; those of another
 #: task, or of another one of its scene; a trajectory with shuffled steps; only a paraphrase of
-#: the text, or only random letters in its place.
+#: the text, or only random letters in its place; demonstrations of the trained tasks whose texts
+#: are nearest to the task's own, of which there is none.
 Control = Literal[
     "both", "text", "trajectory", "none", "wrong", "swapped", "shuffled", "paraphrase",
-    "random_text",
+    "random_text", "nearest_text",
 ]  # fmt: skip
 CONTROLS: tuple[str, ...] = get_args(Control)
 _WITHOUT_TRAJECTORY = ("text", "none", "paraphrase", "random_text")
@@ -42,6 +44,7 @@ def apply_control(
     encoder: str | Mapping[str, Any] = "smollm2",
     table: TaskTable = METAWORLD_TASKS,
     prompts: Mapping[str, TextPrompt] | None = None,
+    trained: Sequence[str] = (),
 ) -> PromptTables:
     """The tables of prompts that a policy is evaluated with under a control.
 
@@ -53,6 +56,7 @@ def apply_control(
             language model runs for texts whose embeddings are not stored.
         table: of the tasks' ids.
         prompts: the texts, by name of the task; default: Meta-World's.
+        trained: the tasks whose demonstrations ``"nearest_text"`` chooses from.
 
     Raises:
         ConfigError: if the control is unknown, ``"wrong"`` is applied to a single task, or
@@ -68,6 +72,8 @@ def apply_control(
             tables = swap_prompts(some, tables, 1, table=table)
         return tables
     text, bank = tables.text, tables.trajectories
+    if control == "nearest_text":
+        return nearest_prompts(tasks, trained, tables, table=table)
     if control == "shuffled":
         return PromptTables(text, None if bank is None else shuffle_steps(bank))
     if control == "paraphrase":
@@ -159,6 +165,44 @@ def swap_prompts(
             bank.prompts, renamed[bank.task_id], torch.full_like(bank.trajectory_id, -1)
         )
     return PromptTables(text, bank)
+
+
+def nearest_prompts(
+    tasks: Sequence[str],
+    trained: Sequence[str],
+    tables: PromptTables,
+    *,
+    table: TaskTable = METAWORLD_TASKS,
+) -> PromptTables:
+    """Give every task the demonstrations of trained tasks, that of the nearest text first.
+
+    Texts are compared by the cosine of their embeddings, less the mean of the trained tasks'.
+
+    Args:
+        tasks: that get them, one of each trained task.
+        trained: tasks with demonstrations in ``tables``.
+        tables: the tasks' own prompts, texts of all of them.
+        table: of the tasks' ids.
+
+    Raises:
+        ConfigError: if there are no texts, demonstrations or trained tasks.
+    """
+    text, bank = tables.text, tables.trajectories
+    if text is None or bank is None or not trained:
+        raise ConfigError(
+            "nearest_text needs texts and demonstrations of trained tasks: use prompt=both"
+        )
+    known = torch.tensor([table.index(name) for name in trained])
+    ids = torch.tensor([table.index(name) for name in table.check(tasks)])
+    centre = text[known].mean(0)
+    wanted, offered = (normalize(text[some] - centre, dim=-1) for some in (ids, known))
+    nearest = known[(wanted @ offered.mT).argsort(dim=-1, descending=True)]  # [tasks, trained]
+    first = {int(task): int(bank.rows_of(int(task))[0]) for task in known}
+    rows = torch.tensor([first[task] for task in nearest.flatten().tolist()])
+    found = ids.repeat_interleave(len(known))
+    return PromptTables(
+        text, TrajectoryPromptBank(bank.prompts[rows], found, torch.full_like(found, -1))
+    )
 
 
 def confusion(

@@ -62,6 +62,7 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
         encoder=text_encoder(cfg),
         table=run.split.table,
         prompts=run.family.prompts(),
+        trained=run.split.train,
     )
     # No more are read: each group of episodes would prepare all that there are of the training's.
     tables = tables.map_trajectories(lambda bank: bank.first(cfg.evaluation.demonstrations))

@@ -39,6 +39,27 @@ def test_what_is_shown(bank, control, text, trajectory):
     assert missing == [not text, not trajectory]
 
 
+def test_demonstrations_of_the_tasks_whose_texts_are_nearest(bank):
+    trained, table = ("reach-v3", "push-v3", "window-open-v3"), torch.randn(50, 4)
+    lock, reach, push, window = map(
+        METAWORLD_TASKS.index, ("door-lock-v3", "reach-v3", "push-v3", "window-open-v3")
+    )
+    table[[reach, push, window]] = torch.eye(4)[:3]
+    table[lock] = torch.tensor([0.1, 0.9, 0.5, 0.0])
+    own = TrajectoryPromptBank(
+        bank.prompts[torch.tensor([0, 1, 2])], torch.tensor([reach, push, window]), torch.arange(3)
+    )
+    tables = apply_control("nearest_text", ["door-lock-v3"], PromptTables(table, own),
+                           trained=trained)  # fmt: skip
+    found = tables.trajectories
+    assert found.task_id.tolist() == [lock] * 3
+    order = [1, 2, 0]  # push, window, reach
+    assert torch.equal(found.prompts["observation"], own.prompts["observation"][order])
+    assert found.first(1).task_id.tolist() == [lock]
+    with pytest.raises(ConfigError, match="use prompt=both"):
+        apply_control("nearest_text", ["door-lock-v3"], PromptTables(None, own), trained=trained)
+
+
 def test_texts_in_other_words_and_no_words_at_all(bank, monkeypatch):
     asked = []
 
