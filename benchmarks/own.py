@@ -80,7 +80,8 @@ def record_corners() -> None:
     module = "llmdpd_torchrl.envs.corners"
     for corner in CORNERS:
         record("llmdpd/Corner-v0", f"{module}:go_{corner}", f"{corner}.npz", "--import", module,
-               "--option", f"corner={corner}", "--success-info", "is_success")  # fmt: skip
+               "--option", f"corner={corner}", "--success-info", "is_success",
+               "--steps-after-success", "10")  # fmt: skip
 
 
 def record_pendulum() -> None:

@@ -24,6 +24,7 @@ def record_episodes(
     episodes: int,
     *,
     noise: float = 0.0,
+    steps_after_success: int = 0,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, NDArray[Any]]:
@@ -34,6 +35,9 @@ def record_episodes(
         act: what acts.
         episodes: how many.
         noise: standard deviation of noise on the actions, as a part of half their range.
+        steps_after_success: after which an episode ends, in an environment that has a rule for
+            success and does not stop there: a demonstration that stays shows how to. 0: the
+            environment decides.
         seed: of the noise.
         progress: whether to show a bar.
 
@@ -42,6 +46,7 @@ def record_episodes(
         ``next_observations`` and, where the environment has a rule for it, ``infos/success``.
 
     Raises:
+        ConfigError: if an episode is to go on after a success and cannot.
         DataError: if ``act`` fails, or returns something else than an action.
 
     Examples:
@@ -53,10 +58,16 @@ def record_episodes(
     generator = np.random.default_rng(seed)
     rows: dict[str, list[Any]] = {}
     half = (env.high - env.low) / 2
+    if steps_after_success and (env.stop_on_success or not env.has_success):
+        raise ConfigError(
+            f"steps_after_success is {steps_after_success}: {env.task} needs a rule for success "
+            "and stop_on_success=False"
+        )
     bar = tqdm(range(episodes), desc=f"record {env.task}", unit="episode", disable=not progress)
     for number in bar:
         env.choose_episode(number)
-        observation, done = env.begin(), False
+        observation, left = env.begin(), steps_after_success
+        done = False
         while not done:
             action = _call(act, observation, env)
             if noise:
@@ -65,12 +76,14 @@ def record_episodes(
             action = np.clip(action, env.low, env.high)
             step = env.advance(((action - env.low) / half - 1).astype(np.float32))
             done = step.terminated or step.truncated
+            if steps_after_success and (step.success or left < steps_after_success):
+                done, left = done or not left, left - 1
             row = {
                 "observations": observation,
                 "actions": action,
                 "rewards": np.float32(step.reward),
                 "terminals": step.terminated,
-                "timeouts": step.truncated,
+                "timeouts": done and not step.terminated,
                 "next_observations": step.observation,
             }
             if env.has_success:

@@ -56,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules.add_argument("--success-info", metavar="KEY", help="entry of info that says it is solved")
     rules.add_argument("--min-reward", type=float, help="reward of a step that solves it")
     rules.add_argument("--min-return", type=float, help="return that solves it, at the end")
+    parser.add_argument(
+        "--steps-after-success", type=int, default=0, metavar="N",
+        help="that an episode goes on for, so that it shows how to stay there (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--text", help="prompt of a trained policy: the task in words")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE",
                         help="import a part of this package, if the policy names one")  # fmt: skip
@@ -64,9 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name, least in (("episodes", 1), ("seed", 0), ("noise", 0.0)):
+    for name, least in (("episodes", 1), ("seed", 0), ("noise", 0.0),
+                        ("steps_after_success", 0)):  # fmt: skip
         if not getattr(options, name) >= least:
-            raise ConfigError(f"--{name} is {getattr(options, name)}: it must be at least {least}")
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"--{option} is {getattr(options, name)}: it must be at least {least}"
+            )
     if options.output.suffix != ".npz" or options.output.exists():
         raise ConfigError(f"--output is {options.output}: name a new file that ends in .npz")
     from llmdpd_torchrl.collection.record import record_episodes, write_episodes
@@ -77,16 +85,23 @@ def _run(options: argparse.Namespace) -> int:
     rule = {"info": options.success_info, "min_reward": options.min_reward,
             "min_return": options.min_return}  # fmt: skip
     success = SuccessRule(**rule) if any(value is not None for value in rule.values()) else None
+    after = options.steps_after_success
+    if after and success is None:
+        raise ConfigError(f"--steps-after-success is {after}: say what success is, --min-reward R")
     env = GymnasiumEnv(
         options.id,
         options=dict(map(_option, options.option)),
         success=success,
+        stop_on_success=not after,
         max_steps=options.max_steps,
         seed=options.seed,
     )
     make_writable_folder(options.output.parent, "output", "--output")
     act = _policy(options, env)
-    arrays = record_episodes(env, act, options.episodes, noise=options.noise, seed=options.seed)
+    arrays = record_episodes(
+        env, act, options.episodes, noise=options.noise, steps_after_success=after,
+        seed=options.seed,
+    )  # fmt: skip
     write_episodes(options.output, arrays)
     ends = arrays["terminals"] | arrays["timeouts"]
     returns = arrays["rewards"].sum() / ends.sum()

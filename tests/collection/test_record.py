@@ -25,6 +25,17 @@ def test_what_was_recorded_is_read_back(tmp_path):
     assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
 
 
+def test_an_episode_goes_on_after_its_success():
+    env = make(stop_on_success=False)
+    arrays = record_episodes(env, corners.go_ne, 2, steps_after_success=5, progress=False)
+    ends = arrays["timeouts"].nonzero()[0]
+    starts = [0, ends[0] + 1]
+    first = [start + arrays["infos/success"][start:].argmax() for start in starts]
+    assert (ends - first).tolist() == [5, 5]
+    with pytest.raises(UserError, match="stop_on_success=False"):
+        record_episodes(make(), corners.go_ne, 1, steps_after_success=5, progress=False)
+
+
 def test_actions_are_in_the_environments_units():
     env = GymnasiumEnv("Pendulum-v1", max_steps=4)
     arrays = record_episodes(env, lambda observation: [5.0], 1, progress=False)
