@@ -20,7 +20,7 @@ def read_options(kind: type[T], settings: Sequence[str]) -> T:
     """Settings of a command line.
 
     Args:
-        kind: a dataclass whose fields are texts, numbers, or sequences of one of these.
+        kind: a dataclass whose fields are texts, numbers, flags, or sequences of one of these.
         settings: ``key=value``.
 
     Raises:
@@ -66,10 +66,13 @@ def _value(key: str, text: str, hint: Any) -> Any:
         if not isinstance(value, list) or not all(_is(element, one) for one in value):
             raise ConfigError(f"{key} is {value!r}: give a list, such as '{key}=[...]'")
     elif not _is(hint, value):
-        raise ConfigError(f"{key} is {value!r}: give a number")
+        wanted = "true or false" if hint is bool else "a number"
+        raise ConfigError(f"{key} is {value!r}: give {wanted}")
     return value
 
 
 def _is(kind: Any, value: Any) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
     wide = int | float if kind is float else kind
     return isinstance(value, wide) and not isinstance(value, bool)
