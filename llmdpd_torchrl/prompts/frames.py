@@ -28,8 +28,8 @@ class FrameSpec:
         anchors: fields of positions that it is seen from, the nearest object first, the goal last.
         values: other fields that are compared.
         weights: weights of differences in distances, a number per relation and value, in this
-            order; per metre for positions. ``None`` standardises a value over the prompts: the
-            plain, normalised state.
+            order; per metre for positions. ``None`` standardises a value over the steps of
+            the prompt: the plain, normalised state.
         unit: difference of positions that counts as one in the context, in metres.
 
     Raises:
@@ -96,8 +96,8 @@ class FrameSpec:
 class RelativeFrame(nn.Module):
     """A :class:`FrameSpec` on an observation layout: ``[*, O]`` to relative frames ``[*, F]``.
 
-    ``observations`` [N, O] of the prompts are read where values are standardised. The constants are
-    buffers that follow ``.to()`` and are not part of a ``state_dict``.
+    Values that are to be standardised are as they are here: by what, their user knows. The
+    constants are buffers that follow ``.to()`` and are not part of a ``state_dict``.
 
     Attributes:
         relation_size: number of the first entries that are differences of positions.
@@ -105,22 +105,21 @@ class RelativeFrame(nn.Module):
         position_dim: number of entries of a position.
         weights: ``[F]``, weights of differences in distances.
         scale: ``[F]``, factors of differences in contexts.
+        standardised: ``[F]`` bool, the entries without a weight of their own.
     """
 
-    def __init__(self, spec: FrameSpec, fields: Fields, observations: Tensor) -> None:
+    def __init__(self, spec: FrameSpec, fields: Fields) -> None:
         super().__init__()
         self.relation_size, _ = spec.sizes(fields)
         self.anchors = len(spec.anchors)
         self.position_dim = self.relation_size // self.anchors if self.anchors else 0
         self.width = max(end for _, end in fields.values())
         unit = 1 / spec.unit
-        rows: list[tuple[float, ...]] = []  # of each entry: weight, scale, mean and factor
+        rows: list[tuple[float, float, bool]] = []  # of each entry: weight, scale, standardised
         for weight, name in zip(spec.weights, (*spec.anchors, *spec.values), strict=True):
-            part = slice(*fields[name])
-            if weight is None:
-                rows += [(1.0, 1.0, *both) for both in _standardiser(observations, part)]
-            else:
-                rows += [(weight, unit, 0.0, 1.0)] * (part.stop - part.start)
+            start, stop = fields[name]
+            row = (1.0, 1.0, True) if weight is None else (weight, unit, False)
+            rows += [row] * (stop - start)
 
         def constants(numbers: Iterable[float]) -> nn.Buffer:
             return nn.Buffer(torch.tensor(list(numbers), dtype=torch.float32), persistent=False)
@@ -131,8 +130,8 @@ class RelativeFrame(nn.Module):
 
         self.weights = constants(row[0] for row in rows)
         self.scale = constants(row[1] for row in rows)
-        self._mean = constants(row[2] for row in rows[self.relation_size :])
-        self._factor = constants(row[3] for row in rows[self.relation_size :])
+        standardised = torch.tensor([row[2] for row in rows], dtype=torch.bool)
+        self.standardised = nn.Buffer(standardised, persistent=False)
         self._first = columns(first for first, _ in spec.relations)
         self._second = columns(second for _, second in spec.relations)
         self._others = columns(spec.values)
@@ -146,18 +145,8 @@ class RelativeFrame(nn.Module):
             )
         observation = observation.to(self.weights.dtype)
         positions = observation[..., self._first] - observation[..., self._second]
-        values = (observation[..., self._others] - self._mean) * self._factor
-        return torch.cat([positions, values], dim=-1)
+        return torch.cat([positions, observation[..., self._others]], dim=-1)
 
     def values(self, frame: Tensor) -> Tensor:
         """All but the differences of positions, of relative frames ``[*, F]``."""
         return frame[..., self.relation_size :]
-
-
-def _standardiser(observations: Tensor, part: slice) -> list[tuple[float, float]]:
-    """Mean and one over the spread of each entry; the latter is 0 for a constant entry."""
-    entries = observations[..., part].reshape(-1, part.stop - part.start)
-    mean, spread = entries.mean(0), entries.std(0)
-    changes = spread > 1e-5 * entries.abs().amax(0)  # the rounding of a mean is no spread
-    factor = torch.where(changes, 1.0 / spread, 0.0)
-    return list(zip(mean.tolist(), factor.tolist(), strict=True))

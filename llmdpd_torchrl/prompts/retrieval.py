@@ -96,8 +96,9 @@ class PromptRetrieval(nn.Module):
         effector = spec.frames[0].effector
         moving = [] if effector is None else [*range(*fields[effector]), *things.tolist()]
         self._moving = nn.Buffer(torch.tensor(moving).long(), persistent=False)
-        frames = [RelativeFrame(frame, fields, observations[mask]) for frame in spec.frames]
-        self._lookups = nn.ModuleList(_Lookup(frame, observations, mask) for frame in frames)
+        frames = [RelativeFrame(frame, fields) for frame in spec.frames]
+        lookups = [_Lookup(frame, observations, mask) for frame in frames]
+        self._lookups = nn.ModuleList(lookups)
         last = (mask.sum(-1, keepdim=True) - 1).expand(mask.shape)
         # Of prompts that hold several demonstrations, each step has its own range.
         starts = prompts.get("start", torch.zeros_like(last))
@@ -118,7 +119,8 @@ class PromptRetrieval(nn.Module):
             # No object: nothing that is carried.
             positions = padded[..., self._moving].split(frames[0].position_dim, dim=-1)
             carried = carried_distances(*positions[:2] if len(positions) > 1 else 2 * positions)
-            values = frames[0].values(frames[0](padded)).unbind(-1)
+            rows = torch.arange(len(mask), device=mask.device).unsqueeze(-1)
+            values = frames[0].values(lookups[0].standardise(frames[0](padded), rows)).unbind(-1)
             grips = [held_grips(value, carried, starts) for value in values]
             held = torch.stack(grips, -1)
         step = torch.cat([actions, observations[..., things], held, usable.unsqueeze(-1)], dim=-1)
@@ -140,7 +142,7 @@ class PromptRetrieval(nn.Module):
         suggestions: list[Tensor] = []
         grips: list[Tensor] = []
         for lookup in cast("Iterable[_Lookup]", self._lookups):
-            now = lookup.frame(observation)
+            now = lookup.standardise(lookup.frame(observation), row)
             values.append(lookup.frame.values(now))
             described, suggested, grip, has_action = self._describe(lookup, now, row)
             parts += described
@@ -226,17 +228,25 @@ class PromptRetrieval(nn.Module):
 
 
 class _Lookup(nn.Module):
-    """The nearest steps of prompts [P, L] in one relative frame.
+    """The nearest steps of prompts [P, L] in one relative frame, standardised where it says so.
 
     Attributes:
         frame: the relative frame.
         frames: of all steps, one prompt after the other, ``[P * L, F]``.
     """
 
+    _mean: Tensor | None
+    _factor: Tensor | None
+
     def __init__(self, frame: RelativeFrame, observations: Tensor, mask: Tensor) -> None:
         super().__init__()
         self.frame = frame.to(observations.device)
         frames = self.frame(observations)
+        self.register_buffer("_mean", None, persistent=False)
+        self.register_buffer("_factor", None, persistent=False)
+        if self.frame.standardised.any():
+            self._mean, self._factor = self._statistics(frames, mask)
+            frames = self.standardise(frames, torch.arange(len(mask)).unsqueeze(-1))
         # |w (a - b)|² is expanded, and what depends on the prompt alone is computed here: a query
         # is one vector-matrix product. Far from the origin the expansion would lose its digits.
         centre = frames[mask].mean(0)
@@ -247,6 +257,29 @@ class _Lookup(nn.Module):
         # [P, F, L] and [P, 1, L]: with the steps last, the product is several times as fast.
         self._scaled = nn.Buffer(scaled.mT.contiguous(), persistent=False)
         self._squared = nn.Buffer(squared.unsqueeze(1), persistent=False)
+
+    def _statistics(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and one over the spread [P, F] of a prompt's steps, 0 for a constant entry.
+
+        A prompt's own: what is retrieved does not depend on the other prompts that there are, and
+        a state counts by where it lies in the demonstration, on a task of any kind.
+        """
+        shown, count = mask.unsqueeze(-1), mask.sum(-1, keepdim=True)
+        mean = torch.where(shown, frames, 0.0).sum(1) / count.clamp_min(1)
+        apart = torch.where(shown, frames - mean.unsqueeze(1), 0.0)
+        spread = (apart.square().sum(1) / (count - 1).clamp_min(1)).sqrt()
+        largest = torch.where(shown, frames, 0.0).abs().amax(1)
+        # The rounding of a mean is no spread.
+        factor = torch.where(spread > 1e-5 * largest, 1.0 / spread, 0.0)
+        chosen = self.frame.standardised
+        return torch.where(chosen, mean, 0.0), torch.where(chosen, factor, 1.0)
+
+    def standardise(self, frames: Tensor, row: Tensor) -> Tensor:
+        """Relative frames ``[*, F]`` by the statistics of the prompts in rows ``[*]``."""
+        if self._mean is None:
+            return frames
+        assert self._factor is not None
+        return (frames - self._mean[row]) * self._factor[row]
 
     def forward(self, now: Tensor, row: Tensor) -> Tensor:
         """The nearest step [B] to relative frames ``now`` [B, F]."""

@@ -339,6 +339,26 @@ def test_without_effector_the_normalised_state_is_compared(bank):
     assert context.shape == (16, retrieval.features)
 
 
+def test_a_state_is_standardised_by_its_own_prompt_alone(bank):
+    observation = bank.prompts["observation"][1][:5]
+    both = PromptRetrieval(bank, PLAIN, {"state": (0, 39)})
+    one = TrajectoryPromptBank(bank.prompts[1:2], bank.task_id[1:2], bank.trajectory_id[1:2])
+    alone = PromptRetrieval(one, PLAIN, {"state": (0, 39)})
+    expected = both(observation, torch.full((5,), 1))
+    torch.testing.assert_close(alone(observation, torch.zeros(5).long()), expected)
+
+
+def test_what_does_not_change_in_a_prompt_counts_nothing(bank):
+    prompts = bank.prompts.clone()
+    prompts["observation"][..., 7] = 0.7
+    fixed = TrajectoryPromptBank(prompts, bank.task_id, bank.trajectory_id)
+    retrieval = PromptRetrieval(fixed, PLAIN, {"state": (0, 39)})
+    observation, row = prompts["observation"][:, 3], torch.arange(len(fixed))
+    expected = retrieval(observation, row)
+    observation[:, 7] += 5.0
+    assert torch.equal(retrieval(observation, row), expected)
+
+
 def test_prompts_follow_the_module_and_stay_out_of_its_state(bank):
     retrieval = make(bank)
     assert not retrieval.state_dict()
