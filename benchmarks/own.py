@@ -45,7 +45,7 @@ class Options:
 
     runs: Sequence[str] = field(default=("corners", "pendulum", "mountain_car", "corners_lerobot"))
     updates: int = 3000
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Sequence[int] = (0,)
     folder: str = ""  # of data and runs; default: a temporary one
     mistakes: bool = True
 

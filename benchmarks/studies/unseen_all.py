@@ -91,7 +91,9 @@ Success on tasks that the policy was not trained on, in percent: 45 tasks are tr
 five evaluated, until each has been unseen once. Every seed trains anew, and has its own 25 goals
 and its own demonstration, the same for all policies, also for those that are not trained. Intervals
 are of 95 %, for new tasks and new seeds, both resampled; differences are paired by task, seed and
-goal. In brackets, a number of tasks: the mean is over fewer than there are; a dash: not run yet.
+goal. In brackets, a number of tasks: the mean is over fewer than there are; a dash: not run. Three
+seeds are of ours, retrieve and play and retrieve and play+ in the arms of the README's table; all
+else is of one.
 *clean to the end* counts success at the last of 500 steps, all others success at any step.
 """
 _TAIL = """\
@@ -242,7 +244,8 @@ def build_page(study: Study, store: Store) -> str:
             continue
         names = {arm: arm.replace("_", " ") for arm in arms}
         parts += [f"## {title}\n", _arm_table(group, labels, names).markdown() + "\n"]
-        parts += [_difference_table(group).markdown() + "\n"]
+        differences = _difference_table(group)
+        parts += [differences.markdown() + "\n"] if differences.rows else []
         for (variant, arm), seen in read_seen(study, store, name).items():
             if (found := _mean(seen)) is not None:
                 how = _SEEN.get(arm, arm)
@@ -255,15 +258,16 @@ def build_page(study: Study, store: Store) -> str:
 
 
 def _arm_table(group: Group, labels: Mapping[str, str], arms: Mapping[str, str]) -> Table:
+    shown = [v for v in labels if any(group.cells.get((v, arm)) for arm in arms)]
     rows = []
-    for arm, name in arms.items():
+    for arm in (arm for arm in arms if any(group.cells.get((v, arm)) for v in shown)):
         cells = []
-        for variant in labels:
+        for variant in shown:
             found, there = group.mean(variant, arm), group.cells.get((variant, arm), {})
             some = "" if group.is_complete(variant, arm) else f"{len(there)} tasks"
             cells.append("-" if found is None else _text(found, some))
-        rows.append((name, *cells))
-    return Table(("demonstration", *labels.values()), rows)
+        rows.append((arms[arm], *cells))
+    return Table(("demonstration", *(labels[variant] for variant in shown)), rows)
 
 
 def _difference_table(group: Group) -> Table:
@@ -271,13 +275,15 @@ def _difference_table(group: Group) -> Table:
     for name, sides in DIFFERENCES.items():
         pairs = group.paired(*sides)
         found = _mean(pairs)
+        if found is None:
+            continue
         some = "" if pairs.keys() == set(group.tasks) else f"{len(pairs)} tasks"
         label = name.replace("_", " ").replace("rnp plus", "retrieve and play+")
         label = label.replace("rnp", "retrieve and play")
-        rows.append((f"ours, {label}", "-" if found is None else _text(found, some, signed=True)))
+        rows.append((f"ours, {label}", _text(found, some, signed=True)))
     easy = _on_easy(group)
     label = f"ours, clean minus retrieve and play, on tasks where the latter has {EASY:.0f} or more"
-    rows.append((label, "-" if easy is None else _text(easy, signed=True)))
+    rows += [] if easy is None else [(label, _text(easy, signed=True))]
     return Table(("difference", "points"), rows)
 
 
