@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from llmdpd_torchrl.data.dataset import TrajectoryDataset
 from llmdpd_torchrl.data.recording import ActionRange, Recording
-from llmdpd_torchrl.utils.errors import ConfigError, DataError, first_line, import_optional
+from llmdpd_torchrl.utils.errors import (
+    ConfigError,
+    DataError,
+    first_line,
+    import_optional,
+    quiet_hub,
+)
 from llmdpd_torchrl.utils.memory import check_memory
 from llmdpd_torchrl.utils.spaces import check_vectors, flatten, named_fields
 
@@ -190,7 +196,9 @@ def _opened(dataset_id: str) -> Iterator[Any]:
     """The dataset, downloaded if it is not local; errors of Minari in the block become one line."""
     minari = import_optional("minari", "a Minari dataset", "minari")
     try:
-        yield minari.load_dataset(dataset_id, download=True)
+        with quiet_hub():
+            found = minari.load_dataset(dataset_id, download=True)
+        yield found
     except ConfigError:
         raise
     except Exception as error:  # of Minari, its backends or the network

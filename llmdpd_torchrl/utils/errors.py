@@ -112,6 +112,19 @@ def explain_hub_errors(
         raise kind(f"{what}: {next(known, reason)}") from error
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the Hub's client from a line for each time that it tries again."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def notice(message: str) -> None:
     """Print one line to stderr without breaking a progress bar."""
     tqdm.write(f"note: {message}", file=sys.stderr)

@@ -38,7 +38,7 @@ def test_it_survives_json(options):
         ({"retrieval": None}, "needs relative frames"),
         ({"actor": "plan_diffusion"}, "sequence is for"),
         ({"conditioning": "sequence"}, "sequence is for"),
-        ({"critics": 0}, r"network\.critics is 0: it must be greater than or equal to 1$"),
+        ({"critics": 0}, r"network\.critics is 0: it must be greater than or equal to 2$"),
         ({"critic": 3}, r"network\.critic: there is no such setting; network has critics$"),
         ({"retrieval": 3}, r"network\.retrieval is 3: it must be a dictionary or an instance of R"),
         (
