@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,16 +26,25 @@ _METRICS = {"bc_loss": "bc", "pred_value": "q_value", "target_value": "target_va
 _INSIDE = 1.0 - 1e-3
 
 
-def _cast(loss: LossModule, tensordict: TensorDictBase) -> TensorDictBase:
-    """A copy whose numbers are of the networks' type, and whose flags are bool."""
+def _apply(
+    loss: LossModule,
+    forward: Callable[[TensorDictBase], TensorDictBase],
+    tensordict: TensorDictBase,
+) -> tuple[TensorDictBase, TensorDictBase]:
+    """TorchRL's losses of a batch, and the copy that they were computed of.
+
+    Its numbers are of the networks' type, and its flags are bool. The batch gets the priorities.
+    """
     data, keys = tensordict.copy(), loss.tensor_keys
     dtype = next(loss.parameters()).dtype
-    flags = [unravel_key(("next", getattr(keys, name, name))) for name in ("done", "terminated")]
+    flags = [unravel_key(("next", key)) for key in (keys.done, keys.terminated)]
     for key in map(unravel_key, loss.in_keys):
         value = data.get(key, None)
         if value is not None and (key in flags or value.is_floating_point()):
             data.set(key, value.to(torch.bool if key in flags else dtype))
-    return data
+    losses = forward(data)
+    tensordict.set(keys.priority, data.get(keys.priority))
+    return losses, data
 
 
 class BehaviourCloning(BCLoss):
@@ -128,9 +137,7 @@ class TD3BC(TD3BCLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch; the actor's has no gradient in batches that do not update it."""
-        data = _cast(self, tensordict)
-        losses = super().forward(data)
-        tensordict.set(self.tensor_keys.priority, data.get(self.tensor_keys.priority))
+        losses, _ = _apply(self, super().forward, tensordict)
         found = {name: losses[key].detach().mean() for key, name in _METRICS.items()}
         self.batches += 1
         actor = losses["loss_actor"]
@@ -179,9 +186,7 @@ class IQL(IQLLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch; ``bc`` is the data's mean negative log-likelihood."""
-        data = _cast(self, tensordict)
-        losses = super().forward(data)
-        tensordict.set(self.tensor_keys.priority, data.get(self.tensor_keys.priority))
+        losses, _ = _apply(self, super().forward, tensordict)
         # TorchRL's name for the likelihood of the data's actions.
         bc = losses.pop("entropy")
         return TensorDict({**losses, "bc": bc})
@@ -239,9 +244,7 @@ class CQL(CQLLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch; the actor's is cloning at first, and then the critics'."""
-        data = _cast(self, tensordict)
-        losses = super().forward(data)
-        tensordict.set(self.tensor_keys.priority, data.get(self.tensor_keys.priority))
+        losses, data = _apply(self, super().forward, tensordict)
         cloning = losses.pop("loss_actor_bc")
         if self.batches < self.cloning_updates:
             losses["loss_actor"] = cloning

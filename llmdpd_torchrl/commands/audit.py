@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdpd_torchrl.commands.eval import add_options, free_path, prepare
+from llmdpd_torchrl.commands.eval import add_evaluation_options, add_options, new_folder, prepare
 from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError, PromptError, run_command_line
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    parser.add_argument("--episodes", type=int, default=20, help="per task (default: 20)")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder (default: a new one, audit-POLICY)"
-    )
+    add_evaluation_options(parser, 20, "audit")
     return run_command_line(parser, _run, arguments)
 
 
@@ -55,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
     policy, names = prepared.policy, prepared.seen + prepared.unseen
     tried = conditions(policy, _prompts(prepared, names))
-    output = options.output or free_path(f"audit-{prepared.label}")
+    output = options.output or new_folder(f"audit-{prepared.label}")
     make_writable_folder(output, "output", "--output")
     about = {
         "policy": options.policy,
@@ -75,17 +71,16 @@ def _run(options: argparse.Namespace) -> int:
         except PromptError as error:
             left_out[condition.name] = str(error)
 
-    def keep(found: Mapping[str, Sequence[EpisodeResult]]) -> None:
+    def keep(found: Mapping[str, Sequence[EpisodeResult]], **more: Any) -> None:
         episodes = {name: [asdict(one) for one in some] for name, some in found.items()}
-        write_json(path, {"about": about, "episodes": episodes})
+        write_json(path, {"about": about, **more, "episodes": episodes})
 
     with Evaluator(
         names, prepared.settings, suite=prepared.suite, workers=options.workers
     ) as evaluator:
         episodes = run_conditions(evaluator, policy, tables, done=done, keep=keep)
     audit = judge(tried, episodes, left_out)
-    stored = {name: [asdict(one) for one in some] for name, some in episodes.items()}
-    write_json(path, {"about": about, "audit": audit.to_dict(), "episodes": stored})
+    keep(episodes, audit=audit.to_dict())
     page = audit.markdown(prepared.label)
     write_text(output / "audit.md", page)
     print_markdown(page)

@@ -78,6 +78,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
+def add_evaluation_options(parser: argparse.ArgumentParser, episodes: int, folder: str) -> None:
+    """The options of the commands that evaluate many episodes into a folder."""
+    parser.add_argument(
+        "--episodes", type=int, default=episodes, help=f"per task (default: {episodes})"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"folder (default: a new one, {folder}-POLICY)"
+    )
+
+
 def prepare(options: argparse.Namespace, **settings: Any) -> PreparedEvaluation:
     """What :func:`add_options` names, loaded; prints which demonstrations are used."""
     from llmdpd_torchrl.experiments.saved_policy import prepare_evaluation
@@ -108,7 +119,7 @@ def free_path(stem: str, suffix: str = "") -> Path:
     return next(path for name in names if not (path := Path(name + suffix)).exists())
 
 
-def _new_folder(stem: str) -> Path:
+def new_folder(stem: str) -> Path:
     """Make the folder of :func:`free_path`; of several processes, each gets another."""
     while True:
         path = free_path(stem)
@@ -127,11 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    parser.add_argument("--episodes", type=int, default=10, help="per task (default: 10)")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder (default: a new one, evaluation-POLICY)"
-    )
+    add_evaluation_options(parser, 10, "evaluation")
     return run_command_line(parser, _run, arguments)
 
 
@@ -150,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
         prepared.seen + prepared.unseen, settings, suite=prepared.suite, workers=options.workers
     ) as evaluator:
         is_new = options.output is None or not options.output.exists()
-        output = options.output or _new_folder(f"evaluation-{prepared.label}")
+        output = options.output or new_folder(f"evaluation-{prepared.label}")
         make_writable_folder(output, "output", "--output")
         try:
             episodes = evaluator(policy, prepared.tables)

@@ -293,17 +293,10 @@ def _episode_blocks(
             if rest:
                 block = {key: np.concatenate([rest[key], block[key]]) for key in arrays}
             block |= _find_ends(block, source, limit)
-            is_end = block["terminated"] | block["truncated"]
-            observation, successor = block["observations"], block.get("next_observations")
-            if not is_noted and successor is not None and successor.shape == observation.shape:
-                jumps = _jumps(observation, successor) & ~is_end[:-1]
-                if is_noted := bool(jumps.any()):
-                    row = stop - len(is_end) + int(jumps.argmax())
-                    notice(
-                        f"{source}: row {row} says that another observation follows than row "
-                        f"{row + 1} has, and not that an episode ends: look at its timeouts"
-                    )
-            ends = np.flatnonzero(is_end)
+            # Without either, jumps are what ends were found by.
+            if not is_noted and ("timeouts" in block or limit is not None):
+                is_noted = _note_jump(block, source, stop)
+            ends = np.flatnonzero(block["terminated"] | block["truncated"])
             is_last = stop == rows
             cut = len(block["terminated"]) if is_last else int(ends.max(initial=-1)) + 1
             if cut or is_last:
@@ -344,6 +337,22 @@ def _jumps(observation: NDArray[Any], successor: NDArray[Any]) -> NDArray[np.boo
     with np.errstate(over="ignore"):
         after, before = observation[1:].astype(coarser), successor[:-1].astype(coarser)
     return (before != after).any(-1)
+
+
+def _note_jump(block: Mapping[str, NDArray[Any]], source: str, stop: int) -> bool:
+    """Report the first jump where no episode ends, if the block before row ``stop`` has one."""
+    observation, successor = block["observations"], block.get("next_observations")
+    if successor is None or successor.shape != observation.shape:
+        return False
+    jumps = _jumps(observation, successor) & ~(block["terminated"] | block["truncated"])[:-1]
+    if not jumps.any():
+        return False
+    row = stop - len(observation) + int(jumps.argmax())
+    notice(
+        f"{source}: row {row} says that another observation follows than row {row + 1} has, and "
+        "not that an episode ends: look at its timeouts"
+    )
+    return True
 
 
 def _find_successors(

@@ -26,7 +26,7 @@ Outcome = Literal["costs", "helps", "same", "unclear"]
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """What a policy is shown of a task.
+    """What a policy is given of a task.
 
     Attributes:
         text: the task in words; ``None``: nothing.
@@ -185,8 +185,8 @@ def _changed(
 
 def _of_text(policy: LLMDPDPolicy, prompts: Mapping[str, TaskPrompts]) -> Iterator[Condition]:
     def changed(name: str, texts: Mapping[str, str | None]) -> Condition:
-        shown = {t: TaskPrompts(x, None, prompts[t].demonstrations) for t, x in texts.items()}
-        return _changed(name, prompts, shown)
+        changes = {t: TaskPrompts(x, None, prompts[t].demonstrations) for t, x in texts.items()}
+        return _changed(name, prompts, changes)
 
     if len(prompts) > 1:
         others = _others(list(prompts))
@@ -211,11 +211,11 @@ def _of_demonstration(
     policy: LLMDPDPolicy, prompts: Mapping[str, TaskPrompts]
 ) -> Iterator[Condition]:
     def changed(name: str, others: Mapping[str, str | None]) -> Condition:
-        shown = {
+        changes = {
             t: TaskPrompts(prompts[t].text, None, prompts[o].demonstrations if o else ())
             for t, o in others.items()
         }
-        return _changed(name, prompts, shown)
+        return _changed(name, prompts, changes)
 
     if len(prompts) > 1:
         yield changed("another task's demonstration", {**_others(list(prompts))})
@@ -380,8 +380,8 @@ def run_conditions(
         keep: called with all that is there after each.
     """
     found = {name: some for name, some in (done or {}).items() if name in tables}
-    for name, shown in tables.items():
+    for name, prompts in tables.items():
         if name not in found:
-            found[name] = evaluator(policy, shown)
+            found[name] = evaluator(policy, prompts)
             keep(found)
     return found

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch.nn.functional import normalize
 
 from llmdpd_torchrl.evaluation.evaluator import Evaluator
 from llmdpd_torchrl.evaluation.statistics import summarise
@@ -16,6 +15,7 @@ from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts import (
     TextPrompt,
+    centred_similarity,
     embed_texts,
     load_text_prompts,
     text_embedding_table,
@@ -194,9 +194,8 @@ def nearest_prompts(
         )
     known = torch.tensor([table.index(name) for name in trained])
     ids = torch.tensor([table.index(name) for name in table.check(tasks)])
-    centre = text[known].mean(0)
-    wanted, offered = (normalize(text[some] - centre, dim=-1) for some in (ids, known))
-    nearest = known[(wanted @ offered.mT).argsort(dim=-1, descending=True)]  # [tasks, trained]
+    similarity = centred_similarity(text[ids], text[known])
+    nearest = known[similarity.argsort(dim=-1, descending=True)]  # [tasks, trained]
     first = {int(task): int(bank.rows_of(int(task))[0]) for task in known}
     rows = torch.tensor([first[task] for task in nearest.flatten().tolist()])
     found = ids.repeat_interleave(len(known))

@@ -264,11 +264,11 @@ class _Lookup(nn.Module):
         A prompt's own: what is retrieved does not depend on the other prompts that there are, and
         a state counts by where it lies in the demonstration, on a task of any kind.
         """
-        shown, count = mask.unsqueeze(-1), mask.sum(-1, keepdim=True)
-        mean = torch.where(shown, frames, 0.0).sum(1) / count.clamp_min(1)
-        apart = torch.where(shown, frames - mean.unsqueeze(1), 0.0)
+        is_step, count = mask.unsqueeze(-1), mask.sum(-1, keepdim=True)
+        mean = torch.where(is_step, frames, 0.0).sum(1) / count.clamp_min(1)
+        apart = torch.where(is_step, frames - mean.unsqueeze(1), 0.0)
         spread = (apart.square().sum(1) / (count - 1).clamp_min(1)).sqrt()
-        largest = torch.where(shown, frames, 0.0).abs().amax(1)
+        largest = torch.where(is_step, frames, 0.0).abs().amax(1)
         # The rounding of a mean is no spread.
         factor = torch.where(spread > 1e-5 * largest, 1.0 / spread, 0.0)
         chosen = self.frame.standardised

@@ -156,10 +156,10 @@ def test_a_condition_is_compared_on_the_tasks_that_it_changes():
 
 def test_the_page_has_a_verdict_a_table_and_what_was_not_tried():
     audit = audit_of(**{WRONG_TEXT: lambda task, goal: goal < 4})
-    page = judge_page = audit.markdown("mine")
+    page = audit.markdown("mine")
     assert page.startswith("# Does mine listen to its prompts?")
     assert "**Its text.** It listens to its text: another task's costs 70 points" in page
-    assert "| own prompts |  | 90 |  |" in judge_page
+    assert "| own prompts |  | 90 |  |" in page
     assert "Its demonstration" not in page
     tried = [Condition(OWN, prompts(), TASKS)]
     left = judge(tried, {OWN: episodes(lambda task, goal: True)}, {WORDS: "no language model"})
