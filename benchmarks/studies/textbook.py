@@ -183,6 +183,7 @@ def run_one(side: str, seed: int, options: Options) -> Path:
             scores = [episode.score for episode in episodes]
             updates = options.every * (len(curve) + 1)
             curve.append({"updates": updates, "scores": scores, "seconds": round(seconds, 1)})
+            print(f"{name}: {updates} updates, score {statistics.mean(scores):.1f}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"file": options.file, "side": side, "seed": seed, "eta": options.eta}
     write_json(path, {**about, "data_hash": dataset.manifest.data_hash, "curve": curve})

@@ -35,6 +35,7 @@ from llmdpd_torchrl.prompts import (
     vary_demonstration,
 )
 from llmdpd_torchrl.tasks import TaskSplit
+from llmdpd_torchrl.trainers.offline import Compile
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.parts import package_of
 from llmdpd_torchrl.utils.settings import (
@@ -96,6 +97,7 @@ class _Trainer:
     log_every: Size
     save_every: Size
     threads: Size | None
+    compile: Compile
 
 
 @checked_dataclass()

@@ -62,7 +62,7 @@ _ADDED = {
 #: Without effect on the results: a job that starts again on another machine may have others.
 _OF_THE_MACHINE = (
     "device", "progress", "debug", "resume", "data.workers", "evaluation.workers",
-    "evaluation.backend", "trainer.threads",
+    "evaluation.backend", "trainer.threads", "trainer.compile",
 )  # fmt: skip
 
 

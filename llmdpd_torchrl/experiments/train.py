@@ -237,6 +237,7 @@ def _make_trainer(
         progress_bar=cfg.progress,
         failures=run.output,
         threads=cfg.trainer.threads or available_cores(),
+        compile=cfg.trainer.compile,
     )
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -32,6 +32,9 @@ from llmdpd_torchrl.utils.files import check_tensors, write_json, write_tensors
 
 #: Updates whose numbers are remembered before the device is asked for them.
 MOST_REMEMBERED = 1000
+
+Compile: TypeAlias = Literal["off", "default", "max-autotune"]
+"""Mode of :func:`torch.compile`, or none."""
 
 
 class ReplaySource:
@@ -104,6 +107,9 @@ class OfflineTrainer(Trainer):
             networks gain little from several, and lose much where other processes compute.
         check_finite: when to look for values that are not finite: at each ``"update"`` or at each
             ``"log"`` entry; default: the former on the CPU, the latter elsewhere.
+        compile: mode of :func:`torch.compile` for the loss, forwards and backwards: ``"default"``,
+            ``"max-autotune"``, or ``"off"``. The first update then takes a minute. A loss that
+            cannot be compiled is computed as it is, after a line that says why.
 
     Raises:
         ConfigError: if a count is below 1, or a ``stepper`` was built for another device.
@@ -144,7 +150,10 @@ class OfflineTrainer(Trainer):
         device: torch.device | str | None = None,
         threads: int | None = 1,
         check_finite: Literal["update", "log"] | None = None,
+        compile: Compile = "off",
     ) -> None:
+        if compile not in get_args(Compile):
+            raise ConfigError(f"compile is {compile!r}: use {', '.join(get_args(Compile))}")
         if total_updates < 1 or log_every < 1:
             raise ConfigError(
                 f"total_updates is {total_updates} and log_every {log_every}: both must be >= 1"
@@ -179,6 +188,7 @@ class OfflineTrainer(Trainer):
             # Off: it would keep every logged value of every update.
             auto_log_optim_steps=False,
         )
+        self._compiled = None if compile == "off" else torch.compile(loss_module, mode=compile)
         self.target_updater = target_updater or TargetUpdater(loss_module)
         self.log_every = log_every
         self._limits = dict(limits or {})
@@ -217,6 +227,20 @@ class OfflineTrainer(Trainer):
                 self.during_training.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(self._threads)
             super().train()
+
+    def compute_loss(
+        self, sub_batch: TensorDictBase, method: str | None = None
+    ) -> TensorDictBase | tuple[Any, ...]:
+        """Call the loss, or a method of it; the loss itself may be compiled."""
+        if method is None and self._compiled is not None:
+            try:
+                return self._compiled(sub_batch)
+            except Exception as error:  # of any kind: no compiler, code that it cannot read
+                self._compiled = None
+                losses = self.loss_module(sub_batch)  # raises what is the loss's own mistake
+                notice(f"the loss is not compiled ({first_line(error)}): continuing without")
+                return losses
+        return super().compute_loss(sub_batch, method)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.

@@ -176,7 +176,8 @@ SETTINGS = (
     "optim.batch_size", "trainer.log_every", "evaluation.control", "evaluation.every",
     "video.tasks",
     "network.critic_hidden", "loss.gamma", "loss.guidance", "loss.target_sampling_steps",
-    "optim.learning_rate", "optim.max_grad_norm", "trainer.threads", "logger.kind",
+    "optim.learning_rate", "optim.max_grad_norm", "trainer.threads", "trainer.compile",
+    "logger.kind",
     "trajectory_prompt.per_task", "trajectory_prompt.state_visible_prob",
     "network.diffusion_steps", "trajectory_prompt.length", "force", "until", "evaluation.seed",
 )  # fmt: skip

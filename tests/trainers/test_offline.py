@@ -103,6 +103,43 @@ def test_threads_are_limited_while_it_trains(threads, found):
     assert set(used) == {found}
 
 
+@pytest.mark.integration  # compiling takes a minute
+def test_a_compiled_loss_trains_alike(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "fallback_random", True)  # the random numbers of the eager loss
+
+    def run(compile):
+        loss = make_loss()
+        torch.manual_seed(2)
+        train(loss, 10, compile=compile, stepper=OfflineOptimizationStepper(loss))
+        return loss.state_dict()
+
+    eager, compiled = run("off"), run("default")
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_cannot_be_compiled_trains_as_it_is(monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        def call(batch):
+            raise RuntimeError("there is no C++ compiler")
+
+        return call
+
+    before = make_loss().state_dict()
+    monkeypatch.setattr(torch, "compile", refuse)
+    loss = make_loss()
+    train(loss, 3, compile="default")
+    message = "the loss is not compiled (there is no C++ compiler): continuing without"
+    assert capsys.readouterr().err.count(message) == 1
+    assert any((loss.state_dict()[key] != value).any() for key, value in before.items())
+
+
+def test_a_mode_of_compiling_that_there_is_not():
+    with pytest.raises(ConfigError, match="compile is 'fast': use off, default, max-autotune"):
+        train(make_loss(), 1, compile="fast")
+
+
 def test_the_learning_rate_falls_to_zero():
     loss = make_loss()
     stepper = OfflineOptimizationStepper(loss, learning_rate=1e-3, total_updates=10)
