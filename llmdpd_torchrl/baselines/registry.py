@@ -98,6 +98,13 @@ class Algorithm(NamedTuple):
         made = dataclasses.make_dataclass("LossSettings", found.values())
         return checked_dataclass("loss", strict=True)(made)
 
+    def schedules_with(self, tau: float) -> dict[str, UpdateSchedule]:
+        """The schedules, with the critics' targets following them at the rate ``tau``."""
+        critics = {
+            name: one._replace(tau=tau) for name, one in self.schedules.items() if name in _CRITICS
+        }
+        return {**self.schedules, **critics}
+
     def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
         """Check networks and settings before any work is done.
 

@@ -36,6 +36,7 @@ from llmdpd_torchrl.prompts import (
 )
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.trainers.offline import Compile
+from llmdpd_torchrl.trainers.ranks import local_rank
 from llmdpd_torchrl.utils.errors import ConfigError
 from llmdpd_torchrl.utils.parts import package_of
 from llmdpd_torchrl.utils.settings import (
@@ -89,6 +90,7 @@ class _Optim:
     learning_rate: Positive
     max_grad_norm: Positive | None
     batch_size: Size
+    tau: Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
 @checked_dataclass()
@@ -201,6 +203,8 @@ def choose_device(name: str) -> torch.device:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ConfigError(f"device is {name!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in ("auto", "cuda") and count and (number := local_rank()):
+        name = f"cuda:{number}"
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
     device = torch.device(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -11,7 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -32,6 +33,7 @@ from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig, Prompt
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.trainers import check_logger
+from llmdpd_torchrl.trainers.ranks import first_rank_first, join_ranks
 from llmdpd_torchrl.utils.errors import ConfigError, IncompleteError, import_optional
 from llmdpd_torchrl.utils.files import (
     folder_lock,
@@ -58,6 +60,7 @@ _ADDED = {
     ("loss", "distillation"): 10.0,
     ("loss", "bounded"): False,
     ("loss", "critic_loss"): {"expectile": 0.5},
+    ("optim", "tau"): 0.005,
 }
 #: Without effect on the results: a job that starts again on another machine may have others.
 _OF_THE_MACHINE = (
@@ -77,7 +80,16 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
     started = time.monotonic()
     run = prepare(cfg, family)
     share_cores(cfg)
-    with _only_run(run.output):
+    with contextlib.ExitStack() as stack:
+        mine = stack.enter_context(join_ranks(run.device))
+        if cfg.optim.batch_size % mine.size:
+            raise ConfigError(
+                f"optim.batch_size is {cfg.optim.batch_size}: {mine.size} ranks cannot share it "
+                "evenly"
+            )
+        if not mine.is_first:
+            return _train_beside(run)
+        stack.enter_context(_only_run(run.output))
         write_environment(run)
         for stage in STAGES:
             if stage == "evaluate" and not family.evaluates():
@@ -100,7 +112,17 @@ def run_experiment(cfg: DictConfig, family: Family) -> float:
     return run.objective
 
 
-@contextmanager
+def _train_beside(run: Run) -> float:
+    """What all ranks but the first do: read what that has collected, and train."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        for stage in ("collect", "embed", "train"):
+            run_stage(run, stage)
+            if stage == run.cfg.until:
+                break
+    return math.nan
+
+
+@contextlib.contextmanager
 def _only_run(output: Path) -> Iterator[None]:
     """Hold the lock of the output folder, which the system releases if the process is killed."""
     try:
@@ -120,7 +142,8 @@ def _only_run(output: Path) -> Iterator[None]:
 def run_stage(run: Run, stage: str) -> None:
     """Run one of :data:`STAGES` and record its duration."""
     begun = time.monotonic()
-    STAGES[stage](run)
+    with first_rank_first() if stage in ("collect", "embed") else contextlib.nullcontext():
+        STAGES[stage](run)
     run.seconds[stage] = round(time.monotonic() - begun, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,37 +34,44 @@ from llmdpd_torchrl.trainers import (
     make_logger,
     resume,
 )
+from llmdpd_torchrl.trainers.ranks import all_ranks, barrier, ranks
 from llmdpd_torchrl.utils.processes import available_cores
 
 
 def train(run: Run) -> None:
     """Train and save the policy, or load it if this very training is done.
 
-    An interrupted training continues from its last intact checkpoint, as if it had not stopped.
+    An interrupted training continues from its last intact checkpoint, as if it had not stopped. Of
+    several ranks all train, and the first one does the rest.
     """
-    folder = run.output / "checkpoint"
+    folder, mine = run.output / "checkpoint", ranks()
     if "train" not in run.cfg.force:
-        found = _find_trained(run)
+        found = all_ranks(_find_trained(run))[0]
         if found is not None:
             print(f"train: reusing {found} (force=[train] trains again)")
             run.policy = LLMDPDPolicy.from_pretrained(found, run.device, trust=trusted(run.cfg))
-            if found != folder:
+            if found != folder and mine.is_first:
                 run.policy.save_pretrained(folder)
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copy(found.parent / "metrics.csv", run.output)
             return
         if folder.exists():
             print(f"train: {folder} is of other settings or data and is replaced")
-    states = run.output / "training" / run.fingerprint
-    identity = {"fingerprint": run.fingerprint, "data_hash": run.dataset.manifest.data_hash}
-    saved = _find_saved(run, states, identity)
+    identity: dict[str, Any] = {
+        "fingerprint": run.fingerprint,
+        "data_hash": run.dataset.manifest.data_hash,
+        "ranks": mine.size if mine.size > 1 else None,
+    }
+    states, saved = _find_saved(run, identity)
     torch.manual_seed(run.cfg.seed)
     bounds = value_bounds(run)
     run.policy, networks = _build(run, bounds)
+    if not mine.is_first:  # the same networks, and noise of its own
+        torch.manual_seed(mine.seed(run.cfg.seed))
     trainer = _make_trainer(run, networks, bounds, saved)
     with contextlib.ExitStack() as stack:
         stack.callback(trainer.logger.shutdown)  # or a sweep's next run would log into this one
-        if run.cfg.evaluation.every:
+        if run.cfg.evaluation.every and mine.is_first:
             _evaluate_meanwhile(run, trainer, stack)
         # Last of the hooks: it saves what the others found in a round.
         every = run.cfg.trainer.save_every
@@ -73,8 +81,10 @@ def train(run: Run) -> None:
         with handle_signals(trainer):
             trainer.train()
     run.policy.info["updates"] = run.cfg.trainer.total_updates
-    run.policy.save_pretrained(folder)
-    shutil.rmtree(run.output / "training")
+    barrier()  # all have left their checkpoints
+    if mine.is_first:
+        run.policy.save_pretrained(folder)
+        shutil.rmtree(run.output / "training")
     run.trained = True
 
 
@@ -101,19 +111,35 @@ def _without_names(cfg: Any) -> dict[str, Any]:
     return {k: v for k, v in plain(cfg).items() if k not in ("name", "changes", "output_dir")}
 
 
-def _find_saved(run: Run, states: Path, identity: dict[str, str]) -> SavedTraining | None:
-    """The checkpoint to continue from; those of other trainings in the folder are removed."""
+def _find_saved(run: Run, identity: dict[str, Any]) -> tuple[Path, SavedTraining | None]:
+    """This rank's folder of checkpoints, and the one to continue from, which all ranks have.
+
+    Checkpoints of other trainings are removed.
+    """
+    states, mine = run.output / "training" / run.fingerprint, ranks()
     begins = run.cfg.resume == "never" or "train" in run.cfg.force
-    for other in states.parent.glob("*"):
-        if begins or other != states:
-            shutil.rmtree(other)
-    saved = find_checkpoint(states, identity) if states.is_dir() else None
+    if mine.is_first:
+        for other in states.parent.glob("*"):
+            if begins or other != states:
+                shutil.rmtree(other)
+    barrier()
+    if not mine.is_first:
+        states /= f"rank-{mine.rank}"
+    steps: set[float] = {math.inf}
+    while True:  # until they agree: one of them may have been killed before it saved
+        latest = min(steps)
+        saved = find_checkpoint(states, identity, latest=latest) if states.is_dir() else None
+        steps = set(all_ranks(-1.0 if saved is None else float(saved.step)))
+        if len(steps) == 1:
+            break
+    if not mine.is_first:
+        return states, saved
     if saved is None:
         (run.output / "metrics.csv").unlink(missing_ok=True)
         shutil.rmtree(run.output / "best", ignore_errors=True)
     else:
         print(f"train: resuming at update {saved.step} (resume=never starts from scratch)")
-    return saved
+    return states, saved
 
 
 def _build(run: Run, bounds: tuple[float, float]) -> tuple[LLMDPDPolicy, Networks]:
@@ -213,16 +239,18 @@ def _make_trainer(
         share_critics(networks.qvalues, loss.target_qvalue_network_params)
     if labels:
         loss.set_keys(expert_action="expert_action")
+    mine = ranks()
     logger = make_logger(
         directory=run.output,
         name=cfg.name,
         config=plain(cfg),
         resume_step=None if saved is None else saved.step,
-        **plain(cfg.logger),
+        **(plain(cfg.logger) if mine.is_first else {"kind": "none"}),
     )
+    size, seed = cfg.optim.batch_size // mine.size, mine.seed(cfg.seed)
     return OfflineTrainer(
         loss,
-        run.dataset.replay_buffer(cfg.optim.batch_size, transforms=transforms, seed=cfg.seed),
+        run.dataset.replay_buffer(size, transforms=transforms, seed=seed),
         total_updates=cfg.trainer.total_updates,
         stepper=OfflineOptimizationStepper(
             loss,
@@ -230,12 +258,12 @@ def _make_trainer(
             max_grad_norm=cfg.optim.max_grad_norm,
             total_updates=cfg.trainer.total_updates,
         ),
-        target_updater=TargetUpdater(loss, algorithm.schedules),
+        target_updater=TargetUpdater(loss, algorithm.schedules_with(cfg.optim.tau)),
         logger=logger,
         log_every=cfg.trainer.log_every,
-        limits={"q_value": bounds} if algorithm.has_critics else {},
-        progress_bar=cfg.progress,
-        failures=run.output,
+        limits={"q_value": bounds} if algorithm.has_critics and mine.is_first else {},
+        progress_bar=cfg.progress and mine.is_first,
+        failures=run.output if mine.is_first else None,
         threads=cfg.trainer.threads or available_cores(),
         compile=cfg.trainer.compile,
     )

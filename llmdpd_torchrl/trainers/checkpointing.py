@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -198,7 +199,10 @@ class Checkpointing(TrainerHookBase):
 
 
 def find_checkpoint(
-    folder: str | os.PathLike[str], identity: Mapping[str, Any] | None = None
+    folder: str | os.PathLike[str],
+    identity: Mapping[str, Any] | None = None,
+    *,
+    latest: float = math.inf,
 ) -> SavedTraining | None:
     """The newest complete checkpoint of a training; ``None`` if there is no checkpoint.
 
@@ -208,6 +212,7 @@ def find_checkpoint(
     Args:
         folder: as given to :class:`Checkpointing`.
         identity: compared with that of the checkpoint; omitted keys are not compared.
+        latest: number of updates after which it must not have been saved.
 
     Raises:
         DataError: if no checkpoint is complete, or another release wrote it.
@@ -218,7 +223,7 @@ def find_checkpoint(
         >>> find_checkpoint(tempfile.mkdtemp()) is None
         True
     """
-    steps = _steps(Path(folder))
+    steps = {step: path for step, path in _steps(Path(folder)).items() if step <= latest}
     for step in reversed(steps):
         try:
             saved = _open(steps[step], step)

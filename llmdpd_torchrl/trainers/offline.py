@@ -27,6 +27,7 @@ from llmdpd_torchrl.trainers.optimization import (
     RunningMeans,
     TargetUpdater,
 )
+from llmdpd_torchrl.trainers.ranks import all_ranks, average, spread
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
 from llmdpd_torchrl.utils.files import check_tensors, write_json, write_tensors
 
@@ -209,11 +210,13 @@ class OfflineTrainer(Trainer):
         self._threads = threads
         self._seen: list[_Seen] = []  # updates since the device was last asked
         self._is_broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        spread(loss_module.state_dict().values())
         self.register_op("setup", self._show_progress)
         self.register_op("process_optim_batch", lambda _: self.batches.sample())
         self.register_op("post_optim", self.target_updater.step)
         self.register_op("post_optim_log", self.batches.update_priorities)
         self.register_op("post_optim_complete_log", self._log_means)
+        self.register_op("post_steps", self._stop_together)
         self.register_module("target_updater", self.target_updater)
         self.register_module("means", self._means)
         self.register_module("batches", self.batches)
@@ -259,9 +262,14 @@ class OfflineTrainer(Trainer):
         return self._optim_count
 
     @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether it was asked to stop."""
+        return bool(self._stop_training)
+
+    @property
     def is_last_round(self) -> bool:
         """Whether the training ends after this round: it is complete or was asked to stop."""
-        return self._stop_training or self.collected_frames >= self.total_frames
+        return self.is_asked_to_stop or self.collected_frames >= self.total_frames
 
     def watch(self, result: TensorDictBase, batch: TensorDictBase) -> Tensor | None:
         """Note whether the losses and gradient norms of this update are all finite.
@@ -347,12 +355,20 @@ class OfflineTrainer(Trainer):
         if updates % self.log_every and updates != self.total_frames:
             return None
         self.check_finite()
-        scalars = {f"train/{key}": value for key, value in self._means.take().items()}
+        found = self._means.take()
+        values = torch.tensor([*found.values()], dtype=torch.float64, device=self.device)
+        average([values])
+        scalars = {f"train/{key}": v for key, v in zip(found, values.tolist(), strict=True)}
         self._check_limits(scalars, updates)
         if self.progress_bar:
             names = {"bc": "train/bc", "q": "train/q_value"}
             self._pbar_str.update({k: scalars[v] for k, v in names.items() if v in scalars})
         return scalars
+
+    def _stop_together(self) -> None:
+        """Stop after this round if any rank was asked to: the others would wait for it."""
+        if any(all_ranks(self.is_asked_to_stop)) and not self.is_asked_to_stop:
+            self.request_stop("another rank was asked to")
 
     def _check_limits(self, scalars: Mapping[str, float], updates: int) -> None:
         """Report, once for each name, a mean that lies beyond its limits."""

@@ -15,6 +15,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import OptimizationStepper
 
+from llmdpd_torchrl.trainers.ranks import average
 from llmdpd_torchrl.utils.errors import ConfigError
 
 
@@ -22,7 +23,9 @@ class OfflineOptimizationStepper(OptimizationStepper):
     """One Adam for actor, critics and prompt encoder, with gradients clipped per network.
 
     Sums all entries of the loss's output that begin with ``loss_`` and differentiates the sum once,
-    so that the shared prompt encoder runs forwards and backwards once.
+    so that the shared prompt encoder runs forwards and backwards once. Of several
+    :class:`~llmdpd_torchrl.trainers.ranks.Ranks` each has its own batch, and all follow the mean of
+    their gradients.
 
     Args:
         loss_module: an :class:`~llmdpd_torchrl.objectives.LLMDPDLoss`, or another loss whose terms
@@ -84,6 +87,7 @@ class OfflineOptimizationStepper(OptimizationStepper):
         losses = trainer.compute_loss(sub_batch)
         terms = [loss for name, loss in losses.items() if name.startswith("loss_")]
         functools.reduce(torch.add, terms).backward()
+        average(p.grad for group in self.groups.values() for p in group if p.grad is not None)
         result = losses.detach().apply(lambda v: v if v.ndim == 0 else v.float().mean())
         for name, parameters in self.groups.items():
             # Without a limit, it only measures the norm.

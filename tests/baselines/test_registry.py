@@ -69,3 +69,14 @@ def test_settings_of_the_wrong_type(name, setting, value, expected):
     config = NetworkConfig(prompt="none", actor=ALGORITHMS[name].actors[0])
     with pytest.raises(ConfigError, match=rf"^loss\.{setting} is .*: it must be {expected}$"):
         ALGORITHMS[name].check(name, config, COMMON | {setting: value})
+
+
+@pytest.mark.parametrize("name", ["diffusion_ql", "td3_bc", "iql", "bc"])
+def test_only_the_critics_targets_follow_at_another_rate(name):
+    algorithm = get_algorithm(name)
+    found = algorithm.schedules_with(0.02)
+    assert set(found) == set(algorithm.schedules)
+    for network, schedule in found.items():
+        before = algorithm.schedules[network]
+        is_critic = network == "qvalue_network"
+        assert schedule == (before._replace(tau=0.02) if is_critic else before)
