@@ -114,12 +114,13 @@ def _embed(options: argparse.Namespace) -> None:
     if options.builtin:
         if options.encoder != "smollm2" or options.option:
             raise UserError("--builtin is for the embedded model: leave --encoder and --option out")
-        _write_package_data(_texts(builtin_prompts()))
+        given = builtin_prompts()
+        _write_package_data(_texts(given), [one.wordings for one in given if one.wordings])
     else:
-        given = load_text_prompts(options.file)
-        texts = _texts(given.values())
+        found = load_text_prompts(options.file)
+        texts = _texts(found.values())
         table = embed_texts(texts, _encoder(options))
-        print(f"{len(texts)} texts of {len(given)} tasks embedded, {table.shape[1]} wide")
+        print(f"{len(texts)} texts of {len(found)} tasks embedded, {table.shape[1]} wide")
 
 
 def _texts(given: Iterable[TextPrompt]) -> list[str]:
@@ -134,10 +135,10 @@ def builtin_prompts() -> list[TextPrompt]:
     return tasks + [velocity_prompt(number / 4) for number in range(1, 25)]
 
 
-def _write_package_data(texts: list[str]) -> None:
+def _write_package_data(texts: list[str], wordings: list[tuple[str, ...]]) -> None:
     from llmdpd_torchrl import prompts
     from llmdpd_torchrl.prompts import SmolLM2Encoder
-    from llmdpd_torchrl.prompts.embedding_cache import entry_name
+    from llmdpd_torchrl.prompts.embedding_cache import entry_name, mean_name
 
     encoder = SmolLM2Encoder()
     folder = Path(prompts.__file__).parent / "embeddings"
@@ -147,6 +148,8 @@ def _write_package_data(texts: list[str]) -> None:
         entry_name(encoder.identity, text): row.clone()
         for text, row in zip(texts, table, strict=True)
     }
+    for texts in wordings:
+        entries[mean_name(encoder.identity, texts)] = encoder.encode(texts).mean(0)
     write_tensors(folder / "smollm2.safetensors", entries)
     about = {"identity": encoder.identity, "entries": len(entries), "width": table.shape[1]}
     write_json(folder / "smollm2.json", about)

@@ -33,6 +33,7 @@ from llmdpd_torchrl.prompts import (
     make_text_encoder,
     text_embedding_table,
     vary_demonstration,
+    wordings_table,
 )
 from llmdpd_torchrl.tasks import TaskSplit
 from llmdpd_torchrl.trainers.offline import Compile
@@ -255,7 +256,10 @@ class Family(abc.ABC):
         """The texts' embeddings, a row a task, for a policy that reads texts."""
         encoder = make_text_encoder(text_encoder(run.cfg))
         run.text_encoder_identity = encoder.identity
-        return text_embedding_table(run.split.table.names, encoder, self.prompts())
+        names, prompts = run.split.table.names, self.prompts()
+        if run.cfg.network.text_mixture:
+            run.wordings = wordings_table(names, encoder, prompts)
+        return text_embedding_table(names, encoder, prompts)
 
     def network(self, run: Run) -> dict[str, Any]:
         """The entries of the network's configuration that follow from the data."""
@@ -296,6 +300,7 @@ class Run:
     evaluation_prompts: PromptTables = dataclasses.field(default_factory=PromptTables)
     recorded: TrajectoryPromptBank | None = None  # the data's, for evaluations on seen tasks
     text_encoder_identity: dict[str, Any] | None = None
+    wordings: torch.Tensor | None = None  # [T, D], means of the embeddings of short texts
     support_hash: str | None = None  # of the demonstrations of held-out tasks
     fingerprint: str = ""  # hash of everything that the training depends on
     policy: Any = None

@@ -61,6 +61,7 @@ _ADDED = {
     ("loss", "bounded"): False,
     ("loss", "critic_loss"): {"expectile": 0.5},
     ("optim", "tau"): 0.005,
+    ("network", "text_mixture"): False,
 }
 #: Without effect on the results: a job that starts again on another machine may have others.
 _OF_THE_MACHINE = (

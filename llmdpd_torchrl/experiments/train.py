@@ -146,12 +146,16 @@ def _build(run: Run, bounds: tuple[float, float]) -> tuple[LLMDPDPolicy, Network
     """The policy, untrained, and its networks with the critics."""
     cfg, dataset, table = run.cfg, run.dataset, run.training_prompts.text
     trained = dataset.trajectory_task.unique()
+    styles = None
+    if table is not None:
+        styles = torch.stack([one[trained] for one in (table, run.wordings) if one is not None])
     from_data = {
         "prompt": cfg.prompt,
         "trajectory_length": cfg.trajectory_prompt.length,
         "observation_fields": dataset.manifest.observation_layout["fields"],
         "action_dim": dataset.manifest.action_size,
-        "text_dim": NetworkConfig.text_dim if table is None else table.shape[-1],
+        "text_dim": NetworkConfig.text_dim if styles is None else styles.shape[-1],
+        "text_styles": 1 if styles is None else len(styles),
         "trained_task_ids": trained.tolist(),
         **run.family.network(run),
     }
@@ -159,7 +163,7 @@ def _build(run: Run, bounds: tuple[float, float]) -> tuple[LLMDPDPolicy, Network
     networks = make_networks(
         config,
         observations=dataset.transitions["observation"],
-        text_embeddings=None if table is None else table[trained],
+        text_embeddings=styles,
         value_bounds=bounds,
     )
     about = {

@@ -18,6 +18,7 @@ from llmdpd_torchrl.modules.config import SEQUENCE_ACTORS, NetworkConfig, Sequen
 from llmdpd_torchrl.modules.critics import QValueNetwork, make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import ACTIVATIONS, MLPDenoiser, ResidualDenoiser
 from llmdpd_torchrl.modules.diffusion import PREDICTIONS, DiffusionModule
+from llmdpd_torchrl.modules.known_texts import KnownTexts
 from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
 from llmdpd_torchrl.modules.samplers import NOISE_SCHEDULES, SAMPLERS, NoiseSchedule
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
@@ -25,8 +26,8 @@ from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 __all__ = [
     "ACTIVATIONS", "NOISE_SCHEDULES", "PREDICTIONS", "SAMPLERS", "SELECTIONS",
     "SEQUENCE_ACTORS", "DecisionTransformerActor", "DeterministicActor", "DiffusionActor",
-    "DiffusionModule", "GatedConditioner", "GaussianActor", "MLPDenoiser", "NetworkConfig",
-    "Networks", "NoiseSchedule", "ObservationConditioner", "ObservationFeatures",
+    "DiffusionModule", "GatedConditioner", "GaussianActor", "KnownTexts", "MLPDenoiser",
+    "NetworkConfig", "Networks", "NoiseSchedule", "ObservationConditioner", "ObservationFeatures",
     "PlanDiffusionActor", "PromptEncoder", "PromptNetwork", "QSelectedActor", "QValueNetwork",
     "ResidualDenoiser", "SequenceConfig", "SuggestionAttention", "TextHead", "TrajectoryEncoder",
     "make_networks", "make_qvalue_networks",

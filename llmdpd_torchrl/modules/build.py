@@ -34,6 +34,7 @@ from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.modules.critics import make_qvalue_networks
 from llmdpd_torchrl.modules.denoiser import make_mlp
 from llmdpd_torchrl.modules.diffusion import DiffusionModule
+from llmdpd_torchrl.modules.known_texts import KnownTexts
 from llmdpd_torchrl.modules.retrieved_condition import GatedConditioner, SuggestionAttention
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 from llmdpd_torchrl.utils.errors import ConfigError, first_line
@@ -82,8 +83,9 @@ def make_networks(
         config: their structure.
         observations: ``[N, O]`` of the *training* tasks; sets the normalisation. ``None`` leaves it
             to a state_dict that is loaded afterwards.
-        text_embeddings: ``[T, D]`` of the *training* tasks; sets the centring. ``None`` leaves it
-            to a state_dict.
+        text_embeddings: ``[T, D]`` of the *training* tasks, or ``[G, T, D]`` in the styles of
+            :class:`~llmdpd_torchrl.modules.KnownTexts`; sets the centring. ``None`` leaves it to a
+            state_dict.
         value_bounds: between which the bins of categorical critics lie, see
             :func:`~llmdpd_torchrl.objectives.return_bounds`; saved with them.
 
@@ -186,13 +188,17 @@ def _make_encoder(
     text = trajectory = None
     if config.uses_text:
         if text_embeddings is None:
-            text_embeddings = torch.zeros(1, config.text_dim)
+            tasks = max(1, len(config.trained_task_ids))
+            text_embeddings = torch.zeros(config.text_styles, tasks, config.text_dim)
+        if text_embeddings.ndim == 2:
+            text_embeddings = text_embeddings.unsqueeze(0)
         if text_embeddings.shape[-1] != config.text_dim:
             raise ConfigError(
                 f"the text embeddings are {text_embeddings.shape[-1]} wide, network.text_dim is "
                 f"{config.text_dim}: set it to the encoder's width"
             )
-        text = TextHead(text_embeddings, config.text_features, activation=config.activation)
+        known = KnownTexts(text_embeddings) if config.text_mixture else None
+        text = TextHead(text_embeddings[0], config.text_features, config.activation, known)
     if config.uses_trajectory and not config.retrieves:
         trajectory = TrajectoryEncoder(
             copy.deepcopy(features),

@@ -12,6 +12,7 @@ from tensordict.utils import NestedKey
 from torch import nn
 
 from llmdpd_torchrl.modules.denoiser import make_mlp
+from llmdpd_torchrl.modules.known_texts import KnownTexts
 from llmdpd_torchrl.modules.trajectory_encoder import TrajectoryEncoder
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.utils.errors import ConfigError, DataError
@@ -130,6 +131,9 @@ class TextHead(nn.Module):
         training_embeddings: ``[T, D]`` embeddings of the training tasks' prompts.
         features: width of the output.
         activation: of the hidden layer, 128 wide.
+        known: the same texts and others that name the tasks: any text then becomes a mixture of
+            what is made of theirs, and 0, as without a text, where it names none of them. ``None``:
+            an MLP alone, for texts that lie between those of the training.
 
     Shapes: ``[*, D]`` to ``[*, features]``.
 
@@ -147,8 +151,10 @@ class TextHead(nn.Module):
         training_embeddings: torch.Tensor,
         features: int = 32,
         activation: str = "mish",
+        known: KnownTexts | None = None,
     ) -> None:
         super().__init__()
+        self.known = known
         mean = training_embeddings.mean(0)
         rms = (training_embeddings - mean).pow(2).mean().sqrt()
         self.register_buffer("mean", mean)
@@ -159,7 +165,9 @@ class TextHead(nn.Module):
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         """Features of a text embedding."""
-        return self.network((embedding - self.mean) / self.rms)
+        if self.known is None:
+            return self.network((embedding - self.mean) / self.rms)
+        return self.known(embedding) @ self.network((self.known.texts[0] - self.mean) / self.rms)
 
 
 class PromptEncoder(nn.Module):

@@ -124,6 +124,9 @@ class NetworkConfig:
         action_dim: A.
         text_dim: D, width of the frozen text embedding.
         text_features: width of h_ψ's output.
+        text_mixture: whether any text is read as a mixture of those of the trained tasks, and as
+            none where it names none of them, see :class:`~llmdpd_torchrl.modules.KnownTexts`.
+        text_styles: G, styles of these texts: 1, or 2 where the tasks have short wordings.
         trajectory_length: L, steps of a trajectory prompt.
         trajectory_spacing: units by observation field at which retrieved prompts are resampled, see
             :func:`~llmdpd_torchrl.prompts.spacing.space_evenly`; ``None``: evenly in time.
@@ -182,6 +185,8 @@ class NetworkConfig:
     action_dim: Width = 4
     text_dim: Width = 576
     text_features: Width = 32
+    text_mixture: Flag = False
+    text_styles: Width = 1
     trajectory_length: Width = 32
     trajectory_spacing: Mapping[str, Positive] | None = None
     trajectory_features: Width = 32
@@ -242,6 +247,11 @@ class NetworkConfig:
             raise ConfigError(
                 f"network.one_step is true: it needs network.actor=diffusion (it is {self.actor}) "
                 f"and network.candidates=1 (it is {self.candidates})"
+            )
+        if self.text_mixture and self.uses_text and not self.text_dropout:
+            raise ConfigError(
+                "network.text_mixture is true: a text that names no task is read as none, which "
+                "the policy learns only with network.text_dropout above 0"
             )
         if self.trajectory_width % self.trajectory_heads:
             raise ConfigError(

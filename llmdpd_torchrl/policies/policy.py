@@ -19,13 +19,16 @@ from torchrl.envs.transforms import Transform
 from llmdpd_torchrl.modules.build import Networks, make_networks
 from llmdpd_torchrl.modules.conditioning import PromptEncoder, PromptNetwork
 from llmdpd_torchrl.modules.config import NetworkConfig
+from llmdpd_torchrl.modules.known_texts import KnownTexts
 from llmdpd_torchrl.policies import pretrained
 from llmdpd_torchrl.policies.acting import GATE, Acting, plain_actor, write_action
 from llmdpd_torchrl.prompts.retrieval import PromptRetrieval
 from llmdpd_torchrl.prompts.tables import PromptTables, TrajectoryPromptBank
 from llmdpd_torchrl.transforms.retrieved_context import RetrievedContextTransform
-from llmdpd_torchrl.utils.errors import ConfigError, PromptError
+from llmdpd_torchrl.utils.errors import ConfigError, PromptError, notice
 
+#: Smaller shares of a task in a text are not named.
+_LEAST_SHARE = 0.01
 _FLOAT32 = torch.zeros(0, dtype=torch.float32)
 #: What a :class:`~llmdpd_torchrl.transforms.recovery.RecoveryTransform` writes, if there is one.
 RECOVERY_KEYS = ("replayed_action", "is_recovering")
@@ -231,7 +234,38 @@ class LLMDPDPolicy(TensorDictModuleBase):
         prompted.is_open = trained_task or bank is None
         prompted.embedding = self._embed_prompt(tables)
         prompted.retrieval = self.make_retrieval(tables) if config.retrieves else None
+        compares = prompted.is_open and self._known is not None
+        if text is not None and compares and not self.recognise(text):
+            notice("the text names no task of the training: the policy acts as without one")
         return prompted
+
+    @property
+    def _known(self) -> KnownTexts | None:
+        head = None if self.encoder is None else self.encoder.text
+        return None if head is None else head.known
+
+    @torch.no_grad()
+    def recognise(self, text: str | Tensor) -> dict[str, float]:
+        """The tasks of the training that a text names, by their shares; none where it names none.
+
+        Args:
+            text: words, or their embedding ``[D]``.
+
+        Raises:
+            ConfigError: if the policy was trained without ``network.text_mixture``.
+        """
+        if self._known is None:
+            raise ConfigError(
+                "this policy does not tell which tasks a text names: train with prompt=both or "
+                "text, and network.text_mixture=true"
+            )
+        row = pretrained.embed_prompts([text], self.info, self.config.text_dim)
+        shares = self._known(row.to(self._reference()))[0].tolist()
+        names = self.info.get("task_table")
+        ids = self.config.trained_task_ids
+        found = {str(i) if names is None else names[i]: s for i, s in zip(ids, shares, strict=True)}
+        ordered = sorted(found.items(), key=lambda item: -item[1])
+        return {name: share for name, share in ordered if share >= _LEAST_SHARE}
 
     def without_state(self) -> LLMDPDPolicy:
         """The same policy, which follows a demonstration on the tasks that it was trained on, too.

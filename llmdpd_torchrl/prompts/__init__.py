@@ -17,6 +17,7 @@ from llmdpd_torchrl.prompts.embedding_cache import (
     embed_texts,
     nearest_tasks,
     text_embedding_table,
+    wordings_table,
 )
 from llmdpd_torchrl.prompts.encoders import (
     ENCODERS,
@@ -72,4 +73,5 @@ __all__ = [
     "vary_demonstration",
     "velocity_prompt",
     "velocity_task",
+    "wordings_table",
 ]

@@ -67,6 +67,38 @@ def text_embedding_table(
     return embed_texts([known[name].variant(variant) for name in task_names], encoder)
 
 
+def wordings_table(
+    task_names: Sequence[str],
+    encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
+    prompts: Mapping[str, TextPrompt] | None = None,
+) -> Tensor | None:
+    """The mean embedding of each task's short wordings, a row a task.
+
+    Returns:
+        ``[T, D]`` float32; ``None`` if a task has no wordings.
+
+    Raises:
+        PromptError: if a text cannot be embedded.
+
+    Examples:
+        >>> wordings_table(["door-open-v3", "door-close-v3"]).shape
+        torch.Size([2, 576])
+    """
+    known = load_text_prompts() if prompts is None else prompts
+    wordings = [known[name].wordings for name in task_names]
+    if not all(wordings):
+        return None
+    model = encoder if isinstance(encoder, TextEncoder) else make_text_encoder(encoder)
+    stored = read_package_data(model.identity)
+    found = [stored.get(mean_name(model.identity, texts)) for texts in wordings]
+    missing = [texts for texts, row in zip(wordings, found, strict=True) if row is None]
+    if missing:
+        embedded = embed_texts([text for texts in missing for text in texts], model)
+        parts = iter(embedded.split([len(texts) for texts in missing]))
+        found = [next(parts).mean(0) if row is None else row for row in found]
+    return torch.stack([row for row in found if row is not None])
+
+
 def embed_texts(
     texts: Sequence[str],
     encoder: str | Mapping[str, Any] | TextEncoder = "smollm2",
@@ -112,6 +144,11 @@ def embed_texts(
 def entry_name(identity: Mapping[str, Any], text: str) -> str:
     """Return the name under which an encoder's embedding of ``text`` is stored."""
     return hashlib.sha256(f"{_canonical(identity)}\n{text}".encode()).hexdigest()
+
+
+def mean_name(identity: Mapping[str, Any], texts: Sequence[str]) -> str:
+    """Return the name under which the mean of an encoder's embeddings of ``texts`` is stored."""
+    return entry_name(identity, "\n".join(("mean of", *texts)))
 
 
 def read_package_data(identity: Mapping[str, Any]) -> dict[str, Tensor]:

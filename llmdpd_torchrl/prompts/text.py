@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from llmdpd_torchrl.utils.errors import PromptError, first_line
 
 _TEXT_FIELDS = ("task", "robot", "objective", "constraints", "success")
+_LISTS = ("paraphrases", "wordings")
 PROMPT_SUITES = ("metaworld", "gym_mujoco")
 """Task suites whose prompts come with the package."""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -30,8 +35,9 @@ class TextPrompt:
         constraints: how to do it, and what must not happen.
         success: the measurable condition that ends the task. Parts that are empty are left out; of
             a prompt with the first alone, the text is that.
-        paraphrases: further complete descriptions of the task in other words, to test and train
-            generalisation over wordings.
+        paraphrases: further complete descriptions of the task in unlike words, to test with.
+        wordings: how people may ask for the task in a line. Their mean embedding is what short
+            texts are compared with, see :class:`~llmdpd_torchrl.modules.KnownTexts`.
 
     Examples:
         >>> prompt = TextPrompt("lift", "Lift the cup.", "A robot arm.", "Cup in the air.",
@@ -51,6 +57,7 @@ class TextPrompt:
     constraints: str = ""
     success: str = ""
     paraphrases: tuple[str, ...] = ()
+    wordings: tuple[str, ...] = ()
 
     def render(self) -> str:
         """Return the text for the language model: one labelled line per part, or the task alone."""
@@ -80,7 +87,7 @@ def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
 
     The file is a mapping with ``tasks`` (task name to fields) and optionally ``defaults`` (values
     for fields that a task leaves out). A task has the texts ``task``, ``robot``, ``objective``,
-    ``constraints`` and ``success``, and may have a list ``paraphrases``.
+    ``constraints`` and ``success``, and may have the lists ``paraphrases`` and ``wordings``.
 
     Args:
         path: the YAML file, or the name of one of :data:`PROMPT_SUITES`: ``"metaworld"`` (default),
@@ -113,7 +120,32 @@ def load_text_prompts(path: str | Path | None = None) -> dict[str, TextPrompt]:
             text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read the prompt file {source}: {error}") from error
-    return _Reader(source).prompts(text)
+    prompts = _Reader(source).prompts(text)
+    if path == "metaworld":
+        return {name: replace(one, wordings=made_wordings(name)) for name, one in prompts.items()}
+    return prompts
+
+
+@functools.cache
+def _wording_parts() -> dict[str, Any]:
+    source = resources.files(__package__) / "descriptions" / "metaworld_wordings.yaml"
+    return yaml.safe_load(source.read_text(encoding="utf-8"))
+
+
+def made_wordings(task: str, count: int = 24) -> tuple[str, ...]:
+    """Short wordings of a Meta-World task: verb, object and relation, in one frame after another.
+
+    The combinations are shuffled by the task's name, so that they are the same everywhere.
+
+    Examples:
+        >>> made_wordings("door-open-v3", 2)
+        ('unclose the door until it is open', "open the safe's door by its handle.")
+    """
+    parts = _wording_parts()
+    phrases = [" ".join(words) for words in itertools.product(*parts["tasks"][task])]
+    random.Random(task).shuffle(phrases)
+    frames = parts["frames"]
+    return tuple(frames[i % len(frames)].format(phrases[i]) for i in range(count))
 
 
 class _Reader:
@@ -145,18 +177,17 @@ class _Reader:
         }
 
     def prompt(self, name: str, node: yaml.Node, defaults: dict[str, str]) -> TextPrompt:
-        values = dict(defaults)
-        paraphrases: tuple[str, ...] = ()
-        for field, value in self.items(node, f"task {name!r}", (*_TEXT_FIELDS, "paraphrases")):
+        values: dict[str, Any] = {**defaults}
+        for field, value in self.items(node, f"task {name!r}", (*_TEXT_FIELDS, *_LISTS)):
             where = f"task {name!r}, {field}"
-            if field == "paraphrases":
-                paraphrases = self.texts(value, where)
+            if field in _LISTS:
+                values[field] = self.texts(value, where)
             else:
                 values[field] = self.text(value, where)
         missing = [field for field in _TEXT_FIELDS if field not in values]
         if missing:
             raise self.error(node, f"task {name!r} lacks {', '.join(missing)}")
-        return TextPrompt(name=name, paraphrases=paraphrases, **values)
+        return TextPrompt(name=name, **values)
 
     def items(
         self, node: yaml.Node, where: str, allowed: tuple[str, ...] | None

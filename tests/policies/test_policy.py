@@ -169,6 +169,25 @@ def test_words_are_embedded_by_the_policys_own_encoder():
         make_policy(prompt="text").prompt(text=text)
 
 
+def test_it_says_which_trained_task_a_text_names(capsys):
+    config = NetworkConfig(
+        prompt="text", hidden=[8], text_mixture=True, text_dropout=0.2, text_dim=6,
+        trained_task_ids=[3, REACH],
+    )  # fmt: skip
+    texts = torch.eye(6)[:2]
+    networks = make_networks(config, text_embeddings=texts)
+    policy = LLMDPDPolicy.from_networks(config, networks)
+    assert policy.recognise(texts[1]) == {str(REACH): pytest.approx(1.0)}
+    assert policy.recognise(texts.mean(0) + torch.eye(6)[5]) == {}
+    policy.prompt(text=texts[0])
+    assert not capsys.readouterr().err
+    other = policy.prompt(text=texts.mean(0) + torch.eye(6)[5])
+    assert "names no task of the training" in capsys.readouterr().err
+    assert not other.embedding.any()
+    with pytest.raises(ConfigError, match=r"network\.text_mixture=true"):
+        make_policy(prompt="text").recognise(texts[0])
+
+
 def test_wrong_prompts_are_named(demonstration):
     with pytest.raises(ConfigError, match="reads text prompts"):
         make_policy().prompt(trajectories=demonstration)

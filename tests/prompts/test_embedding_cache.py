@@ -20,8 +20,9 @@ from llmdpd_torchrl.prompts import (
     load_text_prompts,
     nearest_tasks,
     text_embedding_table,
+    wordings_table,
 )
-from llmdpd_torchrl.prompts.embedding_cache import entry_name, read_package_data
+from llmdpd_torchrl.prompts.embedding_cache import entry_name, mean_name, read_package_data
 from llmdpd_torchrl.utils.errors import PromptError
 
 WORKER = textwrap.dedent("""
@@ -172,7 +173,22 @@ def test_package_data_covers_every_builtin_text():
         for prompt in builtin_prompts()
         for text in (prompt.render(), *prompt.paraphrases)
     }
+    names |= {mean_name(identity, p.wordings) for p in builtin_prompts() if p.wordings}
     assert set(read_package_data(identity)) == names
+
+
+def test_means_of_wordings(counting, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMDPD_CACHE", str(tmp_path))
+    parts = ("A.", "B.", "C.", "D.", "E.")
+    prompts = {
+        "one": TextPrompt("one", *parts, wordings=("x y", "y z")),
+        "two": TextPrompt("two", *parts, wordings=("z x",)),
+        "none": TextPrompt("none", *parts),
+    }
+    found = wordings_table(["two", "one"], counting, prompts)
+    rows = embed_texts(["z x", "x y", "y z"], counting)
+    torch.testing.assert_close(found, torch.stack([rows[0], rows[1:].mean(0)]))
+    assert wordings_table(["one", "none"], counting, prompts) is None
 
 
 def test_builtin_prompts_need_neither_model_nor_cache(tmp_path):

@@ -207,3 +207,20 @@ def test_every_speed_has_texts_of_its_own():
 def test_an_impossible_speed_is_refused(speed):
     with pytest.raises(PromptError, match="metres per second from 0 to 100"):
         velocity_prompt(speed)
+
+
+def test_each_task_of_meta_world_has_wordings_of_its_own():
+    wordings = [prompt.wordings for prompt in load_text_prompts().values()]
+    assert all(len(set(some)) == 24 for some in wordings)
+    assert len({text for some in wordings for text in some}) == 24 * 50
+    free = {text for prompt in load_text_prompts().values() for text in prompt.paraphrases}
+    assert not free & {text for some in wordings for text in some}
+
+
+def test_a_file_may_have_wordings(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "tasks:\n  lift:\n    task: Lift.\n    robot: An arm.\n    objective: Up.\n"
+        "    constraints: Gently.\n    success: Up.\n    wordings: [Raise it., lift the cup]\n"
+    )
+    assert load_text_prompts(path)["lift"].wordings == ("Raise it.", "lift the cup")
