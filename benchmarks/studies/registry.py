@@ -48,6 +48,7 @@ POLICIES = ("trained", "retrieve_and_play", "retrieve_and_play_plus")
 #: What an arm can change about demonstrations and episodes: the setting behind each key.
 CHANGES = {
     "demonstrations": "evaluation.demonstrations",
+    "turn": "evaluation.turn",
     "share": "evaluation.demonstration_fraction",
     "noise": "data.support_noise_levels",
     "gain": "data.support_expert_gain",

@@ -119,6 +119,7 @@ class EvaluationSchema:
     every_episodes: Size
     confusion: Count
     demonstrations: Size
+    turn: Size | None
     demonstration_fraction: Fraction
     hide_state: Flag
 

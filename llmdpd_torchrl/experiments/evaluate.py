@@ -66,6 +66,8 @@ def evaluation_prompts(run: Run, tasks: Sequence[str] | None = None) -> PromptTa
     )
     # No more are read: each group of episodes would prepare all that there are of the training's.
     tables = tables.map_trajectories(lambda bank: bank.first(cfg.evaluation.demonstrations))
+    if cfg.evaluation.turn is not None:
+        return PromptTables(tables.text, tables.trajectories, cfg.evaluation.turn)
     if cfg.evaluation.demonstrations > 1:
         tables = tables.map_trajectories(TrajectoryPromptBank.concatenated)
     return tables
@@ -99,6 +101,8 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_fraction": cfg.evaluation.demonstration_fraction,
     }
+    if cfg.evaluation.turn is not None:
+        about["turn"] = cfg.evaluation.turn
     if cfg.evaluation.hide_state:
         about["hide_state"] = True
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:

@@ -9,6 +9,7 @@ from llmdpd_torchrl.policies.policy import LLMDPDPolicy
 from llmdpd_torchrl.prompts.anchored_replay import AnchoredReplay, is_replayable
 from llmdpd_torchrl.prompts.tables import PromptTables
 from llmdpd_torchrl.transforms.history import HistoryTransform
+from llmdpd_torchrl.transforms.in_turn import DemonstrationsInTurn
 from llmdpd_torchrl.transforms.prompts import (
     AbsentPromptTransform,
     PromptEmbeddingTransform,
@@ -56,8 +57,8 @@ def environment_transforms(policy: LLMDPDPolicy, tables: PromptTables) -> list[T
     """Transforms of an environment: the same, and the prompt embedding, once per episode.
 
     With trajectories as recorded, an actor that retrieves has a :class:`RecoveryTransform` too. Of
-    ``tables``, the first trajectory of each task is read. A policy that has been prompted needs
-    none.
+    ``tables``, the first trajectory of each task is read, or, with their ``turn``, one after
+    another. A policy that has been prompted needs none.
     """
     policy.check_tables(tables)
     if policy.is_prompted:
@@ -105,6 +106,8 @@ def _transforms(
                 dropout=config.trajectory_dropout,
             )
         )
+        if tables.trajectories is not None and tables.turn is not None:
+            transforms.append(DemonstrationsInTurn(tables.trajectories, tables.turn))
     if config.reads_sequences:
         sizes = config.sequence
         transforms.append(

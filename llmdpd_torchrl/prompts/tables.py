@@ -25,6 +25,8 @@ class PromptTables(nn.Module):
     Args:
         text: ``[T, D]`` float32 text embeddings, row = task id.
         trajectories: trajectory prompts of the tasks.
+        turn: steps after which an episode goes on with the task's next trajectory; ``None``: the
+            first one is followed throughout.
 
     Raises:
         PromptError: if the text table is no matrix, or the trajectories are no bank.
@@ -39,9 +41,13 @@ class PromptTables(nn.Module):
     trajectories: TrajectoryPromptBank | None
 
     def __init__(
-        self, text: Tensor | None = None, trajectories: TrajectoryPromptBank | None = None
+        self,
+        text: Tensor | None = None,
+        trajectories: TrajectoryPromptBank | None = None,
+        turn: int | None = None,
     ) -> None:
         super().__init__()
+        self.turn = turn
         if text is not None and (not isinstance(text, Tensor) or text.ndim != 2):
             found = list(text.shape) if isinstance(text, Tensor) else type(text).__name__
             raise PromptError(f"the text table is {found}: give embeddings [T, D], row = task id")
@@ -76,7 +82,7 @@ class PromptTables(nn.Module):
     ) -> PromptTables:
         """The same texts, and what ``change`` makes of the trajectories, if there are any."""
         bank = self.trajectories
-        return PromptTables(self.text, None if bank is None else change(bank))
+        return PromptTables(self.text, None if bank is None else change(bank), self.turn)
 
 
 class TrajectoryPromptBank(nn.Module):

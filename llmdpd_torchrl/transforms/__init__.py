@@ -1,6 +1,7 @@
 """Prompts as TorchRL transforms, for environments and replay buffers alike."""
 
 from llmdpd_torchrl.transforms.history import HistoryTransform
+from llmdpd_torchrl.transforms.in_turn import DemonstrationsInTurn
 from llmdpd_torchrl.transforms.prompts import (
     AbsentPromptTransform,
     PromptEmbeddingTransform,
@@ -16,6 +17,7 @@ from llmdpd_torchrl.transforms.retrieved_context import (
 __all__ = [
     "AbsentPromptTransform",
     "ContextAugmentation",
+    "DemonstrationsInTurn",
     "HistoryTransform",
     "ObservationGateTransform",
     "PromptEmbeddingTransform",

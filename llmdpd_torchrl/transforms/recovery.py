@@ -75,6 +75,14 @@ class RecoveryTransform(ReplayTransform):
             self.out_keys[5]: torch.zeros_like(row),
         }
 
+    def _begin_other(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
+        # The replay leads back to where the other demonstration begins.
+        row = tensordict.get(self.in_keys[1])
+        return super()._begin_other(tensordict) | {
+            self.out_keys[4]: torch.full_like(row, PATIENCE - HOLD),
+            self.out_keys[5]: torch.ones_like(row),
+        }
+
     def _play(self, tensordict: TensorDictBase, memory: TensorDictBase) -> dict[NestedKey, Tensor]:
         effector = tensordict.get(self.in_keys[0])[..., self.effector]
         place, steps, turns = (memory.get(key) for key in self.out_keys[3:])

@@ -55,11 +55,22 @@ class ReplayTransform(PromptTransform):
         return self._play(tensordict, TensorDict(self._begin(tensordict), tensordict.batch_size))
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        return next_tensordict.update(self._play(next_tensordict, tensordict))
+        row = self.in_keys[1]
+        is_other = next_tensordict.get(row) != tensordict.get(row)
+        memory = tensordict
+        if is_other.any():
+            others = self._begin_other(next_tensordict)
+            changed = {k: torch.where(is_other, v, tensordict.get(k)) for k, v in others.items()}
+            memory = tensordict.copy().update(changed)
+        return next_tensordict.update(self._play(next_tensordict, memory))
 
     def _begin(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
         """What is remembered of the steps before the first."""
         return {self.out_keys[1]: torch.full_like(tensordict.get(self.in_keys[1]), -1)}
+
+    def _begin_other(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
+        """What is remembered where another prompt takes the place of the last one."""
+        return {self.out_keys[1]: torch.full_like(tensordict.get(self.in_keys[1]), START_OVER)}
 
     def _play(self, tensordict: TensorDictBase, memory: TensorDictBase) -> dict[NestedKey, Tensor]:
         """The outputs for a step, of what the step before it remembered."""

@@ -73,7 +73,7 @@ class RetrievedContextTransform(Transform):
         return self._step(tensordict_reset, tensordict_reset)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        row = tensordict.get(self.in_keys[1]).squeeze(-1)
+        row = next_tensordict.get(self.in_keys[1]).squeeze(-1)
         context = self.retrieval(next_tensordict.get(self.in_keys[0]), row)
         return next_tensordict.set(self.out_keys[0], context)
 
