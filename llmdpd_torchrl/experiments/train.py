@@ -81,11 +81,21 @@ def train(run: Run) -> None:
         with handle_signals(trainer):
             trainer.train()
     run.policy.info["updates"] = run.cfg.trainer.total_updates
+    if run.policy.config.retrieves and run.cfg.network.text_mixture:
+        run.policy.library = _library(run)
     barrier()  # all have left their checkpoints
     if mine.is_first:
         run.policy.save_pretrained(folder)
         shutil.rmtree(run.output / "training")
     run.trained = True
+
+
+def _library(run: Run) -> dict[int, Any]:
+    """The first successful demonstration of each trained task."""
+    assert run.recorded is not None
+    first = run.recorded.first(1)
+    rows = zip(first.task_id.tolist(), first.trajectory_id.tolist(), strict=True)
+    return {task: run.dataset.trajectory(row) for task, row in rows}
 
 
 def _find_trained(run: Run) -> Path | None:
@@ -195,7 +205,7 @@ def _describe_data(run: Run) -> dict[str, str]:
     title = titles.get(family, "own tasks")
     if "behaviours" in manifest.settings:
         found = [{"episodes": 1, **one} for one in manifest.settings["behaviours"]]
-        parts = [", ".join(f"{key} {value:g}" for key, value in one.items()) for one in found]
+        parts = [", ".join(map(_described, one.items())) for one in found]
         source = f"scripted experts, behaviours in turn: {'; '.join(parts)}"
     elif "noise_levels" in manifest.settings:
         only = run.cfg.data.use_noise
@@ -208,6 +218,12 @@ def _describe_data(run: Run) -> dict[str, str]:
     steps = len(run.dataset.transitions)
     counts = f"{tasks} task{'s' * (tasks > 1)}, {episodes} episodes, {steps} transitions"
     return {"benchmark": benchmark, "data": f"{benchmark}: {counts}; {source}"}
+
+
+def _described(setting: tuple[str, Any]) -> str:
+    """A setting of a behaviour in words."""
+    key, value = setting
+    return f"{key} {value}" if isinstance(value, bool | str) else f"{key} {value:g}"
 
 
 def value_bounds(run: Run) -> tuple[float, float]:

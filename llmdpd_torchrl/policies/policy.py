@@ -63,6 +63,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
 
     Attributes:
         retrieval: what a prompted policy retrieves from, if it does.
+        library: by id of a trained task, a demonstration of it, for a text that comes without one;
+            saved with the policy.
         embedding: ``[d_z]``, the prompt embedding of a prompted policy with an encoder.
         is_open: whether the observation gate of a prompted policy is open.
 
@@ -99,6 +101,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         self.is_open = True
         self.row = -1
         self.retrieval: PromptRetrieval | None = None
+        self.library: Mapping[int, TensorDictBase] = {}
         self.register_buffer("embedding", None, persistent=False)
 
     @classmethod
@@ -200,7 +203,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
     ) -> LLMDPDPolicy:
         """The policy, prompted with one task: it acts on plain observations, without fine-tuning.
 
-        Prompts are encoded once, here; the result shares its networks with this policy.
+        Prompts are encoded once, here; the result shares its networks with this policy. With a text
+        alone, a policy that retrieves and has a ``library`` follows the demonstration of the task
+        whose text is nearest.
 
         Args:
             text: the task in words, or its embedding ``[D]`` by the policy's text encoder.
@@ -223,6 +228,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
             )
         if isinstance(trajectories, TensorDictBase):
             trajectories = [trajectories]
+        if text is not None and not len(trajectories) and config.retrieves and self.library:
+            trajectories = [self.library[task] for task in self.nearest_tasks(text)[:1]]
         texts = {} if text is None else {0: text}
         tables = self.make_tables(texts, {-1: trajectories} if len(trajectories) else {})
         bank = tables.follow(self._reference()).trajectories
@@ -245,6 +252,20 @@ class LLMDPDPolicy(TensorDictModuleBase):
         return None if head is None else head.known
 
     @torch.no_grad()
+    def nearest_tasks(self, text: str | Tensor) -> list[int]:
+        """The ids of the trained tasks by how near their texts are to another, the nearest first.
+
+        Args:
+            text: words, or their embedding ``[D]``.
+
+        Raises:
+            ConfigError: if the policy was trained without ``network.text_mixture``.
+        """
+        known, row = self._compare(text)
+        order = known.similarity(row)[0].argsort(descending=True).tolist()
+        return [self.config.trained_task_ids[place] for place in order]
+
+    @torch.no_grad()
     def recognise(self, text: str | Tensor) -> dict[str, float]:
         """The tasks of the training that a text names, by their shares; none where it names none.
 
@@ -254,18 +275,23 @@ class LLMDPDPolicy(TensorDictModuleBase):
         Raises:
             ConfigError: if the policy was trained without ``network.text_mixture``.
         """
+        known, row = self._compare(text)
+        shares = known(row)[0].tolist()
+        names = self.info.get("task_table")
+        ids = self.config.trained_task_ids
+        found = {str(i) if names is None else names[i]: s for i, s in zip(ids, shares, strict=True)}
+        ordered = sorted(found.items(), key=lambda item: -item[1])
+        return {name: share for name, share in ordered if share >= _LEAST_SHARE}
+
+    def _compare(self, text: str | Tensor) -> tuple[KnownTexts, Tensor]:
+        """The texts of the training, and the embedding [1, D] of another."""
         if self._known is None:
             raise ConfigError(
                 "this policy does not tell which tasks a text names: train with prompt=both or "
                 "text, and network.text_mixture=true"
             )
         row = pretrained.embed_prompts([text], self.info, self.config.text_dim)
-        shares = self._known(row.to(self._reference()))[0].tolist()
-        names = self.info.get("task_table")
-        ids = self.config.trained_task_ids
-        found = {str(i) if names is None else names[i]: s for i, s in zip(ids, shares, strict=True)}
-        ordered = sorted(found.items(), key=lambda item: -item[1])
-        return {name: share for name, share in ordered if share >= _LEAST_SHARE}
+        return self._known, row.to(self._reference())
 
     def without_state(self) -> LLMDPDPolicy:
         """The same policy, which follows a demonstration on the tasks that it was trained on, too.
@@ -274,7 +300,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         """
         config = dataclasses.replace(self.config, trained_task_ids=())
         policy = type(self)(config, self.actor, self.encoder, self.info)
-        policy.training = self.training
+        policy.training, policy.library = self.training, self.library
         return policy
 
     def make_tables(
@@ -380,7 +406,9 @@ class LLMDPDPolicy(TensorDictModuleBase):
         that the configuration does not describe is refused with a ``ConfigError``.
         """
         own, weights = pretrained.find_own(self), self._weights()
-        pretrained.write_policy(Path(folder), self.config, self.info, weights, own=own)
+        pretrained.write_policy(
+            Path(folder), self.config, self.info, weights, own=own, library=self.library
+        )
 
     def push_to_hub(
         self, repository: str, folder: str | os.PathLike[str], *, private: bool = True
@@ -426,6 +454,7 @@ class LLMDPDPolicy(TensorDictModuleBase):
         saved.check_own(actor)
         policy = cls(config, actor or networks.acting, networks.encoder, saved.info)
         policy.load_state_dict(saved.read_weights(policy._weights()))
+        policy.library = saved.read_library(config)
         return policy.to(device=device, dtype=dtype or torch.float32).eval()
 
     def _weights(self) -> dict[str, Tensor]:

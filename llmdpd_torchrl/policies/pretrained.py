@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from llmdpd_torchrl import __version__
@@ -21,6 +23,7 @@ from llmdpd_torchrl.modules.build import make_networks
 from llmdpd_torchrl.modules.config import NetworkConfig
 from llmdpd_torchrl.policies.card import MARK, model_card
 from llmdpd_torchrl.prompts import embed_texts, make_text_encoder
+from llmdpd_torchrl.prompts.demonstrations import check_demonstration
 from llmdpd_torchrl.utils.errors import (
     ConfigError,
     DamagedError,
@@ -41,6 +44,7 @@ from llmdpd_torchrl.utils.files import (
 from llmdpd_torchrl.utils.parts import check_trust
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+LIBRARY = "library.safetensors"
 _FORMAT = "llmdpd-policy"
 _FORMAT_VERSION = 6
 _CONFIG_4 = "policy.json"  # of version 4
@@ -49,6 +53,10 @@ _RETRIEVAL_BEFORE_6 = (
     "frame", "lookaheads", "residual_on_retrieved", "around_prompt", "min_base_fraction",
     "least_share",
 )  # fmt: skip
+#: What is kept of a demonstration in the library, and where it is in its steps.
+_STEPS: Mapping[str, NestedKey] = {
+    "observation": "observation", "action": "action", "reward": ("next", "reward"),
+}  # fmt: skip
 #: What may lie beside a policy, such as its card and videos; it is not read.
 _KINDS = (
     ".csv", ".html", ".jpg", ".json", ".md", ".mp4", ".png", ".safetensors", ".txt", ".yaml",
@@ -114,10 +122,19 @@ def write_policy(
     weights: Mapping[str, Tensor],
     *,
     own: Sequence[str] = (),
+    library: Mapping[int, TensorDictBase] | None = None,
 ) -> None:
-    """Write weights, description and card, each complete or not at all; for ``own`` see above."""
+    """Write weights, library, description and card, each complete or not at all.
+
+    For ``own`` see :func:`find_own`; ``library`` holds a demonstration by task id.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
+    shelves: dict[str, Tensor] = {}
+    for task, steps in (library or {}).items():
+        shelves |= {f"{task}.{name}": steps[key].contiguous() for name, key in _STEPS.items()}
+    if shelves:
+        write_tensors(folder / LIBRARY, shelves)
     packages = ("torch", "torchrl", "tensordict", "safetensors")
     versions = {name: metadata.version(name) for name in packages}
     fields = {name: list(ends) for name, ends in config.observation_fields.items()}
@@ -131,6 +148,8 @@ def write_policy(
         "versions": {"llmdpd_torchrl": __version__, **versions},
         "weights": {"file": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
     }
+    if shelves:
+        description["library"] = {"file": LIBRARY, "sha256": file_sha256(folder / LIBRARY)}
     write_json(folder / CONFIG, description)
     card = folder / CARD  # one written by hand stays
     if not card.exists() or is_generated(card):
@@ -148,7 +167,8 @@ class SavedPolicy:
     """A saved policy whose description, at ``path``, has been read and whose weights have not.
 
     ``network`` holds the arguments of :class:`~llmdpd_torchrl.modules.NetworkConfig`, ``digest``
-    is the SHA-256 of the file ``weights``. ``own`` are modules that ``network`` does not describe.
+    is the SHA-256 of the file ``weights``. ``own`` are modules that ``network`` does not describe,
+    ``library`` is the digest of the file of demonstrations, if there is one.
     """
 
     path: Path
@@ -157,6 +177,7 @@ class SavedPolicy:
     weights: Path
     digest: str
     own: tuple[str, ...] = ()
+    library: str | None = None
 
     def check_own(self, actor: nn.Module | None) -> None:
         """Refuse to load the weights of an actor of the user's own without it."""
@@ -177,30 +198,50 @@ class SavedPolicy:
 
     def check_weights(self) -> None:
         """Refuse weights that are missing or not what was saved."""
-        with self._explained():
-            if file_sha256(self.weights) != self.digest:
-                raise DamagedError(
-                    f"{self.weights}: damaged (its SHA-256 is not the one in {self.path.name}); "
-                    "save it again"
-                )
+        self._check_digest(self.weights, self.digest)
 
     def read_weights(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, which must have the names and shapes of ``expected``."""
         self.check_weights()
         path = self.weights
-        with self._explained():
+        with self._explained(path):
             state = load_file(path)
         check_tensors(state, expected, str(path), self.path.name)
         return state
 
+    def read_library(self, config: NetworkConfig) -> dict[int, TensorDictBase]:
+        """The demonstrations by task id, which must fit the networks; none without a library."""
+        if self.library is None:
+            return {}
+        path = self.path.with_name(LIBRARY)
+        self._check_digest(path, self.library)
+        with self._explained(path):
+            shelves = load_file(path)
+        library: dict[int, TensorDictBase] = {}
+        try:
+            for number, task in enumerate(dict.fromkeys(n.partition(".")[0] for n in shelves)):
+                steps = {key: shelves[f"{task}.{name}"] for name, key in _STEPS.items()}
+                found = TensorDict(steps, [len(steps["observation"])])
+                sizes = config.observation_dim, config.action_dim
+                library[int(task)] = check_demonstration(found, number, *sizes)
+        except (PromptError, *_MALFORMED) as error:
+            raise DataError(f"{path}: {first_line(error)}; save it again") from None
+        return library
+
+    def _check_digest(self, path: Path, digest: str) -> None:
+        with self._explained(path):
+            if file_sha256(path) != digest:
+                raise DamagedError(
+                    f"{path}: damaged (its SHA-256 is not the one in {self.path.name}); save it "
+                    "again"
+                )
+
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, path: Path) -> Iterator[None]:
         try:
             yield
         except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"{self.weights}: missing or damaged ({error}); save it again"
-            ) from None
+            raise DataError(f"{path}: missing or damaged ({error}); save it again") from None
 
 
 def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> SavedPolicy:
@@ -225,7 +266,8 @@ def open_policy(folder: str | os.PathLike[str], revision: str | None = None) -> 
             network["trained_task_ids"] = info.pop("trained_task_ids", ())
         digest = description["weights"]["sha256"]
         own = tuple(description.get("own_modules", ()))
-        return SavedPolicy(path, network, info, Path(folder) / weights, digest, own)
+        library = description["library"]["sha256"] if "library" in description else None
+        return SavedPolicy(path, network, info, Path(folder) / weights, digest, own, library)
 
 
 def _check_no_retrieval(path: Path, version: int, network: Mapping[str, Any]) -> None:
@@ -315,7 +357,7 @@ def download_policy(
     from huggingface_hub import snapshot_download
 
     # Only these files, whatever else lies there.
-    patterns = [CONFIG, WEIGHTS, CARD, _CONFIG_4, "policy.safetensors"]
+    patterns = [CONFIG, WEIGHTS, LIBRARY, CARD, _CONFIG_4, "policy.safetensors"]
     with explain_hub_errors(f"no folder {repository}, and no policy {repository} from the Hub"):
         path = snapshot_download(
             repository, revision=revision, allow_patterns=patterns, local_dir=folder
@@ -355,7 +397,7 @@ def upload_policy(
         commit = HfApi().upload_folder(
             repo_id=repository,
             folder_path=folder,
-            allow_patterns=[CONFIG, WEIGHTS, CARD, *extras],
+            allow_patterns=[CONFIG, WEIGHTS, LIBRARY, CARD, *extras],
             commit_message=message or f"Policy of llmdpd_torchrl {__version__}",
         )
     except errors.OfflineModeIsEnabled:

@@ -272,6 +272,17 @@ def test_training_data_of_several_behaviours(folder):
 
 
 @pytest.mark.integration
+def test_the_card_names_behaviours_of_words_and_flags(folder):
+    behaviours = "data.behaviours=[{episodes: 2},{expert: scene},{random: true}]"
+    run = collected(
+        folder, f"data.folder={folder / 'scene'}", behaviours, "prompt=trajectory", "resume=never"
+    )
+    run_stage(run, "train")
+    source = "behaviours in turn: episodes 2; episodes 1, expert scene; episodes 1, random True"
+    assert source in run.policy.info["data"]
+
+
+@pytest.mark.integration
 def test_demonstrations_are_changed_and_chosen_for_unseen_tasks_only(folder):
     usual, states, second, plain = (
         collected(folder, *(f"evaluation.{setting}" for setting in given))

@@ -188,6 +188,29 @@ def test_it_says_which_trained_task_a_text_names(capsys):
         make_policy(prompt="text").recognise(texts[0])
 
 
+def test_a_text_alone_is_followed_by_the_nearest_tasks_demonstration(dataset, tmp_path):
+    config = NetworkConfig(**{
+        **SMALL, "prompt": "both", "text_mixture": True, "text_dropout": 0.2,
+        "trajectory_dropout": 0.2, "trained_task_ids": [3, REACH],
+    })  # fmt: skip
+    texts = torch.eye(6)[:2]
+    networks = make_networks(config, text_embeddings=texts)
+    policy = LLMDPDPolicy.from_networks(config, networks)
+    unlike = dataset.trajectory(1)[: len(dataset.trajectory(0))].clone()
+    unlike["action"] = -unlike["action"]
+    policy.library = {3: dataset.trajectory(0), REACH: unlike}
+    policy.save_pretrained(tmp_path)
+    loaded = LLMDPDPolicy.from_pretrained(tmp_path)
+    near = 0.9 * texts[1] + 0.1 * texts[0]
+    assert loaded.nearest_tasks(near) == [REACH, 3]
+    state = TensorDict({"observation": unlike["observation"]}, [len(unlike)])
+    found = loaded.prompt(text=near)(state.clone())["action"]
+    expected = policy.prompt(text=near, trajectories=unlike)(state.clone())["action"]
+    other = policy.prompt(text=near, trajectories=dataset.trajectory(0))(state.clone())["action"]
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, other)
+
+
 def test_wrong_prompts_are_named(demonstration):
     with pytest.raises(ConfigError, match="reads text prompts"):
         make_policy().prompt(trajectories=demonstration)

@@ -69,6 +69,38 @@ def test_a_saved_policy_acts_like_the_original(tmp_path, conditioning):
         assert torch.equal(loaded.actor(state.clone())["action"], expected)
 
 
+def with_library(folder, **changes):
+    steps = {"observation": torch.rand(9, 39), "action": torch.rand(9, 4)}
+    steps |= {"next": {"reward": torch.rand(9, 1)}} | changes
+    policy, _ = make_policy()
+    policy.library = {1: TensorDict(steps, [9])}
+    policy.save_pretrained(folder)
+    return policy
+
+
+def test_the_library_is_saved_beside_the_weights(tmp_path):
+    policy = with_library(tmp_path)
+    loaded = LLMDPDPolicy.from_pretrained(tmp_path)
+    assert list(loaded.library) == [1]
+    for key in ("observation", "action", ("next", "reward")):
+        assert torch.equal(loaded.library[1][key], policy.library[1][key])
+    assert list(loaded.without_state().library) == [1]
+
+
+def test_a_wrong_library_is_named(tmp_path):
+    with_library(tmp_path)
+    path = tmp_path / "library.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(DamagedError, match=r"library\.safetensors: damaged"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"library\.safetensors: missing or damaged"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+    with_library(tmp_path, observation=torch.rand(9, 38))
+    with pytest.raises(DataError, match=r"library\.safetensors: .*39"):
+        LLMDPDPolicy.from_pretrained(tmp_path)
+
+
 # --- parts of the user's own ------------------------------------------------------------------
 
 
@@ -448,7 +480,7 @@ def test_a_policy_is_published_with_its_card_and_nothing_else(saved, hub):
     (folder / "secret.csv").write_text("")
     assert policy.push_to_hub("someone/policy", folder) == "https://hub/commit"
     assert hub["create"] == ("someone/policy", {"private": True, "exist_ok": True})
-    expected = ["config.json", "model.safetensors", "README.md"]
+    expected = ["config.json", "model.safetensors", "library.safetensors", "README.md"]
     assert hub["upload"]["allow_patterns"] == expected
 
 
