@@ -180,7 +180,7 @@ def run_one(side: str, seed: int, options: Options) -> Path:
             episodes = evaluator(policy, PromptTables())
             if crashed := [episode.error for episode in episodes if episode.error is not None]:
                 raise DataError(f"{name}: {len(crashed)} episodes crashed: {crashed[0]}")
-            scores = [episode.score for episode in episodes]
+            scores = [episode.score for episode in episodes if episode.score is not None]
             updates = options.every * (len(curve) + 1)
             curve.append({"updates": updates, "scores": scores, "seconds": round(seconds, 1)})
             print(f"{name}: {updates} updates, score {statistics.mean(scores):.1f}", flush=True)

@@ -148,8 +148,8 @@ def _write_package_data(texts: list[str], wordings: list[tuple[str, ...]]) -> No
         entry_name(encoder.identity, text): row.clone()
         for text, row in zip(texts, table, strict=True)
     }
-    for texts in wordings:
-        entries[mean_name(encoder.identity, texts)] = encoder.encode(texts).mean(0)
+    for some in wordings:
+        entries[mean_name(encoder.identity, some)] = encoder.encode(some).mean(0)
     write_tensors(folder / "smollm2.safetensors", entries)
     about = {"identity": encoder.identity, "entries": len(entries), "width": table.shape[1]}
     write_json(folder / "smollm2.json", about)
