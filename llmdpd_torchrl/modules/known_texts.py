@@ -43,7 +43,7 @@ class KnownTexts(nn.Module):
 
     def similarity(self, embedding: Tensor) -> Tensor:
         """Cosines ``[*, T]`` with the tasks' texts of the nearest style."""
-        # The only task has nothing to be told from.
+        # A single task needs no comparison.
         mean = self.texts.mean(1) * (self.texts.shape[1] > 1)  # [G, D]
         own = self.texts - mean.unsqueeze(1)  # [G, T, D]
         offsets = embedding.unsqueeze(-2) - mean  # [*, G, D]

@@ -53,7 +53,7 @@ _RETRIEVAL_BEFORE_6 = (
     "frame", "lookaheads", "residual_on_retrieved", "around_prompt", "min_base_fraction",
     "least_share",
 )  # fmt: skip
-#: What is kept of a demonstration in the library, and where it is in its steps.
+#: Entries of a demonstration in the library, and where they are in its steps.
 _STEPS: Mapping[str, NestedKey] = {
     "observation": "observation", "action": "action", "reward": ("next", "reward"),
 }  # fmt: skip
