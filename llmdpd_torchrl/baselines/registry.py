@@ -100,10 +100,10 @@ class Algorithm(NamedTuple):
 
     def schedules_with(self, tau: float) -> dict[str, UpdateSchedule]:
         """The schedules, with the critics' targets following them at the rate ``tau``."""
-        critics = {
-            name: one._replace(tau=tau) for name, one in self.schedules.items() if name in _CRITICS
+        return {
+            name: one._replace(tau=tau) if name in _CRITICS else one
+            for name, one in self.schedules.items()
         }
-        return {**self.schedules, **critics}
 
     def check(self, name: str, config: NetworkConfig, settings: Mapping[str, Any]) -> None:
         """Check networks and settings before any work is done.

@@ -114,13 +114,12 @@ def _embed(options: argparse.Namespace) -> None:
     if options.builtin:
         if options.encoder != "smollm2" or options.option:
             raise UserError("--builtin is for the embedded model: leave --encoder and --option out")
-        given = builtin_prompts()
-        _write_package_data(_texts(given), [one.wordings for one in given if one.wordings])
+        _write_package_data(builtin_prompts())
     else:
-        found = load_text_prompts(options.file)
-        texts = _texts(found.values())
+        given = load_text_prompts(options.file)
+        texts = _texts(given.values())
         table = embed_texts(texts, _encoder(options))
-        print(f"{len(texts)} texts of {len(found)} tasks embedded, {table.shape[1]} wide")
+        print(f"{len(texts)} texts of {len(given)} tasks embedded, {table.shape[1]} wide")
 
 
 def _texts(given: Iterable[TextPrompt]) -> list[str]:
@@ -135,7 +134,7 @@ def builtin_prompts() -> list[TextPrompt]:
     return tasks + [velocity_prompt(number / 4) for number in range(1, 25)]
 
 
-def _write_package_data(texts: list[str], wordings: list[tuple[str, ...]]) -> None:
+def _write_package_data(given: list[TextPrompt]) -> None:
     from llmdpd_torchrl import prompts
     from llmdpd_torchrl.prompts import SmolLM2Encoder
     from llmdpd_torchrl.prompts.embedding_cache import entry_name, mean_name
@@ -143,13 +142,14 @@ def _write_package_data(texts: list[str], wordings: list[tuple[str, ...]]) -> No
     encoder = SmolLM2Encoder()
     folder = Path(prompts.__file__).parent / "embeddings"
     # Computed without package data and cache, so that they are reproducible.
+    texts = _texts(given)
     table = encoder.encode(texts)
     entries = {
         entry_name(encoder.identity, text): row.clone()
         for text, row in zip(texts, table, strict=True)
     }
-    for some in wordings:
-        entries[mean_name(encoder.identity, some)] = encoder.encode(some).mean(0)
+    for wordings in filter(None, (prompt.wordings for prompt in given)):
+        entries[mean_name(encoder.identity, wordings)] = encoder.encode(wordings).mean(0)
     write_tensors(folder / "smollm2.safetensors", entries)
     about = {"identity": encoder.identity, "entries": len(entries), "width": table.shape[1]}
     write_json(folder / "smollm2.json", about)

@@ -100,11 +100,10 @@ def _evaluate_policy(run: Run, policy: LLMDPDPolicy, output: Path, name: str) ->
         "control": cfg.evaluation.control,
         "demonstrations": cfg.evaluation.demonstrations,
         "demonstration_fraction": cfg.evaluation.demonstration_fraction,
+        # null, as in results that have no such key: they are compared with these.
+        "turn": cfg.evaluation.turn,
+        "hide_state": cfg.evaluation.hide_state or None,
     }
-    if cfg.evaluation.turn is not None:
-        about["turn"] = cfg.evaluation.turn
-    if cfg.evaluation.hide_state:
-        about["hide_state"] = True
     if path.exists() and not set(cfg.force) & {"train", "evaluate"}:
         summary, before = report.read_results_json(path)
         starts = run.family.starts(run, settings)

@@ -228,6 +228,8 @@ class LLMDPDPolicy(TensorDictModuleBase):
             )
         if isinstance(trajectories, TensorDictBase):
             trajectories = [trajectories]
+        if text is not None and config.uses_text:  # read below, and compared
+            (text,) = pretrained.embed_prompts([text], self.info, config.text_dim)
         if text is not None and not len(trajectories) and config.retrieves and self.library:
             trajectories = [self.library[task] for task in self.nearest_tasks(text)[:1]]
         texts = {} if text is None else {0: text}

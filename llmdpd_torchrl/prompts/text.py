@@ -132,6 +132,7 @@ def _wording_parts() -> dict[str, Any]:
     return yaml.safe_load(source.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def made_wordings(task: str, count: int = 24) -> tuple[str, ...]:
     """Short wordings of a Meta-World task: verb, object and relation, in one frame after another.
 

@@ -27,7 +27,7 @@ from llmdpd_torchrl.trainers.optimization import (
     RunningMeans,
     TargetUpdater,
 )
-from llmdpd_torchrl.trainers.ranks import all_ranks, average, spread
+from llmdpd_torchrl.trainers.ranks import all_ranks, spread
 from llmdpd_torchrl.utils.errors import ConfigError, DivergenceError, first_line, notice
 from llmdpd_torchrl.utils.files import check_tensors, write_json, write_tensors
 
@@ -355,10 +355,7 @@ class OfflineTrainer(Trainer):
         if updates % self.log_every and updates != self.total_frames:
             return None
         self.check_finite()
-        found = self._means.take()
-        values = torch.tensor([*found.values()], dtype=torch.float64, device=self.device)
-        average([values])
-        scalars = {f"train/{key}": v for key, v in zip(found, values.tolist(), strict=True)}
+        scalars = {f"train/{key}": value for key, value in self._means.take().items()}
         self._check_limits(scalars, updates)
         if self.progress_bar:
             names = {"bc": "train/bc", "q": "train/q_value"}

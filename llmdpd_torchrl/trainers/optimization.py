@@ -131,9 +131,11 @@ class RunningMeans:
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """The means of all rounds since the last call; waits for the device once."""
+        """The means of all rounds since the last call, on all ranks; waits for the device once."""
         assert self._sums is not None
-        means = (self._sums / self._count).cpu()
+        means = self._sums / self._count
+        average(means.values())
+        means = means.cpu()
         self._sums, self._count = None, 0
         return {key: float(value) for key, value in means.items()}
 
